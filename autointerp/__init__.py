@@ -1,0 +1,47 @@
+"""autointerp: explain the features of sparse autoencoders, and say how far each explanation can be trusted."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from autointerp.composites import find_composites as find_composites
+    from autointerp.pipeline.run import Run as Run
+    from autointerp.pipeline.run import open_run as open_run
+    from autointerp.pipeline.run import run as run
+    from autointerp.plugins import control as control
+    from autointerp.plugins import explainer as explainer
+    from autointerp.plugins import scorer as scorer
+    from autointerp.records import LLM as LLM
+    from autointerp.records import Completion as Completion
+    from autointerp.records import Context as Context
+    from autointerp.records import Explanation as Explanation
+    from autointerp.records import FeatureEvidence as FeatureEvidence
+    from autointerp.records import Judgement as Judgement
+    from autointerp.records import Message as Message
+    from autointerp.records import Score as Score
+    from autointerp.sae import load_sae as load_sae
+
+# Imported when first asked for: `import autointerp` stays light.
+_WHERE = {
+    "run": "autointerp.pipeline.run",
+    "open_run": "autointerp.pipeline.run",
+    "Run": "autointerp.pipeline.run",
+    "load_sae": "autointerp.sae",
+    "find_composites": "autointerp.composites",
+    **dict.fromkeys(("explainer", "scorer", "control"), "autointerp.plugins"),
+    **dict.fromkeys(
+        ("LLM", "Completion", "Context", "Explanation", "FeatureEvidence", "Judgement", "Message", "Score"),
+        "autointerp.records",
+    ),
+}
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'autointerp' has no attribute {name!r}")

@@ -1,0 +1,230 @@
+"""The config of a run: one YAML file, every key known, checked before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from autointerp.errors import ConfigError
+from autointerp.registry import did_you_mean
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class SubjectConfig(Section):
+    """The language model under study."""
+
+    model: str  # catalogue name, hub id or local folder
+    hook: str | None = None  # TransformerLens name or HF module path; None: what the SAE was trained on
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    revision: str | None = None
+    batch_tokens: int = Field(8192, ge=1)  # tokens in one forward pass
+
+
+class CorpusConfig(Section):
+    """Text, tokenised once."""
+
+    source: str  # catalogue name, hub id, or a local .txt, .jsonl, .parquet file or folder
+    name: str | None = None  # a hub dataset's configuration
+    split: str = "train"
+    text_column: str = "text"
+    tokens: int = Field(1_000_000, ge=1)
+    context: int = Field(128, ge=2)  # tokens in a row, BOS included
+    bos: bool | None = None  # None: as the subject was trained
+    seed: int | None = None  # of sampled text; None: the run's seed
+
+
+class SaeConfig(Section):
+    load: str | None = None  # local path, hub id (repo@revision) or release/sae_id
+    format: str | None = None  # detected when not named
+    train: dict[str, Any] | None = None  # keys of autointerp.sae.train.TrainConfig
+
+    @model_validator(mode="after")
+    def one_of(self) -> SaeConfig:
+        if (self.load is None) == (self.train is None):
+            raise ValueError("give exactly one of sae.load and sae.train")
+        return self
+
+
+class FeaturesConfig(Section):
+    select: Literal["random", "first", "top", "all"] = "random"  # top: most firings first
+    count: int = Field(100, ge=1)
+    ids: list[int] | None = None  # just these, whatever select and count say
+    min_firings: int = Field(60, ge=1)  # fewer: status too_rare
+
+
+class ContextsConfig(Section):
+    window: int = Field(32, ge=2)  # tokens
+    quantiles: int = Field(5, ge=1)
+    train: int = Field(20, ge=1)  # activating windows an explainer may see; as many silent ones
+    test_activating: int = Field(50, ge=1)
+    test_random: int = Field(25, ge=0)
+    test_near: int = Field(25, ge=0)
+    neighbours: int = Field(10, ge=1)  # features near by decoder cosine whose contexts are near misses
+    test_share: float = Field(0.5, gt=0, lt=1)  # of documents
+
+
+class LLMConfig(Section):
+    """Which language model answers, and how it is asked."""
+
+    model: str  # catalogue name, vllm:ORG/NAME, a local folder, or a model behind base_url
+    base_url: str | None = None  # any OpenAI-compatible endpoint
+    api_key_env: str | None = "OPENAI_API_KEY"  # the variable's name, never the key
+    concurrency: int = Field(16, ge=1)  # requests in flight at most; falls and rises with rate limits
+    timeout: float = Field(120.0, gt=0)  # seconds for one answer
+    retries: int = Field(8, ge=0)  # of rate limits and passing errors, each with a growing pause
+    logprobs: bool | None = None  # token probabilities; None: tried once
+    batch: int = Field(16, ge=1)  # in-process: sequences in one forward pass
+    device: str = "auto"  # in-process and vLLM
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    price_in: float | None = Field(None, ge=0)  # per million prompt tokens
+    price_out: float | None = Field(None, ge=0)
+    max_requests: int | None = Field(None, ge=0)  # spending limits of a run: it stops cleanly there
+    max_tokens: int | None = Field(None, ge=0)
+    max_cost: float | None = Field(None, ge=0)
+    server_args: list[str] = []  # vLLM
+    env: dict[str, str] = {}  # vLLM
+
+
+class PluginConfig(Section):
+    """One explainer, scorer or control: its registered name or dotted path, and its own options beside it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+    label: str | None = None  # what the tables call it; the name when None
+    llm: LLMConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def from_text(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def key(self) -> str:
+        return self.label or self.name
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+
+class CompositesConfig(Section):
+    enabled: bool = True
+    union: str | None = None  # another SAE of the same activations, as extra candidates
+    neighbours: int = Field(32, ge=2)
+
+
+class ExecutorConfig(Section):
+    kind: Literal["local"] = "local"
+
+
+class Config(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = 0
+    subject: SubjectConfig
+    corpus: CorpusConfig
+    sae: SaeConfig
+    features: FeaturesConfig = FeaturesConfig()
+    contexts: ContextsConfig = ContextsConfig()
+    llm: LLMConfig | None = None
+    explainers: list[PluginConfig] = [PluginConfig(name="default")]
+    scorers: list[PluginConfig] = [PluginConfig(name="detection"), PluginConfig(name="simulation")]
+    controls: list[PluginConfig] = [PluginConfig(name="other_feature")]
+    composites: CompositesConfig = CompositesConfig()
+    executor: ExecutorConfig = ExecutorConfig()
+
+    @field_validator("explainers", "scorers", "controls")
+    @classmethod
+    def distinct(cls, plugins: list[PluginConfig]) -> list[PluginConfig]:
+        keys = [plugin.key for plugin in plugins]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} is named twice; give each its own label")
+        return plugins
+
+
+def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Config:
+    """Read a YAML file (or the name of one in ``pipelines/``), apply ``{"key.path": value}``, check it."""
+    import yaml
+
+    from autointerp.resources import find_pipeline
+
+    file = find_pipeline(str(path))
+    try:
+        raw = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{file}: a config is a mapping of keys, this is {type(raw).__name__}")
+    for key, value in (overrides or {}).items():
+        _set(raw, key, value)
+    return parse_config(raw, where=str(file))
+
+
+def parse_config(raw: dict[str, Any], where: str = "config") -> Config:
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: " + "; ".join(_problem(e) for e in error.errors())) from None
+
+
+def _problem(error: Any) -> str:
+    path = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {path!r}{did_you_mean(str(error['loc'][-1]), _keys_at(error['loc'][:-1]))}"
+    if error["type"] == "missing":
+        return f"missing key {path!r}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{path}: {message}" if path else message
+
+
+def _keys_at(location: tuple[Any, ...]) -> list[str]:
+    """Known keys of the section at `location`."""
+    import typing
+
+    section: Any = Config
+    for part in location:
+        if isinstance(part, int):
+            continue
+        if part not in section.model_fields:
+            return []
+        annotation = section.model_fields[part].annotation
+        candidates = [annotation, *typing.get_args(annotation)]
+        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if section is None:
+            return []
+    return list(section.model_fields)
+
+
+def _set(raw: dict[str, Any], key: str, value: Any) -> None:
+    """``a.b.0.c`` = value; list positions are numbers."""
+    parts = key.split(".")
+    at: Any = raw
+    for i, part in enumerate(parts[:-1]):
+        following = parts[i + 1]
+        if isinstance(at, list):
+            at = _item(at, part, key)
+        else:
+            if at.get(part) is None:
+                at[part] = [] if following.isdigit() else {}
+            at = at[part]
+        if isinstance(at, str) and not isinstance(at, dict):
+            raise ConfigError(f"--set {key}: {'.'.join(parts[: i + 1])!r} holds {at!r}, not a section")
+    if isinstance(at, list):
+        _item(at, parts[-1], key)
+        at[int(parts[-1])] = value
+    elif isinstance(at, dict):
+        at[parts[-1]] = value
+    else:
+        raise ConfigError(f"--set {key}: {'.'.join(parts[:-1])!r} is not a section")
+
+
+def _item(items: list[Any], part: str, key: str) -> Any:
+    if not part.isdigit() or int(part) >= len(items):
+        raise ConfigError(f"--set {key}: the list there has {len(items)} items, {part!r} is none of them")
+    return items[int(part)]

@@ -1,0 +1,23 @@
+"""What a user did or met, said in one line. The command line prints these without a traceback."""
+
+from __future__ import annotations
+
+
+class AutointerpError(Exception):
+    """Something failed in a way we can name; the text says what is wrong and what to do. Exit code 1."""
+
+    exit_code = 1
+
+
+class ConfigError(AutointerpError):
+    """The command line or the config is wrong. Exit code 2."""
+
+    exit_code = 2
+
+
+class OutOfBudget(AutointerpError):
+    """The spending limit of the run is reached. What was answered is kept; a later run goes on."""
+
+
+class EndpointDown(AutointerpError):
+    """A language-model endpoint does not answer any more. What was answered is kept."""

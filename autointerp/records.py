@@ -1,0 +1,194 @@
+"""What passes between the rooms. Small, frozen, and free of heavy imports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+Split = Literal["train", "test"]
+Kind = Literal["activating", "random", "near"]
+FeatureStatus = Literal["ok", "dead", "too_rare", "failed"]
+
+
+# --- evidence about a feature -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """A window of a document's tokens and one feature's activation on each of them."""
+
+    feature: int
+    example: int  # unique within the feature, over both splits
+    split: Split
+    kind: Kind  # near: a neighbouring feature fires and this one is silent in the whole window
+    quantile: int | None  # of the window's maximum among the feature's firings, 0 = weakest; None when silent
+    document: int
+    position: int  # of the window's first token in its document
+    tokens: tuple[str, ...]  # joined, they are the text
+    activations: tuple[float, ...]
+
+    @property
+    def text(self) -> str:
+        return "".join(self.tokens)
+
+    @property
+    def fires(self) -> bool:
+        return self.kind == "activating"
+
+    @property
+    def peak(self) -> float:
+        return max(self.activations, default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStat:
+    """How one vocabulary token and one feature go together, counted over train documents."""
+
+    token: str
+    fired: int  # occurrences on which the feature fires
+    seen: int  # occurrences in all
+    mean: float  # mean activation where it fires
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureEvidence:
+    """All that an explainer may see of a feature. Contexts are of the train split only."""
+
+    feature: int
+    firings: int  # tokens on which it fires, over the whole harvest
+    frequency: float  # firings / tokens harvested
+    max_activation: float
+    activating: tuple[Context, ...]  # strongest first
+    random: tuple[Context, ...]
+    near: tuple[Context, ...]
+    token_stats: tuple[TokenStat, ...] = ()  # most firings first
+    logits_up: tuple[tuple[str, float], ...] = ()  # tokens that W_dec[feature] raises most, with the logit weight
+    logits_down: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What an explainer says of a feature: `text`, or None with the reason in `failure`."""
+
+    text: str | None
+    failure: str | None = None
+    raw: str | None = None  # the model's whole answer
+
+    @property
+    def status(self) -> Literal["ok", "failed"]:
+        return "ok" if self.text else "failed"
+
+
+# --- scores -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a scorer heard about one held-out example.
+
+    A judged example has `truth` 1 or 0, `prediction` 1 or 0 and, where the judge gives one,
+    `probability`. A simulated token sequence has `truths` and `predictions` a token.
+    An example that could not be judged has status "failed", no prediction, and the reason.
+    """
+
+    example: int
+    kind: Kind
+    quantile: int | None
+    truth: float
+    prediction: float | None
+    probability: float | None = None
+    truths: tuple[float, ...] | None = None
+    predictions: tuple[float, ...] | None = None
+    status: Literal["ok", "failed"] = "ok"
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One scorer's verdict on one explanation, with a 95 % interval; None where nothing could be scored."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n_scored: int
+    n_unscored: int
+    base_rate: float | None  # share of the scored examples that are positive
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    judgements: tuple[Judgement, ...] = ()
+    failure: str | None = None
+
+
+# --- language models --------------------------------------------------------------------------
+
+Capability = Literal["choices", "slots", "schema"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """An answer in text, or None with the reason: a failure is a value, not an exception."""
+
+    text: str | None
+    failure: str | None = None
+    passing: bool = False  # the failure may pass: asking again later makes sense
+    truncated: bool = False  # cut at max_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """Next-token probabilities over the offered answers, normalised to 1 among them.
+
+    `mass` is what the model gave to all of them together, before normalising: near 0, the model
+    wanted to say something else. None where nothing could be read, with the reason.
+    """
+
+    probabilities: tuple[float, ...] | None
+    mass: float | None = None
+    failure: str | None = None
+    passing: bool = False
+
+
+@runtime_checkable
+class LLM(Protocol):
+    """A language model as explainers and scorers see it: cached, retried, counted and within budget.
+
+    Prompts keep what is shared first, so that a cached prefix serves many requests: the same system
+    message and examples for all features, then what is of one feature, then what is of one example.
+    """
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def capabilities(self) -> frozenset[Capability]: ...
+
+    async def complete(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        schema: Mapping[str, object] | None = None,  # JSON schema, used where the endpoint has structured output
+        stop: Sequence[str] = (),
+        attempt: int = 0,  # a repeat of the same question that wants a fresh answer
+    ) -> Completion: ...
+
+    async def choose(self, messages: Sequence[Message], answers: Sequence[str]) -> Choices:
+        """Probabilities of each answer as the next thing said. Needs the capability "choices"."""
+        ...
+
+    async def fill(
+        self, messages: Sequence[Message], segments: Sequence[str], filler: str, answers: Sequence[str]
+    ) -> Sequence[Choices]:
+        """Probabilities of each answer after each segment, in one forward pass. Needs "slots".
+
+        The assistant's turn reads ``segments[0] + filler + segments[1] + filler + …``; the result has,
+        for each segment, the distribution over `answers` at the place of its filler.
+        """
+        ...
