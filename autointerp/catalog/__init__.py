@@ -1,0 +1,7 @@
+"""The catalogue: subjects, explainers, embedders and text by name, fetched once, verified and kept."""
+
+from autointerp.catalog.entries import Entry, Kind
+from autointerp.catalog.sample import sampled_text
+from autointerp.catalog.store import entries, is_cached, models_table, resolve
+
+__all__ = ["Entry", "Kind", "entries", "is_cached", "models_table", "resolve", "sampled_text"]

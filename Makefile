@@ -1,0 +1,36 @@
+# Two commands on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint test-vllm train-demo clean
+
+demo: .venv/ready
+	$(BIN)/autointerp run demo
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+# Makes the SAE that the demo loads, again (about half an hour on 2 cores).
+train-demo: .venv/ready
+	$(BIN)/autointerp run train-demo
+
+# Real vLLM, in an environment of its own because its pins are not ours.
+test-vllm: .venv/ready .venv-vllm/ready
+	AUTOINTERP_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest -m vllm
+
+# The torch pin comes first: anything else may pull another build of it.
+.venv/ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "autointerp needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q $$(grep '^torch==' requirements.lock)
+	$(BIN)/python -m pip install -q -r requirements.lock
+	$(BIN)/python -m pip install -q --no-deps -e .
+	touch $@
+
+clean:
+	rm -rf .venv .venv-vllm build dist

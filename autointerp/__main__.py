@@ -1,0 +1,5 @@
+"""``python -m autointerp`` is ``autointerp``."""
+
+from autointerp.cli import main
+
+main()

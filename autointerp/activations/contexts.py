@@ -1,0 +1,420 @@
+"""Windows of text in which a feature fires, and windows in which it does not: drawn, written, read.
+
+How windows are drawn, and why:
+
+- A document belongs to train or to test by a hash of its number and the seed, for all features alike.
+- An activating window holds a firing at a place drawn uniformly over the window. Centred windows tell
+  a simulator where the feature fires; windows on a fixed grid cut off what a firing at their start read.
+- The strata (`quantile`) are of equal size over the feature's candidate windows by their maximum, in
+  both splits together, so a quantile means the same in both.
+- Random windows copy the place in the document, the place in the row and the length of the activating
+  windows, so "starts with Once upon a time" tells nothing about the kind.
+- Near windows lie around a neighbour's firing exactly as activating windows lie around the feature's.
+- A silent window holds no firing of the feature at all. Where too few exist, fewer are returned.
+- Of each kind a document gives one window as long as there are other documents, and windows never
+  overlap. No text comes twice for a feature, in either split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autointerp.artifacts import Corpus, Firings, write_atomically
+from autointerp.records import Context, Kind, Split
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from autointerp.config import ContextsConfig
+
+TokenStrings = Callable[[Sequence[int]], list[str]]
+
+_CANDIDATES = 2048  # windows considered for the strata of one feature, beside its strongest
+_TRIES = 32  # silent candidates drawn for each silent window wanted
+_SAME_PLACE = 64  # rows, at least, among which a random window's place in its document is matched
+_CHUNK_FIRINGS = 8_000_000  # firings in memory at once
+_ROW_GROUP = 2048  # contexts; a feature's are never split over row groups
+
+
+def test_documents(n_documents: int, test_share: float, seed: int) -> np.ndarray:
+    """True for the documents of the test split, [n_documents] bool: a splitmix64 hash of number and seed."""
+    import numpy as np
+
+    def mix(x: np.ndarray) -> np.ndarray:
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+    state = mix(np.array([seed % 2**64], np.uint64))
+    hashed = mix(state + np.arange(1, n_documents + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    return (hashed >> np.uint64(11)) * 2.0**-53 < test_share
+
+
+test_documents.__test__ = False  # type: ignore[attr-defined]  # pytest: not a test
+
+
+def content_starts(corpus: Corpus) -> np.ndarray:
+    """Flat position of each row's first token that is not BOS, [n_rows]."""
+    import numpy as np
+
+    return np.minimum(corpus.offsets[:-1] + (corpus.info.bos_id is not None), corpus.offsets[1:])
+
+
+def token_counts(corpus: Corpus, documents: np.ndarray | None = None) -> np.ndarray:
+    """Occurrences of each token id in the documents of a mask [n_documents] bool (None: all), BOS left out."""
+    import numpy as np
+
+    counts = np.zeros(int(corpus.tokens.max()) + 1 if len(corpus.tokens) else 1, np.int64)
+    wanted = np.ones(len(corpus.documents), bool) if documents is None else documents[corpus.documents]
+    starts = content_starts(corpus)
+    step = 1 << 16  # rows at a time bound the memory
+    for first in range(0, len(wanted), step):
+        rows = slice(first, first + step)
+        ends = corpus.offsets[1:][rows]
+        low, high = int(corpus.offsets[first]), int(ends[-1])
+        keep = np.repeat(wanted[rows], np.diff(corpus.offsets[first : first + len(ends) + 1]))
+        keep[corpus.offsets[:-1][rows][starts[rows] > corpus.offsets[:-1][rows]] - low] = False
+        counts += np.bincount(corpus.tokens[low:high][keep], minlength=len(counts))
+    return counts
+
+
+def token_table(corpus: Corpus, token_strings: TokenStrings) -> np.ndarray:
+    """token id -> string, [vocabulary] object; ids that the corpus lacks are None."""
+    import numpy as np
+
+    seen = np.flatnonzero(token_counts(corpus))
+    table = np.full(int(seen.max(initial=0)) + 1, None, object)
+    table[seen] = token_strings(seen.tolist())
+    return table
+
+
+def sample_contexts(
+    corpus: Corpus,
+    firings: Firings,
+    latents: Sequence[int],
+    neighbours: Mapping[int, Sequence[int]],
+    token_strings: TokenStrings,
+    config: ContextsConfig,
+    seed: int,
+) -> Iterator[Context]:
+    """The contexts of each feature in turn, all of one feature after each other.
+
+    Train: `config.train` activating windows, the strongest half by their maximum and half spread over
+    the strata; as many silent ones, half of them near. Test: `test_activating`, an equal number from
+    each stratum, `test_random` and `test_near`. Near windows come from the first `config.neighbours` of
+    a feature's `neighbours` in equal parts. A feature's windows depend on the seed, the feature, its
+    firings and its neighbours, and on no other feature asked for.
+    """
+    sampler = _Sampler(corpus, token_strings, config, seed)
+    near = {i: [j for j in neighbours.get(i, ()) if j != i][: config.neighbours] for i in latents}
+    for chunk in chunks(latents, near, firings.counts):
+        fired = firings.of(sorted({*chunk, *(j for i in chunk for j in near[i])}))
+        for latent in chunk:
+            yield from sampler.contexts(latent, *fired[latent], [fired[j][0] for j in near[latent]])
+
+
+def chunks(latents: Sequence[int], near: Mapping[int, Sequence[int]], counts: np.ndarray) -> Iterator[list[int]]:
+    """Runs of latents whose firings, with those of their neighbours, fit in memory together."""
+    chunk: list[int] = []
+    held = 0
+    for latent in latents:
+        need = int(counts[[latent, *near.get(latent, ())]].sum())
+        if chunk and held + need > _CHUNK_FIRINGS:
+            yield chunk
+            chunk, held = [], 0
+        chunk.append(latent)
+        held += need
+    if chunk:
+        yield chunk
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """Windows of one feature: flat positions [start, stop) within row `row`."""
+
+    row: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+
+    def __getitem__(self, index: Any) -> _Windows:
+        return _Windows(self.row[index], self.start[index], self.stop[index])
+
+
+class _Picker:
+    """Takes windows in a given order: no overlap, no text twice, no document again unless `again`."""
+
+    def __init__(self, tokens: np.ndarray, documents: np.ndarray, texts: set[bytes]) -> None:
+        self.tokens, self.documents, self.texts = tokens, documents, texts
+        self.taken: dict[int, list[tuple[int, int]]] = {}
+
+    def pick(self, windows: _Windows, order: np.ndarray, count: int, again: bool) -> list[int]:
+        picked: list[int] = []
+        chosen = windows[order]
+        documents = self.documents[chosen.row].tolist()
+        for index, document, start, stop in zip(order.tolist(), documents, chosen.start.tolist(), chosen.stop.tolist()):
+            if len(picked) == count:
+                break
+            before = self.taken.get(document)
+            if before and (not again or any(start < high and low < stop for low, high in before)):
+                continue
+            text = self.tokens[start:stop].tobytes()
+            if text in self.texts:
+                continue
+            self.texts.add(text)
+            self.taken.setdefault(document, []).append((start, stop))
+            picked.append(index)
+        return picked
+
+    def fill(self, windows: _Windows, order: np.ndarray, count: int) -> list[int]:
+        """`count` windows: of new documents first, then of any."""
+        picked = self.pick(windows, order, count, again=False)
+        return picked + self.pick(windows, order, count - len(picked), again=True)
+
+
+class _Sampler:
+    """What is the same for all features of a corpus, and the drawing for one."""
+
+    def __init__(self, corpus: Corpus, token_strings: TokenStrings, config: ContextsConfig, seed: int) -> None:
+        import numpy as np
+
+        self.corpus, self.config, self.seed = corpus, config, seed % 2**64
+        self.tokens = np.asarray(corpus.tokens)  # a plain view: slicing a memmap costs more
+        self.table: np.ndarray = token_table(corpus, token_strings)
+        self.low, self.high = content_starts(corpus), corpus.offsets[1:]
+        test = test_documents(int(corpus.documents.max(initial=-1)) + 1, config.test_share, seed)[corpus.documents]
+        self.split_of_row: np.ndarray = test.astype(np.int8)  # 0 train, 1 test
+        by_start = np.argsort(corpus.starts, kind="stable")
+        self.rows_by_start = [by_start[self.split_of_row[by_start] == split] for split in (0, 1)]
+        self.sorted_starts = [corpus.starts[rows] for rows in self.rows_by_start]
+
+    def contexts(
+        self, feature: int, position: np.ndarray, activation: np.ndarray, near: Sequence[np.ndarray]
+    ) -> Iterator[Context]:
+        import numpy as np
+
+        config = self.config
+        # one stream a purpose: asking for more windows of one kind does not change another
+        rngs = [np.random.default_rng([self.seed, feature, purpose]) for purpose in range(3)]
+        windows, peaks = self._activating(rngs[0], position, activation)
+        strata = np.empty(len(peaks), np.int64)
+        strata[np.argsort(peaks, kind="stable")] = np.arange(len(peaks)) * config.quantiles // max(len(peaks), 1)
+        near_by = self._near(rngs[1], position, near)
+        texts: set[bytes] = set()
+        example = 0
+        splits: tuple[tuple[Split, int, int, int, int], ...] = (
+            ("train", config.train // 2, config.train, (config.train + 1) // 2, config.train // 2),
+            ("test", 0, config.test_activating, config.test_random, config.test_near),
+        )
+        for number, (split, n_top, n_activating, n_random, n_near) in enumerate(splits):
+            mine = rngs[0].permutation(np.flatnonzero(self.split_of_row[windows.row] == number))
+            picker = _Picker(self.tokens, self.corpus.documents, texts)
+            top = picker.pick(windows, mine[np.argsort(-peaks[mine], kind="stable")], n_top, again=False)
+            chosen = np.array(top + self._spread(picker, windows, mine, strata, n_activating - len(top)), np.int64)
+            chosen = chosen[np.argsort(-peaks[chosen], kind="stable")]
+            active = windows[chosen]
+
+            picker = _Picker(self.tokens, self.corpus.documents, texts)
+            nearby = near_by[self.split_of_row[near_by.row] == number]
+            nearby = nearby[np.array(picker.fill(nearby, np.arange(len(nearby.row)), n_near), np.int64)]
+            silent = self._random(rngs[2], number, active, position, n_random)
+            silent = silent[np.array(picker.fill(silent, np.arange(len(silent.row)), n_random), np.int64)]
+
+            kinds: tuple[tuple[Kind, _Windows, list[int | None]], ...] = (
+                ("activating", active, strata[chosen].tolist()),
+                ("random", silent, [None] * len(silent.row)),
+                ("near", nearby, [None] * len(nearby.row)),
+            )
+            for kind, found, quantiles in kinds:
+                for place, tokens, values, row, quantile in zip(*self._read(found, position, activation), quantiles):
+                    document = int(self.corpus.documents[row])
+                    yield Context(feature, example, split, kind, quantile, document, place, tokens, values)
+                    example += 1
+
+    def _around(self, rng: np.random.Generator, anchors: np.ndarray) -> _Windows:
+        """A window for each anchor (a flat position), which lies anywhere in it; anchors on BOS are dropped."""
+        import numpy as np
+
+        row = self.corpus.row_of(anchors)
+        within = anchors >= self.low[row]
+        length = np.minimum(self.config.window, self.high[row] - self.low[row])
+        start = anchors - (rng.random(len(anchors)) * length).astype(np.int64)
+        start = np.maximum(np.minimum(start, self.high[row] - length), self.low[row])
+        return _Windows(row, start, start + length)[within]
+
+    def _activating(
+        self, rng: np.random.Generator, position: np.ndarray, activation: np.ndarray
+    ) -> tuple[_Windows, np.ndarray]:
+        """Candidate windows and their maxima: around every firing, or a sample and the strongest of many."""
+        import numpy as np
+
+        anchors = np.arange(len(position))
+        n_top = 8 * self.config.train
+        if len(anchors) > _CANDIDATES + n_top:
+            drawn = rng.choice(len(anchors), _CANDIDATES, replace=False, shuffle=False)
+            anchors = np.union1d(drawn, np.argpartition(activation, -n_top)[-n_top:])
+        windows = self._around(rng, position[anchors])
+        if not len(windows.row):
+            return windows, np.zeros(0, np.float32)
+        within, segment = _ranges(position.searchsorted(windows.start), position.searchsorted(windows.stop))
+        return windows, np.maximum.reduceat(activation[within], np.flatnonzero(np.diff(segment, prepend=-1)))
+
+    def _spread(
+        self, picker: _Picker, windows: _Windows, order: np.ndarray, strata: np.ndarray, count: int
+    ) -> list[int]:
+        """`count` windows, as many of each stratum as there are; what one lacks comes from the others."""
+        picked: list[int] = []
+        share, more = divmod(count, self.config.quantiles)
+        for stratum in reversed(range(self.config.quantiles)):
+            quota = share + (stratum >= self.config.quantiles - more)
+            picked += picker.pick(windows, order[strata[order] == stratum], quota, again=False)
+        return picked + picker.fill(windows, order, count - len(picked))
+
+    def _near(self, rng: np.random.Generator, position: np.ndarray, near: Sequence[np.ndarray]) -> _Windows:
+        """Silent windows around the neighbours' firings, one of each neighbour in turn."""
+        import numpy as np
+
+        near = [fired for fired in near if len(fired)]
+        if not near:
+            return self._around(rng, position[:0])
+        each = _TRIES * max(self.config.test_near, self.config.train // 2) // len(near) + 1
+        anchors = np.stack([fired[rng.integers(0, len(fired), each)] for fired in near], axis=1).ravel()
+        windows = self._around(rng, anchors)
+        return windows[_silent(position, windows)]
+
+    def _random(
+        self, rng: np.random.Generator, split: int, like: _Windows, position: np.ndarray, count: int
+    ) -> _Windows:
+        """Silent windows of the split, placed in their documents and rows as the windows `like` are."""
+        import numpy as np
+
+        rows, starts = self.rows_by_start[split], self.sorted_starts[split]
+        if not len(like.row):  # nothing to match
+            return like
+        model = np.resize(rng.permutation(len(like.row)), _TRIES * count)
+        row, offset = like.row[model], (like.start - self.low[like.row])[model]
+        length = (like.stop - like.start)[model]
+        first = starts.searchsorted(self.corpus.starts[row], "left")
+        last = starts.searchsorted(self.corpus.starts[row], "right")
+        widen = np.maximum(_SAME_PLACE - (last - first), 0) // 2
+        first, last = np.maximum(first - widen, 0), np.minimum(last + widen, len(rows))
+        other = rows[rng.integers(first, last)]
+        start = self.low[other] + np.minimum(offset, np.maximum(self.high[other] - self.low[other] - length, 0))
+        windows = _Windows(other, start, start + length)
+        return windows[(windows.stop <= self.high[other]) & _silent(position, windows)]
+
+    def _read(
+        self, windows: _Windows, position: np.ndarray, activation: np.ndarray
+    ) -> tuple[list[int], list[tuple[str, ...]], list[tuple[float, ...]], list[int]]:
+        """Place in the document, tokens, activations and row of each window."""
+        import numpy as np
+
+        if not len(windows.row):
+            return [], [], [], []
+        length = windows.stop - windows.start
+        at = windows.start[:, None] + np.arange(length.max())
+        values = np.zeros(at.shape, np.float32)
+        within, segment = _ranges(position.searchsorted(windows.start), position.searchsorted(windows.stop))
+        values[segment, position[within] - windows.start[segment]] = activation[within]
+        words: np.ndarray = self.table[self.tokens[np.minimum(at, windows.stop[:, None] - 1)]]
+        places = self.corpus.starts[windows.row] + windows.start - self.low[windows.row]
+        tokens = [tuple(line[:n]) for line, n in zip(words.tolist(), length.tolist())]
+        numbers = [tuple(line[:n]) for line, n in zip(values.tolist(), length.tolist())]
+        return places.tolist(), tokens, numbers, windows.row.tolist()
+
+
+def _ranges(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The integers of each [low, high) after each other, and which range each is of."""
+    import numpy as np
+
+    length = high - low
+    segment = np.repeat(np.arange(len(low)), length)
+    return np.arange(len(segment)) + np.repeat(low - (np.cumsum(length) - length), length), segment
+
+
+def _silent(position: np.ndarray, windows: _Windows) -> np.ndarray:
+    return position.searchsorted(windows.start) == position.searchsorted(windows.stop)
+
+
+# --- contexts.parquet -------------------------------------------------------------------------
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    integers = [pa.field(name, pa.int32()) for name in ("quantile", "document", "position")]
+    return pa.schema(
+        [
+            pa.field("feature", pa.int32()),
+            pa.field("example", pa.int32()),
+            pa.field("split", pa.string()),
+            pa.field("kind", pa.string()),
+            *integers,
+            pa.field("tokens", pa.list_(pa.string())),
+            pa.field("activations", pa.list_(pa.float32())),
+        ]
+    )
+
+
+def write_contexts(contexts: Iterable[Context], path: Path) -> None:
+    """Stream contexts into Parquet. All contexts of a feature must follow each other.
+
+    Features in rising order make reading a few of them fast: Parquet then skips other row groups.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = _schema()
+
+    def write(temporary: Path) -> None:
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            held: list[Context] = []
+
+            def flush() -> None:
+                columns = {name: [getattr(context, name) for context in held] for name in schema.names}
+                writer.write_table(pa.table(columns, schema=schema))
+                held.clear()
+
+            for _, group in groupby(contexts, key=lambda context: context.feature):
+                held.extend(group)
+                if len(held) >= _ROW_GROUP:
+                    flush()
+            if held:
+                flush()
+
+    write_atomically(path, write)
+
+
+def read_contexts(path: Path, features: Sequence[int] | None = None) -> dict[int, list[Context]]:
+    """feature -> its contexts, in the order written; a feature without any has an empty list if asked for."""
+    import pyarrow.parquet as pq
+
+    filters = None if features is None else [("feature", "in", list(features))]
+    found: dict[int, list[Context]] = {feature: [] for feature in features or ()}
+    if features is not None and not found:
+        return found
+    table = pq.read_table(path, filters=filters)
+    plain = ("feature", "example", "split", "kind", "quantile", "document", "position")
+    columns = [table[name].to_pylist() for name in plain]
+    for values in zip(*columns, _lists(table["tokens"]), _lists(table["activations"])):
+        context = Context(*values)
+        found.setdefault(context.feature, []).append(context)
+    return found
+
+
+def _lists(column: Any) -> Iterator[tuple[Any, ...]]:
+    """The tuples of a list column; several times faster than its to_pylist, and each string once in memory."""
+    import pyarrow as pa
+
+    for chunk in column.chunks:
+        offsets = chunk.offsets.to_pylist()
+        values = chunk.values
+        if pa.types.is_string(values.type):
+            encoded = values.dictionary_encode()
+            flat = encoded.dictionary.to_numpy(zero_copy_only=False)[encoded.indices.to_numpy()].tolist()
+        else:
+            flat = values.to_numpy().tolist()
+        yield from (tuple(flat[low:high]) for low, high in pairwise(offsets))

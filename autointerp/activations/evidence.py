@@ -1,0 +1,127 @@
+"""What an explainer may see of a feature, which features there are, and which of them are explained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from autointerp.activations.contexts import (
+    TokenStrings,
+    chunks,
+    content_starts,
+    test_documents,
+    token_counts,
+    token_table,
+)
+from autointerp.artifacts import Corpus, Firings
+from autointerp.errors import AutointerpError, ConfigError
+from autointerp.records import Context, FeatureEvidence, TokenStat
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from autointerp.config import FeaturesConfig
+
+Logits = Sequence[tuple[str, float]]
+
+_TOKEN_STATS = 30
+
+
+def evidence(
+    contexts: Mapping[int, Sequence[Context]],
+    firings: Firings,
+    corpus: Corpus,
+    token_strings: TokenStrings,
+    *,
+    test_share: float,
+    seed: int,
+    logits_up: Mapping[int, Logits] | None = None,
+    logits_down: Mapping[int, Logits] | None = None,
+) -> Iterator[FeatureEvidence]:
+    """The evidence on each feature of `contexts`, in that order; contexts of the test split are left out.
+
+    `test_share` and `seed` are those the contexts were drawn with: token statistics count train documents only.
+    """
+    import numpy as np
+
+    train = ~test_documents(int(corpus.documents.max(initial=-1)) + 1, test_share, seed)
+    seen = token_counts(corpus, train)
+    table = token_table(corpus, token_strings)
+    starts, train_row = content_starts(corpus), train[corpus.documents]
+    tokens = np.asarray(corpus.tokens)
+    for chunk in chunks(list(contexts), {}, firings.counts):
+        for feature, (position, activation) in firings.of(chunk).items():
+            row = corpus.row_of(position)
+            counted = train_row[row] & (position >= starts[row])
+            shown = [context for context in contexts[feature] if context.split == "train"]
+            yield FeatureEvidence(
+                feature=feature,
+                firings=int(firings.counts[feature]),
+                frequency=int(firings.counts[feature]) / max(firings.info.n_tokens, 1),
+                max_activation=float(firings.peaks[feature]),
+                activating=tuple(sorted((c for c in shown if c.kind == "activating"), key=lambda c: -c.peak)),
+                random=tuple(c for c in shown if c.kind == "random"),
+                near=tuple(c for c in shown if c.kind == "near"),
+                token_stats=_token_stats(tokens[position[counted]], activation[counted], seen, table),
+                logits_up=tuple((logits_up or {}).get(feature, ())),
+                logits_down=tuple((logits_down or {}).get(feature, ())),
+            )
+
+
+def _token_stats(ids: np.ndarray, activation: np.ndarray, seen: np.ndarray, table: np.ndarray) -> tuple[TokenStat, ...]:
+    """The tokens with most firings, of all firings' token ids [n] and activations [n]."""
+    import numpy as np
+
+    token, which, fired = np.unique(ids, return_inverse=True, return_counts=True)
+    total = np.bincount(which, weights=activation, minlength=len(token))
+    top = np.lexsort((-total, -fired))[:_TOKEN_STATS].tolist()
+    return tuple(
+        TokenStat(str(table[token[i]]), int(fired[i]), int(seen[token[i]]), float(total[i] / fired[i])) for i in top
+    )
+
+
+def firing_table(firings: Firings, min_firings: int) -> pd.DataFrame:
+    """A row a latent: feature, firings, frequency, max_activation, status (ok, dead, too_rare)."""
+    import numpy as np
+    import pandas as pd
+
+    counts = firings.counts
+    return pd.DataFrame(
+        {
+            "feature": np.arange(len(counts)),
+            "firings": counts,
+            "frequency": counts / max(firings.info.n_tokens, 1),
+            "max_activation": firings.peaks,
+            "status": np.where(counts == 0, "dead", np.where(counts < min_firings, "too_rare", "ok")),
+        }
+    )
+
+
+def select_features(table: pd.DataFrame, config: FeaturesConfig, seed: int) -> list[int]:
+    """The features to explain, of a `firing_table`.
+
+    `config.ids` as given, dead ones too; else of those with status ok, rising: `count` at random (a larger
+    count with the same seed holds the smaller's), the `first`, those with most firings (`top`), or `all`.
+    Raises ConfigError on an id the SAE lacks, AutointerpError where no feature fires often enough.
+    """
+    import numpy as np
+
+    if config.ids is not None:
+        unknown = [i for i in config.ids if not 0 <= i < len(table)]
+        if unknown:
+            raise ConfigError(f"features.ids: the SAE has latents 0 to {len(table) - 1}, not {unknown[0]}")
+        return list(dict.fromkeys(config.ids))
+    ok = table.loc[table["status"] == "ok"]
+    features = ok["feature"].to_numpy()
+    if not len(features):
+        raise AutointerpError(
+            f"no feature fires {config.min_firings} times: lower features.min_firings or raise corpus.tokens"
+        )
+    if config.select == "random":
+        features = np.random.default_rng(seed % 2**64).permutation(features)[: config.count]
+    elif config.select == "top":
+        features = features[np.argsort(-ok["firings"].to_numpy(), kind="stable")[: config.count]]
+    elif config.select == "first":
+        features = features[: config.count]
+    return sorted(features.tolist())

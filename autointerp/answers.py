@@ -1,0 +1,198 @@
+"""What a language model's answer says, read strictly: each readable part is kept, nothing is guessed.
+
+No parser raises, whatever the text, and none yields a value that does not stand in it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from autointerp.records import Explanation
+
+SHORT = 25  # words: the longest answer taken for an explanation although it lacks the marker
+
+
+# --- 0 or 1 for each numbered example ---------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """For every number 1 … n either a value, 0 or 1, or the reason why there is none."""
+
+    values: Mapping[int, int]
+    failures: Mapping[int, str]
+
+
+_OBJECT = re.compile(r"\{([^{}]*)")
+_ENTRY = re.compile(
+    r"""(?:^|[,;\n])[ \t*"'-]*(?:example[ \t]+)?([0-9]{1,6})["'*]*[ \t]*[:=]["'*]*\s*([^,;\n]*)""", re.IGNORECASE
+)
+_CUT = "…"
+_ARRAY = re.compile(r"\[([^\[\]{}]*)\]")
+
+
+def parse_labels(text: str, n: int, *, truncated: bool = False) -> Labels:
+    """Read ``{"1": 0, "2": 1, …}``, whole, cut off, fenced or amid prose; or, failing that, an array of exactly n.
+
+    A number with another value than 0 or 1, or with two different ones, has no value; nor has any when the answer
+    counts from 0. With `truncated`, an entry that touches the end of the text may have lost digits and is not read.
+    """
+    answer = _said(text)
+    if answer is None:
+        return Labels({}, dict.fromkeys(range(1, n + 1), "the answer ends before it begins: only reasoning"))
+    heard: dict[int, set[str]] = {}
+    braced = [(found[1], found.start(1)) for found in _OBJECT.finditer(answer)]
+    for region, start in braced or [(answer, 0)]:
+        for entry in _ENTRY.finditer(region):
+            cut = truncated and start + entry.end() == len(answer)
+            heard.setdefault(int(entry[1]), set()).add(_CUT if cut else entry[2].strip().strip("\"'*]").strip())
+    if 0 in heard:
+        return Labels({}, dict.fromkeys(range(1, n + 1), "the answer counts its examples from 0"))
+    if not any(1 <= number <= n for number in heard):
+        return _positional(answer, n)
+    values: dict[int, int] = {}
+    failures: dict[int, str] = {}
+    for number in range(1, n + 1):
+        said = heard.get(number, set())
+        if len(said) == 1 and said <= {"0", "1"}:
+            values[number] = int(next(iter(said)))
+        elif len(said) > 1:
+            failures[number] = f"the answer gives it several values: {_quote(' and '.join(sorted(said)))}"
+        elif said == {_CUT}:
+            failures[number] = "the answer is cut off there"
+        elif said:
+            failures[number] = f"the answer gives it {_quote(next(iter(said)))}, not 0 or 1"
+        else:
+            failures[number] = "the answer does not mention it"
+    return Labels(values, failures)
+
+
+def _positional(answer: str, n: int) -> Labels:
+    """An array without numbers says which example is meant by its length alone, so all of it must be right."""
+    arrays = {tuple(item.strip() for item in found.split(",")) for found in _ARRAY.findall(answer) if found.strip()}
+    if len(arrays) != 1:
+        why = "the answer holds several lists" if arrays else f"no labels in the answer {_quote(answer)}"
+    else:
+        array = next(iter(arrays))
+        if len(array) == n and set(array) <= {"0", "1"}:
+            return Labels({i: int(item) for i, item in enumerate(array, start=1)}, {})
+        why = f"a list of {len(array)} for {n} examples" if len(array) != n else "a list with values other than 0 and 1"
+    return Labels({}, dict.fromkeys(range(1, n + 1), why))
+
+
+# --- an activation for each token -------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """One value from 0 to 10 for every token sent, or None with the reason: half a sequence is not scored."""
+
+    values: tuple[float, ...] | None
+    failure: str | None = None
+
+
+_PAIR = re.compile(r'\[\s*("(?:[^"\\]|\\.)*")\s*,\s*([^\[\]",]*?)\s*\]')
+_NUMBER = re.compile(r"[0-9]{1,2}(?:\.[0-9]+)?", re.ASCII)
+
+
+def parse_activations(text: str, tokens: Sequence[str]) -> Activations:
+    """Read ``[["token", 0], ["token", 7], …]`` and check it token by token against `tokens`.
+
+    White space around a token is forgiven; any other difference, a missing or an extra token fails the sequence.
+    """
+    pairs = _PAIR.findall(_said(text) or "")
+    if not pairs:
+        return Activations(None, f"no token and activation pairs in the answer {_quote(text)}")
+    values: list[float] = []
+    for i, ((quoted, number), token) in enumerate(zip(pairs, tokens), start=1):
+        try:
+            said = json.loads(quoted, strict=False)
+        except ValueError:
+            said = quoted
+        if said.strip() != token.strip():
+            return Activations(None, f"token {i} is {_quote(token)}, the answer has {_quote(said)} there")
+        if not _NUMBER.fullmatch(number) or float(number) > 10:
+            return Activations(None, f"token {i}: {_quote(number)} is not a number from 0 to 10")
+        values.append(float(number))
+    if len(pairs) != len(tokens):
+        return Activations(None, f"the answer has {len(pairs)} tokens, {len(tokens)} were sent")
+    return Activations(tuple(values))
+
+
+# --- an explanation ---------------------------------------------------------------------------
+
+_MARKER = re.compile(r"^[ \t>#*_`\"'{-]*explanation[ \t*_`\"']*:[ \t*_]*(.*)$", re.IGNORECASE | re.MULTILINE)
+_REFUSAL = re.compile(
+    r"(i['’ ]a?m (sorry|unable)|sorry\b|i (can ?not|can['’]t|could not|do not|don['’]t)|as an ai\b|unable to"
+    r"|(none|unknown|unclear|n/?a|null|nothing|no (clear |common |single |obvious )*(pattern|explanation|feature|answer))\W*$)",
+    re.IGNORECASE,
+)
+
+
+def parse_explanation(text: str | None, *, truncated: bool = False) -> Explanation:
+    """The line after ``EXPLANATION:``, or the whole answer where that is one short line.
+
+    A long explanation is kept whole: the judge, not its length, decides. A cut, empty, refused or twice and
+    differently given one is a failure; the raw answer is kept either way.
+    """
+    answer = _said(text or "")
+    if answer is None:
+        return Explanation(None, "the answer ends before it begins: only reasoning", text)
+    found = list(_MARKER.finditer(answer))
+    if found:
+        lines = [(m[1] or answer[m.end() :].lstrip().partition("\n")[0]) for m in found]
+        ends = found[-1].end() == len(answer) or not found[-1][1]
+    elif len(answer.splitlines()) == 1 and len(answer.split()) <= SHORT:
+        lines, ends = [answer], True
+    else:
+        why = "has no line EXPLANATION: …" if answer else "is empty"
+        return Explanation(None, f"the answer {why}", text)
+    phrases = list(dict.fromkeys(_bare(line) for line in lines))
+    if len(phrases) > 1:
+        return Explanation(None, f"the answer gives {len(phrases)} different explanations", text)
+    phrase = phrases[0]
+    if not any(c.isalnum() for c in phrase):
+        return Explanation(None, "the explanation is empty", text)
+    if _REFUSAL.match(phrase):
+        return Explanation(None, f"the model declined: {_quote(phrase)}", text)
+    if truncated and ends:
+        return Explanation(None, "the explanation was cut off at the token limit", text)
+    return Explanation(phrase, None, text)
+
+
+def _bare(line: str) -> str:
+    """Without the markdown and the quotes around it; a quoted word inside stays quoted."""
+    line = line.strip().strip("*_`").strip()
+    if line.endswith("}") and "{" not in line:  # the whole answer was an object
+        line = line[:-1].strip()
+    if len(line) > 1 and (line[0], line[-1]) in {
+        ('"', '"'),
+        ("'", "'"),
+        ("“", "”"),
+        ("«", "»"),
+        ("[", "]"),
+        ("<", ">"),
+    }:
+        inner = line[1:-1]
+        line = inner if line[0] not in inner and line[-1] not in inner else line
+    return line.strip()
+
+
+# --- shared -----------------------------------------------------------------------------------
+
+
+def _said(text: str) -> str | None:
+    """The answer after a reasoning model's thoughts; None when these never end."""
+    thoughts, end, answer = text.rpartition("</think>")
+    if not end and "<think>" in text:
+        return None
+    return answer.strip() if end else text.strip()
+
+
+def _quote(text: str, limit: int = 60) -> str:
+    """One short line of it, for a reason."""
+    line = " ".join(text.split())
+    return repr(line if len(line) <= limit else line[: limit - 1] + "…")

@@ -1,0 +1,309 @@
+"""The command ``autointerp``: parse, call, print. Everything heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autointerp.errors import AutointerpError, ConfigError
+
+if TYPE_CHECKING:
+    from autointerp.pipeline.plan import Plan
+
+app = typer.Typer(
+    help="Explain the features of sparse autoencoders, and say how far each explanation can be trusted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: quicker, and the same everywhere
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of one in pipelines/.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its name in results/.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a key of the config; repeatable.")
+]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run's folder; results/NAME without it.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Log everything; a traceback when something fails.")]
+
+
+class Format(StrEnum):
+    table = "table"
+    csv = "csv"
+    json = "json"
+    parquet = "parquet"
+
+
+def main() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that lacks a character shows ?
+    app()
+
+
+def command(example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add a function as a command of its name: `example` in its help, its failures as one line and an exit code."""
+
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def guarded(*args: Any, **options: Any) -> None:
+            with _failures(options["verbose"]), _logging(options["verbose"]):
+                function(*args, **options)
+                sys.stdout.flush()
+
+        return app.command(epilog=f"Example: autointerp {example}")(guarded)
+
+    return add
+
+
+@command("run demo --set features.count=20")
+def run(
+    config: ConfigArgument,
+    set: Set = None,
+    out: Out = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done: the same as plan.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run the pipeline: what is done already is kept, what is stale or missing is done."""
+    if dry_run:
+        _print_plan(config, set, out)
+        return
+    from autointerp.pipeline.run import run as run_pipeline
+    from autointerp.report import print_table
+
+    folder = run_pipeline(config, set=_overrides(set), out=out).folder
+    print_table(folder)
+    print(f"report: {folder / 'report.html'}")
+
+
+@command("plan demo --set features.count=200")
+def plan(config: ConfigArgument, set: Set = None, out: Out = None, verbose: Verbose = False) -> None:
+    """Say what each stage would do and why, and what it would cost."""
+    _print_plan(config, set, out)
+
+
+@command("table demo --sort simulation --where \"detection > 0.8 and composite == 'composite'\"")
+def table(
+    run: RunArgument,
+    sort: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Highest first; the first scorer without it.")
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EXPRESSION",
+            help="Rows on which it holds: comparisons, and/or/not, in, + - * /, 'text' in column. "
+            "A missing value satisfies none but `column is None`.",
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="At most so many rows.")] = None,
+    format: Annotated[Format, typer.Option(help="A table to read, or data with all columns.")] = Format.table,
+    verbose: Verbose = False,
+) -> None:
+    """Print the scored explanation table of a run."""
+    from autointerp.report import print_table
+
+    print_table(run, sort_by=sort, condition=where, limit=limit, format=format.value)
+
+
+@command("show demo 1234")
+def show(
+    run: RunArgument,
+    feature: Annotated[int, typer.Argument(metavar="FEATURE", help="The feature's number in its SAE.")],
+    verbose: Verbose = False,
+) -> None:
+    """Print one feature: contexts, explanations, scores and controls, neighbours, composite verdict, logits."""
+    from autointerp.report import show as show_feature
+
+    show_feature(run, feature)
+
+
+@command("prompts demo --feature 1234")
+def prompts(
+    config: ConfigArgument,
+    feature: Annotated[int | None, typer.Option(metavar="N", help="This feature alone.")] = None,
+    set: Set = None,
+    out: Out = None,
+    verbose: Verbose = False,
+) -> None:
+    """Print the exact prompts that would be sent, with token counts; nothing is sent."""
+    from autointerp.config import load_config
+    from autointerp.pipeline.prompts import prompts as all_prompts
+
+    count = tokens = 0
+    for view in all_prompts(load_config(config, _overrides(set)), feature, out):
+        print(f"── {view.stage} · feature {view.feature} · {view.title} · {view.tokens:,} tokens")
+        for message in view.messages:
+            print(f"[{message.role}]\n{message.content}\n")
+        count, tokens = count + 1, tokens + view.tokens
+    print(f"{count:,} prompts, {tokens:,} tokens")
+
+
+@command("models")
+def models(verbose: Verbose = False) -> None:
+    """List the models and texts of the catalogue: what is cached, and where the rest comes from."""
+    from autointerp.catalog import models_table
+
+    rows = models_table()
+    names = ["name", "kind", "cached", "size", "licence", "sources"]
+    _print_columns(names, [[_cell(row[name]) for name in names] for row in rows])
+    for row in rows:
+        if row["path"]:
+            print(f"{row['name']}: {row['path']}")
+
+
+@command("report demo --out demo.html")
+def report(
+    run: RunArgument,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The file; report.html in the run's folder without it.")
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Write the report as one self-contained HTML file."""
+    from autointerp.report import write_report
+
+    print(write_report(run, out))
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from autointerp import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+# --- printing ---------------------------------------------------------------------------------
+
+
+def _print_plan(config: str, set: list[str] | None, out: Path | None) -> None:
+    from autointerp.config import load_config
+    from autointerp.pipeline.plan import plan as make_plan
+
+    made = make_plan(load_config(config, _overrides(set)), out)
+    rows = [[stage.name, stage.state, stage.why or "", stage.cost or ""] for stage in made.stages]
+    _print_columns(["stage", "state", "why", "cost"], rows)
+    print(f"\n{_costs(made)}")
+
+
+def _costs(plan: Plan) -> str:
+    """One line: what is known of the cost of the part to do."""
+    from autointerp.progress import clock
+
+    if all(stage.state == "done" for stage in plan.stages):
+        return "nothing to do"
+    counts = (
+        (plan.llm_calls, "LLM calls"),
+        (plan.prompt_tokens, "prompt tokens"),
+        (plan.completion_tokens, "answer tokens"),
+    )
+    known = [f"{n:,} {what}" for n, what in counts if n is not None]
+    known.append("price not known" if plan.money is None else f"${plan.money:,.2f}")
+    known.append("time not known" if plan.seconds is None else f"about {clock(plan.seconds)}")
+    return "to do: " + ", ".join(known)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value / 1e9:.1f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else "" if value is None else str(value)
+
+
+def _print_columns(names: list[str], rows: list[list[str]]) -> None:
+    widths = [max(len(line[i]) for line in [names, *rows]) for i in range(len(names))]
+    for line in [names, *rows]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
+
+
+# --- parsing, logging, failing ----------------------------------------------------------------
+
+
+def _overrides(given: list[str] | None) -> dict[str, Any]:
+    """``["a.b=1"]`` -> ``{"a.b": 1}``: values are YAML."""
+    import yaml
+
+    found = {}
+    for text in given or []:
+        key, equals, value = text.partition("=")
+        if not key.strip() or not equals:
+            raise ConfigError(f"--set {text}: write --set key.path=value")
+        try:
+            found[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {text}: the value is not YAML ({' '.join(str(error).split())})") from error
+    return found
+
+
+@contextmanager
+def _logging(verbose: bool) -> Iterator[None]:
+    """Our log on stderr while a command runs: progress, and with `verbose` everything."""
+
+    class Redacted(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return _redact(super().format(record))
+
+    log, handler = logging.getLogger("autointerp"), logging.StreamHandler()
+    handler.setFormatter(Redacted("%(asctime)s %(name)s: %(message)s" if verbose else "%(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG if verbose else logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+@contextmanager
+def _failures(verbose: bool) -> Iterator[None]:
+    """Every way to fail as one line on stderr and an exit code; with `verbose` the traceback before it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _fail("stopped; run again to go on", 130, verbose)
+    except BrokenPipeError:  # the reader has enough, as in `autointerp table demo | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit meets no pipe
+        raise typer.Exit from None
+    except AutointerpError as error:
+        _fail(str(error), error.exit_code, verbose)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        _fail(
+            f"disk full: free some space and run again{where}" if full else f"{error.strerror or error}{where}",
+            1,
+            verbose,
+        )
+    except Exception as error:  # the outermost place: a defect of ours still reads as one line
+        hint = "" if verbose else "; run with --verbose for the traceback"
+        _fail(f"{type(error).__name__}: {error}{hint}", 1, verbose)
+
+
+def _fail(text: str, code: int, verbose: bool) -> None:
+    if verbose:
+        print(_redact(traceback.format_exc()), file=sys.stderr)
+    print(_redact(f"autointerp: {' '.join(text.split())}"), file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def _redact(text: str) -> str:
+    """`text` without the values of environment variables that name a key, token, secret or password."""
+    for name, value in os.environ.items():
+        if len(value) >= 8 and any(word in name.upper() for word in ("KEY", "TOKEN", "SECRET", "PASSWORD")):
+            text = text.replace(value, f"[{name}]")
+    return text

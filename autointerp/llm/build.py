@@ -1,0 +1,47 @@
+"""From a config to a language model that can be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from autointerp.config import LLMConfig
+from autointerp.errors import ConfigError
+from autointerp.llm.backend import Backend
+from autointerp.llm.cache import RequestCache
+from autointerp.llm.client import Client
+
+
+def open_llm(
+    config: LLMConfig,
+    *,
+    cache: Path,
+    journal: Path,
+    seed: int,
+    resolve_model: Callable[[str], Path] | None = None,
+) -> Client:
+    """``async with open_llm(...) as llm``: nothing is loaded or connected before it must be.
+
+    `cache` is the SQLite file of answered requests, shared between runs; `journal` the run's usage rows;
+    `resolve_model` turns a catalogue name into a folder. Raises ConfigError.
+    """
+    return Client(_backend(config, resolve_model), config, cache=RequestCache(cache), journal=journal, seed=seed)
+
+
+def _backend(config: LLMConfig, resolve_model: Callable[[str], Path] | None) -> Backend:
+    if config.base_url is not None:
+        from autointerp.llm.openai_api import OpenAIBackend
+
+        return OpenAIBackend(config)
+    if config.model.startswith("vllm:"):
+        from autointerp.llm.vllm_server import VllmBackend
+
+        return VllmBackend(config)
+    folder = Path(config.model).expanduser()
+    if not folder.is_dir():
+        if resolve_model is None:
+            raise ConfigError(f"llm.model {config.model!r} is no folder; a model behind an endpoint needs llm.base_url")
+        folder = resolve_model(config.model)
+    from autointerp.llm.local import LocalBackend
+
+    return LocalBackend(folder, config)

@@ -1,0 +1,114 @@
+"""The last stage: one folder of tables from what the others wrote."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autointerp.config import Config
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from autointerp.pipeline.dag import Job
+
+TABLES = ("features", "explanations", "scores", "judgements", "contexts", "composites", "neighbours", "logits")
+
+
+def assemble(config: Config, job: Job) -> None:
+    """Join features.parquet and gather the others. The first explainer of the config is the one the row shows."""
+    import pandas as pd
+
+    out = job.folder
+    for name, stage in (("contexts", "contexts"), ("neighbours", "directions"), ("logits", "directions")):
+        shutil.copyfile(job.inputs[stage] / f"{name}.parquet", out / f"{name}.parquet")
+    explanations = _concat(job, "explain/", "explanations")
+    scores, judgements = _concat(job, "score/", "scores"), _concat(job, "score/", "judgements")
+    explanations.to_parquet(out / "explanations.parquet", index=False)
+    scores.to_parquet(out / "scores.parquet", index=False)
+    judgements.to_parquet(out / "judgements.parquet", index=False)
+
+    shown = config.explainers[0].key
+    features = pd.read_parquet(job.inputs["select"] / "selection.parquet").rename(columns={"failure": "_unfit"})
+    mine = explanations[explanations["explainer"] == shown]
+    features = features.merge(
+        mine[["feature", "explanation", "explainer", "status", "failure"]].rename(columns={"status": "_explained"}),
+        on="feature",
+        how="left",
+    )
+    for scorer in config.scorers:
+        features = features.merge(_wide(scores, shown, scorer.key), on="feature", how="left")
+    if "composites" in job.inputs:
+        composites = pd.read_parquet(job.inputs["composites"] / "composites.parquet")
+        composites.to_parquet(out / "composites.parquet", index=False)
+        features = features.merge(
+            composites[["feature", "label"]].rename(columns={"label": "composite"}), on="feature", how="left"
+        )
+    else:
+        features["composite"] = None
+    features["failure"] = features["_unfit"].fillna(features["failure"])
+    features.loc[features["_explained"] == "failed", "status"] = "failed"
+    features["failure"] = features["failure"].fillna(_unscored(scores, shown, features))
+    features = features.drop(columns=["_unfit", "_explained"])
+    last = ["composite", "status", "failure"]
+    features = features[[c for c in features.columns if c not in last] + last]
+    features.to_parquet(out / "features.parquet", index=False)
+    job.facts |= {"features": len(features), "status": features["status"].value_counts().to_dict()}
+
+
+def _concat(job: Job, prefix: str, table: str) -> pd.DataFrame:
+    """One table over all stages whose name starts with `prefix`, columns united."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found = [pq.read_table(folder / f"{table}.parquet") for name, folder in job.inputs.items() if name.startswith(prefix)]
+    return pa.concat_tables(found, promote_options="default").to_pandas() if found else _empty(table)
+
+
+def _empty(table: str) -> pd.DataFrame:
+    from autointerp.tables import to_table
+
+    return to_table(table, []).to_pandas()
+
+
+def _wide(scores: pd.DataFrame, explainer: str, scorer: str) -> pd.DataFrame:
+    """One scorer's columns of features.parquet: value, interval, counts, and the control's value."""
+    import pandas as pd
+
+    some = scores[(scores["explainer"] == explainer) & (scores["scorer"] == scorer)]
+    real = some[some["control"].isna()]
+    names = {
+        "value": scorer,
+        "low": f"{scorer}_low",
+        "high": f"{scorer}_high",
+        "n_scored": f"{scorer}_n_scored",
+        "n_unscored": f"{scorer}_n_unscored",
+    }
+    wide = real[["feature", *names]].rename(columns=names)
+    controls = some[some["control"].notna()]
+    first = controls["control"].iloc[0] if len(controls) else None
+    control = controls[controls["control"] == first][["feature", "value"]].rename(columns={"value": f"{scorer}_control"})
+    if first is None:
+        control = pd.DataFrame({"feature": wide["feature"], f"{scorer}_control": None})
+    return wide.merge(control, on="feature", how="left")
+
+
+def _unscored(scores: pd.DataFrame, explainer: str, features: pd.DataFrame) -> Any:
+    """For each row of `features` the reasons of scorers that gave it no value, joined, or null."""
+    failed = scores[(scores["explainer"] == explainer) & scores["control"].isna() & scores["value"].isna()]
+    reasons = {
+        feature: "; ".join(f"{scorer}: {why}" for scorer, why in zip(rows["scorer"], rows["failure"]))
+        for feature, rows in failed.groupby("feature")
+    }
+    return features["feature"].map(reasons)
+
+
+def copy_tables(source: Path, target: Path) -> None:
+    """Put the assembled tables into the run's folder, each whole or as it was."""
+    from autointerp.artifacts import write_atomically
+
+    for name in TABLES:
+        file = source / f"{name}.parquet"
+        if file.exists():
+            write_atomically(target / file.name, lambda temporary, file=file: shutil.copyfile(file, temporary))

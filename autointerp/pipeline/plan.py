@@ -1,0 +1,159 @@
+"""What a run would do and cost, without doing it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autointerp.config import Config, PluginConfig
+from autointerp.pipeline.dag import Dag, Job, Standing
+from autointerp.pipeline.prompts import UNWRITTEN, record_explain, record_score, token_counter
+from autointerp.pipeline.run import previous_stages, run_folder, store
+from autointerp.pipeline.session import Session, llm_config
+from autointerp.plugins import explainers, needs_llm, scorers
+from autointerp.records import Context, FeatureEvidence
+
+SAMPLED = 3  # features whose prompts are rendered to estimate the rest
+WORD = " example"  # stands for a token of a context that is not there yet
+
+# Rough speeds of one core, for the estimate of time only; measured on 2 cores of a 2024 server CPU.
+HARVEST_TOKENS = 5_000.0  # a second and core, a 15M-parameter subject
+PROMPT_TOKENS = 110.0  # a second and core, in-process, a 1.5B model in bfloat16
+ANSWER_TOKENS = 20.0
+API_SECONDS = 2.0  # an answer
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    name: str
+    state: str  # done, retry, stale or to do
+    why: str | None
+    cost: str | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    stages: list[PlannedStage]
+    llm_calls: int
+    prompt_tokens: int
+    completion_tokens: int  # at most
+    money: float | None  # None where a price is not known
+    seconds: float | None  # rough
+
+
+@dataclass
+class _Cost:
+    calls: float = 0
+    prompt: float = 0
+    answer: float = 0
+    money: float | None = 0.0
+    seconds: float = 0.0
+
+    def text(self) -> str | None:
+        if not self.calls:
+            return None
+        return f"{self.calls:,.0f} LLM calls, {self.prompt:,.0f} prompt and ≤ {self.answer:,.0f} answer tokens"
+
+
+def plan(config: Config, out: str | Path | None = None) -> Plan:
+    """The DAG with each stage's standing and what the part still to do will cost.
+
+    LLM calls and tokens come from rendering the prompts of a few features: from the run's own contexts
+    where they are there, else from contexts of the configured size filled with a common word. Cached
+    answers are not looked up, so the true figure can be lower.
+    """
+    from autointerp.pipeline.stages import build_stages
+
+    folder = run_folder(config, out)
+    with Session(config, folder / "usage.jsonl") as session:
+        dag = Dag(build_stages(config, session), store())
+        previous = {name: stage.get("key", "") for name, stage in previous_stages(folder).items()}
+        standings = dag.standings(previous)
+        samples, count = _samples(config, session, dag, standings)
+        costs = {
+            name: _cost(config, name, samples, count) if standing.state != "done" else _Cost()
+            for name, standing in standings.items()
+        }
+    moneys = [cost.money for cost in costs.values()]
+    return Plan(
+        [PlannedStage(n, s.state, s.why, costs[n].text()) for n, s in standings.items()],
+        round(sum(cost.calls for cost in costs.values())),
+        round(sum(cost.prompt for cost in costs.values())),
+        round(sum(cost.answer for cost in costs.values())),
+        None if any(m is None for m in moneys) else sum(m for m in moneys if m is not None),
+        sum(cost.seconds for cost in costs.values()),
+    )
+
+
+def _samples(
+    config: Config, session: Session, dag: Dag, standings: Mapping[str, Standing]
+) -> tuple[list[tuple[FeatureEvidence, list[Context]]], int]:
+    """A few features' evidence and held-out examples, and how many features there will be."""
+    from autointerp.pipeline.stages import evidence_of, held_out, selected
+
+    needed = ("corpus", "harvest", "select", "directions", "contexts")
+    if any(standings[name].manifest is None for name in needed):
+        count = len(config.features.ids) if config.features.ids else config.features.count
+        return [_imagined(config)], count
+    inputs = {name: dag.store.folder(name, standings[name].key or "") for name in needed}
+    features = [row["feature"] for row in selected(inputs["select"]) if row["status"] == "ok"]
+    evidence, examples = evidence_of(session, Job(Path(), inputs)), held_out(inputs["contexts"] / "contexts.parquet")
+    return [(evidence(feature), examples(feature)) for feature in features[:SAMPLED]], len(features)
+
+
+def _imagined(config: Config) -> tuple[FeatureEvidence, list[Context]]:
+    sizes = config.contexts
+    tokens = (WORD,) * sizes.window
+
+    def make(example: int, split: Any, kind: Any) -> Context:
+        activations = (1.0,) + (0.0,) * (sizes.window - 1) if kind == "activating" else (0.0,) * sizes.window
+        quantile = example % sizes.quantiles if kind == "activating" else None
+        return Context(0, example, split, kind, quantile, example, 0, tokens, activations)
+
+    train = tuple(make(i, "train", "activating") for i in range(sizes.train))
+    silent = tuple(make(1000 + i, "train", "random") for i in range(sizes.train))
+    kinds = {"activating": sizes.test_activating, "random": sizes.test_random, "near": sizes.test_near}
+    test = [make(2000 + 100 * k + i, "test", kind) for k, kind in enumerate(kinds) for i in range(kinds[kind])]
+    return FeatureEvidence(0, 100, 0.001, 1.0, train, silent, ()), test
+
+
+def _cost(config: Config, stage: str, samples: list[tuple[FeatureEvidence, list[Context]]], count: int) -> _Cost:
+    import os
+
+    cores = os.cpu_count() or 1
+    if stage == "harvest":
+        return _Cost(seconds=config.corpus.tokens / HARVEST_TOKENS / cores)
+    kind, _, rest = stage.partition("/")
+    if kind not in ("explain", "score"):
+        return _Cost()
+    plugins = config.explainers if kind == "explain" else config.scorers
+    plugin = next(p for p in plugins if p.key == rest.split("/")[0])
+    if not needs_llm((explainers if kind == "explain" else scorers).get(plugin.name)):
+        return _Cost()
+    llm = llm_config(config, plugin)
+    tokens = token_counter(llm)
+    total = _Cost()
+    for evidence, examples in samples:
+        asked = _asked(config, kind, plugin, evidence, examples)
+        total.calls += len(asked)
+        total.prompt += sum(tokens(messages) for _, messages, _ in asked)
+        total.answer += sum(most for _, _, most in asked)
+    scale = count / len(samples)
+    total.calls, total.prompt, total.answer = (x * scale for x in (total.calls, total.prompt, total.answer))
+    if llm.base_url is None:
+        # The shared prefix is read once; what is left of a prompt is about a third.
+        fresh = total.prompt / 3 if kind == "score" else total.prompt
+        total.seconds = (fresh / PROMPT_TOKENS + total.answer / ANSWER_TOKENS) / cores
+    else:
+        total.seconds = total.calls * API_SECONDS / llm.concurrency
+        known = llm.price_in is not None and llm.price_out is not None
+        total.money = (total.prompt * llm.price_in + total.answer * llm.price_out) / 1e6 if known else None  # type: ignore[operator]
+    return total
+
+
+def _asked(config: Config, kind: str, plugin: PluginConfig, evidence: FeatureEvidence, examples: list[Context]) -> Any:
+    if kind == "explain":
+        return record_explain(config, plugin, evidence)
+    return record_score(config, plugin, UNWRITTEN, examples)

@@ -1,0 +1,418 @@
+"""The stages of a run, wired: which rooms do the work, from which inputs, depending on which settings."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autointerp.config import Config, PluginConfig
+from autointerp.errors import AutointerpError, ConfigError
+from autointerp.pipeline.assemble import assemble
+from autointerp.pipeline.dag import Job, Stage
+from autointerp.pipeline.explain import explain_stage, score_stage
+from autointerp.pipeline.session import Session, llm_config
+from autointerp.pipeline.store import digest, fingerprint
+from autointerp.plugins import bind_options, controls, explainers, needs_llm, scorers
+from autointerp.progress import progress
+from autointerp.records import Context, FeatureEvidence
+from autointerp.tables import write_rows
+
+if TYPE_CHECKING:
+    from autointerp.sae.model import SAE
+
+log = logging.getLogger("autointerp")
+
+LOGITS = 10  # tokens kept at each end of a feature's logit weights
+CHECK_TOKENS = 4096  # on which a loaded SAE's L0 and explained variance are looked at
+
+
+def build_stages(config: Config, session: Session) -> list[Stage]:
+    """Every stage of `config`. Plug-ins and their options are checked here, before anything runs."""
+    subject = {"model": model_identity(config.subject.model, config.subject.revision)}
+    seeds = {"seed": config.seed}
+    corpus = config.corpus.model_dump(exclude={"tokens", "context"}) | {
+        "tokens": config.corpus.tokens,
+        "context": config.corpus.context,
+        "seed": config.corpus.seed if config.corpus.seed is not None else config.seed,
+        "text": source_identity(config.corpus.source),
+    }
+    numbers = {"dtype": config.subject.dtype, "hook": config.subject.hook}
+    stages = [Stage("corpus", partial(_corpus, session), corpus | subject)]
+    if config.sae.train is not None:
+        stages += [
+            Stage("activations", partial(_activations, session), subject | numbers, ("corpus",)),
+            Stage("sae", partial(_train_sae, session), {"train": config.sae.train}, ("activations",), resumable=True),
+        ]
+    else:
+        spec = {"sae": source_identity(config.sae.load or ""), "format": config.sae.format}
+        stages += [Stage("sae", partial(_load_sae, session), spec | subject | numbers, ("corpus",))]
+    features = config.features.model_dump() | seeds
+    contexts = config.contexts.model_dump()
+    stages += [
+        Stage("harvest", partial(_harvest, session), subject | numbers, ("corpus", "sae"), resumable=True),
+        Stage("select", partial(_select, session), features, ("harvest",)),
+        Stage(
+            "directions",
+            partial(_directions, session),
+            subject | {"neighbours": config.contexts.neighbours},
+            ("sae", "select"),
+        ),
+        Stage(
+            "contexts", partial(_contexts, session), contexts | seeds, ("corpus", "harvest", "select", "directions")
+        ),
+    ]
+    if config.composites.enabled:
+        stages.append(
+            Stage("composites", partial(_composites, session), config.composites.model_dump(), ("sae", "harvest"))
+        )
+    tables = ["select", "directions", "contexts"] + (["composites"] if config.composites.enabled else [])
+    for explainer in config.explainers:
+        stages.append(
+            Stage(
+                f"explain/{explainer.key}",
+                partial(_explain, session, explainer),
+                _plugin_section(config, explainers, "explainer", explainer) | seeds,
+                ("corpus", "harvest", "select", "directions", "contexts"),
+            )
+        )
+        tables.append(f"explain/{explainer.key}")
+        for scorer in config.scorers:
+            section = _plugin_section(config, scorers, "scorer", scorer) | seeds
+            for control in [None, *config.controls]:
+                name = "/".join(["score", scorer.key, explainer.key] + ([control.key] if control else []))
+                own = _plugin_section(config, controls, "control", control) if control else {}
+                stages.append(
+                    Stage(
+                        name,
+                        partial(_score, session, scorer, explainer.key, control),
+                        section | {"control": own},
+                        ("contexts", f"explain/{explainer.key}"),
+                    )
+                )
+                tables.append(name)
+    stages.append(Stage("tables", partial(assemble, config), {"explainers": [e.key for e in config.explainers]}, tuple(tables)))
+    for stage in stages:
+        if stage.name.startswith(("explain/", "score/")):
+            object.__setattr__(stage, "resumable", True)
+    return stages
+
+
+# --- what the keys depend on beside the config
+
+
+def model_identity(name: str, revision: str | None) -> str:
+    """The pinned hash of a catalogue entry, the content of a local folder, or the hub id with its revision."""
+    from autointerp.catalog import entries
+
+    path = Path(name)
+    if name in entries():
+        return f"{name}:{entries()[name].sha256}"
+    if path.exists():
+        return fingerprint(path)
+    return f"{name}@{revision}"
+
+
+def source_identity(source: str) -> str:
+    """Like `model_identity`, for text and SAEs."""
+    return model_identity(source, None)
+
+
+def _plugin_section(config: Config, registry: Any, kind: str, plugin: PluginConfig) -> dict[str, Any]:
+    """A plug-in's code, options and model. Its file's text stands for its code; so do the prompts."""
+    from autointerp.prompting import prompts_hash
+
+    function = registry.get(plugin.name)
+    options = bind_options(kind, plugin.name, function, plugin.options, config.seed)
+    section: dict[str, Any] = {"name": plugin.name, "label": plugin.key, "options": options, "code": _code(function)}
+    if kind != "control" and needs_llm(function):
+        llm = llm_config(config, plugin)
+        section["llm"] = {"model": model_identity(llm.model, None), "base_url": llm.base_url, "dtype": llm.dtype}
+        section["llm"]["logprobs"] = llm.logprobs
+        section["prompts"] = prompts_hash(getattr(inspect.getmodule(function), "PROMPTS", ()))
+    return section
+
+
+def _code(function: Callable[..., Any]) -> str:
+    try:
+        return digest(Path(inspect.getfile(function)).read_text())
+    except (OSError, TypeError):  # defined at a prompt
+        return digest(repr(function))
+
+
+# --- the work
+
+
+def _corpus(session: Session, job: Job) -> None:
+    from autointerp.subject import build_corpus
+
+    config = session.config
+    seed = config.corpus.seed if config.corpus.seed is not None else config.seed
+    build_corpus(config.corpus, session.subject_folder, job.folder, seed=seed)
+    job.facts |= json.loads((job.folder / "corpus.json").read_text())
+
+
+def _open_sae(session: Session, folder: Path) -> SAE:
+    pointer = folder / "log" / "source.txt"
+    if pointer.exists():
+        return session.load_sae(pointer.read_text(), format=session.config.sae.format)
+    return session.load_sae(folder)
+
+
+def _load_sae(session: Session, job: Job) -> None:
+    """Check the SAE against the subject; keep where it lies and what it says of itself, not a copy."""
+    from dataclasses import asdict
+
+    from autointerp.artifacts import Corpus
+    from autointerp.sae import check_sae, require_width
+
+    sae = session.load_sae(session.sae_spec, format=session.config.sae.format)
+    subject = session.subject(sae.cfg.hook_name)
+    require_width(sae, subject.d_hook, subject.hook.name)
+    found = check_sae(sae, _some_activations(session, Corpus(job.inputs["corpus"]), subject, CHECK_TOKENS))
+    for warning in found.warnings:
+        log.warning("SAE: %s", warning)
+    (job.folder / "log").mkdir(exist_ok=True)
+    (job.folder / "log" / "source.txt").write_text(session.sae_spec)
+    (job.folder / "sae.json").write_text(
+        json.dumps({"cfg": asdict(sae.cfg), "content": source_identity(session.sae_spec)}, indent=2, default=str)
+    )
+    job.facts |= {"l0": found.l0, "explained_variance": found.explained_variance, "warnings": list(found.warnings)}
+
+
+def _some_activations(session: Session, corpus: Any, subject: Any, tokens: int) -> Any:
+    """[n, d] activations of the first rows of the corpus, BOS left out as in the harvest."""
+    import torch
+
+    chosen, count = [], 0
+    while count < tokens and len(chosen) < corpus.info.n_rows:
+        chosen.append(corpus.row(len(chosen)))
+        count += len(chosen[-1])
+    longest = max(map(len, chosen))
+    batch = torch.zeros(len(chosen), longest, dtype=torch.long)
+    mask = torch.zeros(len(chosen), longest, dtype=torch.bool)
+    for i, row in enumerate(chosen):
+        batch[i, : len(row)] = torch.from_numpy(row.astype("int64"))
+        mask[i, (1 if corpus.info.bos_id is not None else 0) : len(row)] = True
+    x = subject.activations(batch.to(session.device))
+    return x[mask.to(x.device)].float()
+
+
+def _activations(session: Session, job: Job) -> None:
+    from autointerp.activations import harvest_dense
+    from autointerp.artifacts import Corpus
+
+    corpus = Corpus(job.inputs["corpus"])
+    subject = session.subject(None)
+    with progress("activations", corpus.info.n_tokens, "tokens") as bar:
+        harvest_dense(
+            corpus,
+            subject.activations,
+            subject.d_hook,
+            job.folder,
+            batch_tokens=session.config.subject.batch_tokens,
+            device=session.device,
+            bar=bar,
+        )
+
+
+def _train_sae(session: Session, job: Job) -> None:
+    import numpy as np
+
+    from autointerp.sae import save_sae
+    from autointerp.sae.train import ArraySource, TrainConfig, train_sae
+
+    config = session.config
+    data = np.load(job.inputs["activations"] / "activations.npy", mmap_mode="r")
+    wanted = TrainConfig.model_validate({"seed": config.seed, **(config.sae.train or {})})
+    sae = train_sae(ArraySource(data), wanted, job.folder / "log", device=session.device)
+    save_sae(sae, job.folder)
+
+
+def _harvest(session: Session, job: Job) -> None:
+    from autointerp.activations import harvest
+    from autointerp.artifacts import Corpus
+
+    sae = _open_sae(session, job.inputs["sae"])
+    subject = session.subject(sae.cfg.hook_name)
+    require_finite_width = sae.cfg.d_in == subject.d_hook
+    if not require_finite_width:
+        raise AutointerpError(f"the SAE reads {sae.cfg.d_in} numbers, {subject.hook.name} has {subject.d_hook}")
+    corpus = Corpus(job.inputs["corpus"])
+    with progress("harvest", corpus.info.n_tokens, "tokens") as bar:
+        harvest(
+            corpus,
+            subject.activations,
+            sae.encode_sparse,
+            sae.cfg.d_sae,
+            job.folder,
+            hook=subject.hook.name,
+            skip_bos=corpus.info.bos_id is not None,
+            batch_tokens=session.config.subject.batch_tokens,
+            device=session.device,
+            bar=bar,
+        )
+
+
+def _select(session: Session, job: Job) -> None:
+    from autointerp.activations import firing_table, select_features
+    from autointerp.artifacts import Firings
+
+    table = firing_table(Firings(job.inputs["harvest"]), session.config.features.min_firings)
+    chosen = set(select_features(table, session.config.features, session.config.seed))
+    rows = [row for row in table if row["feature"] in chosen]
+    write_rows(job.folder / "selection.parquet", "selection", rows)
+    job.facts |= {"selected": len(rows), "ok": sum(row["status"] == "ok" for row in rows)}
+    if not any(row["status"] == "ok" for row in rows):
+        raise AutointerpError(
+            f"none of the {len(rows)} selected features fires on {session.config.features.min_firings} tokens:"
+            " raise corpus.tokens or lower features.min_firings"
+        )
+
+
+def selected(folder: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(folder / "selection.parquet").to_pylist()
+
+
+def _ok(folder: Path) -> list[int]:
+    return [row["feature"] for row in selected(folder) if row["status"] == "ok"]
+
+
+def _directions(session: Session, job: Job) -> None:
+    """Each selected feature's nearest features by decoder cosine, and the tokens its direction raises and lowers."""
+    from autointerp.composites import top_neighbours
+
+    sae = _open_sae(session, job.inputs["sae"])
+    features = _ok(job.inputs["select"])
+    wanted = min(session.config.contexts.neighbours, sae.cfg.d_sae - 1)
+    near, cosine = top_neighbours(sae.W_dec, wanted, rows=features)
+    write_rows(
+        job.folder / "neighbours.parquet",
+        "neighbours",
+        [
+            {"feature": f, "rank": rank, "neighbour": int(near[i][rank]), "cosine": float(cosine[i][rank])}
+            for i, f in enumerate(features)
+            for rank in range(len(near[i]))
+        ],
+    )
+    subject = session.subject(sae.cfg.hook_name)
+    rows = []
+    if sae.W_dec.shape[1] == subject.d_model:  # a hook inside an attention head writes elsewhere
+        for start in range(0, len(features), 64):
+            some = features[start : start + 64]
+            weights = subject.logit_weights(sae.W_dec[some])
+            for direction, sign in (("up", 1), ("down", -1)):
+                top = (sign * weights).topk(LOGITS, dim=-1)
+                for i, feature in enumerate(some):
+                    tokens = subject.token_strings(top.indices[i].tolist())
+                    for rank, (token, weight) in enumerate(zip(tokens, top.values[i].tolist())):
+                        rows.append(
+                            {
+                                "feature": feature,
+                                "direction": direction,
+                                "rank": rank,
+                                "token": token,
+                                "weight": sign * weight,
+                            }
+                        )
+    write_rows(job.folder / "logits.parquet", "logits", rows)
+
+
+def _contexts(session: Session, job: Job) -> None:
+    import pyarrow.parquet as pq
+
+    from autointerp.activations import sample_contexts, write_contexts
+    from autointerp.artifacts import Corpus, Firings
+
+    features = _ok(job.inputs["select"])
+    near: dict[int, list[int]] = {feature: [] for feature in features}
+    for row in pq.read_table(job.inputs["directions"] / "neighbours.parquet").to_pylist():
+        near[row["feature"]].append(row["neighbour"])
+    corpus = Corpus(job.inputs["corpus"])
+    with progress("contexts", len(features), "features") as bar:
+        contexts = sample_contexts(
+            corpus,
+            Firings(job.inputs["harvest"]),
+            features,
+            near,
+            _token_strings(session),
+            session.config.contexts,
+            session.config.seed,
+            bar=bar,
+        )
+        write_contexts(contexts, job.folder / "contexts.parquet")
+
+
+def _token_strings(session: Session) -> Callable[[Sequence[int]], list[str]]:
+    from autointerp.subject import token_strings
+
+    return token_strings(session.subject_folder)
+
+
+def _composites(session: Session, job: Job) -> None:
+    from autointerp.artifacts import Firings
+    from autointerp.composites import find_composites
+
+    config = session.config.composites
+    sae = _open_sae(session, job.inputs["sae"])
+    union = session.load_sae(config.union).W_dec if config.union else None
+    alive = Firings(job.inputs["harvest"]).counts > 0
+    found = find_composites(sae.W_dec, union, neighbours=config.neighbours, alive=alive, device=session.device)
+    found.to_parquet(job.folder / "composites.parquet", index=False)
+    job.facts |= {"labels": found["label"].value_counts().to_dict()}
+
+
+def _explain(session: Session, plugin: PluginConfig, job: Job) -> None:
+    features = _ok(job.inputs["select"])
+    explain_stage(session, job, plugin, features, evidence_of(session, job))
+
+
+def evidence_of(session: Session, job: Job) -> Callable[[int], FeatureEvidence]:
+    from autointerp.activations import EvidenceReader
+    from autointerp.artifacts import Corpus, Firings
+
+    return EvidenceReader(
+        Corpus(job.inputs["corpus"]),
+        Firings(job.inputs["harvest"]),
+        job.inputs["contexts"] / "contexts.parquet",
+        job.inputs["directions"] / "logits.parquet",
+        _token_strings(session),
+        session.config.contexts,
+        session.config.seed,
+    )
+
+
+def _score(session: Session, scorer: PluginConfig, explainer: str, control: PluginConfig | None, job: Job) -> None:
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(job.inputs[f"explain/{explainer}"] / "explanations.parquet").to_pylist()
+    score_stage(
+        session,
+        job,
+        scorer,
+        explainer,
+        control,
+        {row["feature"]: row["explanation"] for row in rows},
+        {row["feature"]: row["failure"] for row in rows},
+        held_out(job.inputs["contexts"] / "contexts.parquet"),
+    )
+
+
+def held_out(path: Path) -> Callable[[int], list[Context]]:
+    from autointerp.activations import read_contexts
+
+    def examples(feature: int) -> list[Context]:
+        return [c for c in read_contexts(path, [feature]).get(feature, []) if c.split == "test"]
+
+    return examples
+
+
+def check_train_config(config: Config) -> None:
+    if config.sae.train is not None and config.subject.hook is None:
+        raise ConfigError("subject.hook is missing: an SAE that the run trains needs to know what to read")

@@ -1,0 +1,196 @@
+"""All that a run says of one feature, gathered for reading; `show` prints it, the HTML report embeds it."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from autointerp.report.tables import RunFolder, compute, numbers
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SURE_ERRORS = 3  # wrong judgements shown of a feature
+
+
+@dataclass(frozen=True)
+class Window:
+    example: int
+    split: str
+    kind: str
+    quantile: int | None
+    tokens: list[str]
+    activations: list[float]
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One scorer on one explainer's words; the controls are the same scorer on others' words."""
+
+    explainer: str
+    scorer: str
+    row: dict[str, Any]  # of scores.parquet
+    controls: dict[str, float | None]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What that scorer says beyond its value."""
+        return {k: v for k, v in self.row.items() if k not in _SCORE_KEYS and isinstance(v, float)}
+
+
+_SCORE_KEYS = {
+    *("feature", "explainer", "scorer", "control", "value", "low", "high"),
+    *("n_scored", "n_unscored", "base_rate", "failure"),
+}
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A held-out example on which the judge was wrong."""
+
+    scorer: str
+    said: bool
+    probability: float | None
+    window: Window
+
+
+@dataclass
+class FeatureView:
+    row: dict[str, Any]  # of features.parquet
+    explanations: list[dict[str, Any]] = field(default_factory=list)
+    scores: list[ScoreRow] = field(default_factory=list)
+    windows: dict[tuple[str, int | None], list[Window]] = field(default_factory=dict)  # by kind and quantile
+    n_windows: dict[tuple[str, int | None], int] = field(default_factory=dict)  # that the run has
+    mistakes: list[Mistake] = field(default_factory=list)  # the judge's surest first
+    n_mistakes: int = 0
+    composite: dict[str, Any] | None = None
+    neighbours: list[dict[str, Any]] = field(default_factory=list)
+    logits: dict[str, list[tuple[str, float]]] = field(default_factory=dict)  # "up" and "down"
+
+
+def gather(run: RunFolder, ids: Sequence[int], per_quantile: int) -> dict[int, FeatureView]:
+    """Views of the features `ids`, each with at most `per_quantile` windows of a kind and quantile.
+
+    Raises KeyError for an id that is not in the run.
+    """
+    only = ids[0] if len(ids) == 1 else None
+    wanted = set(ids)
+    rows = {row["feature"]: row for row in run.features.to_pylist() if row["feature"] in wanted}
+    views = {i: FeatureView(rows[i]) for i in ids}
+
+    def of(name: str) -> list[dict[str, Any]]:
+        return [row for row in run.rows(name, only) if row["feature"] in wanted]
+
+    for row in of("explanations"):
+        views[row["feature"]].explanations.append(row)
+    controls: dict[tuple[int, str, str], dict[str, float | None]] = defaultdict(dict)
+    scores = of("scores")
+    for row in scores:
+        if row.get("control"):
+            controls[row["feature"], row["explainer"], row["scorer"]][row["control"]] = row["value"]
+    for row in scores:
+        if not row.get("control"):
+            key = row["feature"], row["explainer"], row["scorer"]
+            views[row["feature"]].scores.append(ScoreRow(row["explainer"], row["scorer"], row, controls[key]))
+    for row in of("composites"):
+        views[row["feature"]].composite = row
+    for row in sorted(of("neighbours"), key=lambda row: row["rank"]):
+        views[row["feature"]].neighbours.append(row)
+    for row in sorted(of("logits"), key=lambda row: row["rank"]):
+        views[row["feature"]].logits.setdefault(row["direction"], []).append((row["token"], row["weight"]))
+    _add_windows(run, views, only, per_quantile)
+    return views
+
+
+def _add_windows(run: RunFolder, views: dict[int, FeatureView], only: int | None, per_quantile: int) -> None:
+    """Choose among the contexts in Arrow and numpy: a run has millions of tokens, a view has hundreds."""
+    import numpy as np
+    import pyarrow as pa
+
+    pc = compute()
+    contexts = run.read("contexts", feature=only)
+    if contexts is None or len(contexts) == 0:
+        return
+    if only is None:
+        contexts = contexts.filter(pc.is_in(contexts["feature"], pa.array(list(views))))
+    contexts = contexts.combine_chunks()
+    lengths = pc.list_value_length(contexts["activations"]).to_numpy()
+    flat = pc.list_flatten(contexts["activations"]).to_numpy()
+    peak = np.zeros(len(contexts))
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    if len(flat):
+        peak[lengths > 0] = np.maximum.reduceat(flat, starts[lengths > 0])
+    feature, example = (contexts[name].to_numpy() for name in ("feature", "example"))
+    quantile = np.nan_to_num(numbers(contexts, "quantile"), nan=-1).astype(int)
+    kind = np.array(contexts["kind"].to_pylist())
+    order = np.lexsort((example, -peak, quantile, kind, feature))
+
+    seen: dict[tuple[int, str, int | None], int] = defaultdict(int)
+    chosen: list[int] = []
+    for i in order.tolist():
+        key = (int(feature[i]), str(kind[i]), int(quantile[i]) if quantile[i] >= 0 else None)
+        seen[key] += 1
+        if seen[key] <= per_quantile and key[1] != "random":
+            chosen.append(i)
+    for (of, name, q), count in seen.items():
+        views[of].n_windows[name, q] = count
+
+    mistakes = _mistakes(run, views, only)
+    place = {(int(f), int(e)): i for i, (f, e) in enumerate(zip(feature, example))}
+    missed = [place[m["feature"], m["example"]] for m in mistakes if (m["feature"], m["example"]) in place]
+    windows: dict[tuple[int, int], Window] = {}
+    for row in contexts.take(sorted({*chosen, *missed})).to_pylist():
+        parts = (row[name] for name in ("example", "split", "kind", "quantile", "tokens", "activations"))
+        windows[row["feature"], row["example"]] = Window(*parts)
+    for i in chosen:
+        window = windows[int(feature[i]), int(example[i])]
+        views[int(feature[i])].windows.setdefault((window.kind, window.quantile), []).append(window)
+    for m in mistakes:
+        if window := windows.get((m["feature"], m["example"])):
+            said = bool(m["prediction"])
+            views[m["feature"]].mistakes.append(Mistake(m["scorer"], said, m.get("probability"), window))
+
+
+def binary_judgements(run: RunFolder, feature: int | None = None) -> pa.Table | None:
+    """The judgements of real explanations (no controls) that could be read and are yes or no."""
+    import pyarrow as pa
+
+    pc = compute()
+    names = ("feature", "explainer", "scorer", "control", "example", "kind", "quantile")
+    table = run.read("judgements", [*names, "truth", "prediction", "probability", "status"], feature)
+    if table is None:
+        return None
+    keep = pc.equal(table["status"], "ok")
+    if "control" in table.column_names:
+        keep = pc.and_(keep, pc.is_null(table["control"]))
+    for column in ("truth", "prediction"):
+        keep = pc.and_kleene(keep, pc.is_in(pc.cast(table[column], pa.float64()), pa.array([0.0, 1.0])))
+    return table.filter(keep)
+
+
+def _mistakes(run: RunFolder, views: dict[int, FeatureView], only: int | None) -> list[dict[str, Any]]:
+    """The surest wrong judgements of each feature's shown explanation; counts all of them in the views."""
+
+    pc = compute()
+    judged = binary_judgements(run, only)
+    if judged is None:
+        return []
+    wrong = judged.filter(pc.not_equal(judged["truth"], judged["prediction"])).to_pylist()
+    wrong = [m for m in wrong if m["feature"] in views and m["explainer"] == views[m["feature"]].row["explainer"]]
+    # a judge that gives no probability is taken at its word: as sure as can be
+    wrong.sort(key=lambda m: -abs((m["prediction"] if m.get("probability") is None else m["probability"]) - 0.5))
+    chosen = []
+    for m in wrong:
+        view = views[m["feature"]]
+        view.n_mistakes += 1
+        if view.n_mistakes <= SURE_ERRORS:
+            chosen.append(m)
+    return chosen
+
+
+def level(activation: float, highest: float | None, levels: int) -> int:
+    """1 … `levels` for an activation above 0, in equal steps up to the feature's highest."""
+    return min(levels, max(1, math.ceil(levels * activation / (highest or activation))))

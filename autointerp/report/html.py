@@ -1,0 +1,354 @@
+"""The report of a run: one HTML file that asks nothing of the network.
+
+What the page may run is named by hash in its content security policy, so that no token, explanation or
+failure can run as a script even if its escaping were ever missed.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autointerp.artifacts import write_atomically
+from autointerp.report.feature import FeatureView, Window, binary_judgements, gather, level
+from autointerp.report.tables import (
+    Mean,
+    RunFolder,
+    ScorerSummary,
+    compute,
+    interval,
+    mean_interval,
+    note,
+    number,
+    numbers,
+    scorers_of,
+    select,
+    summarise,
+    visible,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_LEVELS = 9  # shades of activation
+_MOST_FEATURES = 5_000  # rows of the page
+_MOST_WINDOWS = 12_000  # activating windows of the page, so that it stays at a few megabytes
+_BINS = 20
+
+
+def write_report(run: str | Path, out: Path | None = None) -> Path:
+    """Write the report of a run to `out`, or to report.html in its folder, and return the path."""
+    folder = RunFolder(run)
+    path = out or folder.path / "report.html"
+    text = render(folder)
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="replace"))
+    return path
+
+
+def render(run: RunFolder) -> str:
+    """The whole page."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "visible": visible, "note": note, "words": lambda s: s.replace("_", " ")}
+    environment.globals |= {
+        "interval": interval,
+        "segments": _segments,
+        "mean": lambda m: interval(m.value, m.low, m.high),
+    }
+    script, style = ((_TEMPLATES / f"report.{kind}").read_text() for kind in ("js", "css"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+    chosen = select(run.features)
+    shown = chosen.slice(0, _MOST_FEATURES)
+    quantiles = (run.config.get("contexts") or {}).get("quantiles") or 5
+    per_quantile = max(1, min(4, _MOST_WINDOWS // (quantiles * max(len(shown), 1))))
+    ids: list[int] = shown["feature"].to_pylist()
+    summary = summarise(chosen)
+    ranges = {
+        s.scorer: _range(numbers(chosen, s.scorer), numbers(chosen, f"{s.scorer}_control")) for s in summary.scorers
+    }
+    return environment.get_template("report.html.j2").render(
+        script=script,
+        style=style,
+        script_hash=digest,
+        title=run.config.get("name") or run.path.name,
+        about=_about(run),
+        summary=summary,
+        charts=[_chart(chosen, s, *ranges[s.scorer]) for s in summary.scorers],
+        ranges=ranges,
+        notes=_notes(run, summary.scorers),
+        explainers=_explainers(run),
+        judged=_judged(run),
+        unread=_unread(run),
+        usage=_usage(run),
+        stages=run.info.get("stages") or {},
+        scorers=scorers_of(shown),
+        views=gather(run, ids, per_quantile),
+        said={row["feature"]: note(row) for row in chosen.to_pylist()},
+        labels=sorted({row["composite"] for row in shown.to_pylist() if row.get("composite")}),
+        per_quantile=per_quantile,
+        n_left_out=len(chosen) - len(shown),
+        quantile_groups=_quantile_groups,
+    )
+
+
+# --- the head ---------------------------------------------------------------------------------
+
+
+def _about(run: RunFolder) -> list[tuple[str, str]]:
+    """What was studied with what, as far as the run's files tell."""
+    config, info = run.config, run.info
+
+    def at(*path: str) -> Any:
+        value: Any = config
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    def models(section: str) -> str:
+        default = at("llm", "model")
+        found = [
+            (p.get("label") or p.get("name"), (p.get("llm") or {}).get("model") or default) for p in at(section) or []
+        ]
+        return ", ".join(f"{name} ({model})" if model else str(name) for name, model in found)
+
+    sae = at("sae", "load") or ("trained by this run" if at("sae", "train") else None)
+    tokens = at("corpus", "tokens")
+    git = info.get("git") or {}
+    revision = git.get("revision")
+    packages = info.get("packages") or {}
+    seeds = info.get("seeds") or {}
+    hardware = info.get("hardware") or {}
+    rows = [
+        ("Subject", at("subject", "model")),
+        ("SAE", sae),
+        ("Hook", at("subject", "hook") or "the SAE's own"),
+        ("Text", at("corpus", "source") and f"{at('corpus', 'source')}, {tokens:,} tokens"),
+        ("Explainers", models("explainers")),
+        ("Scorers (judge)", models("scorers")),
+        ("Seeds", ", ".join(f"{name} {seed}" for name, seed in seeds.items())),
+        ("autointerp", info.get("autointerp") and f"{info['autointerp']}, Python {info.get('python', '–')}"),
+        ("Revision", revision and revision[:12] + (" with uncommitted changes" if git.get("dirty") else "")),
+        ("Packages", ", ".join(f"{name} {version}" for name, version in packages.items())),
+        ("Hardware", ", ".join(f"{name} {what}" for name, what in hardware.items())),
+        ("Started", info.get("started")),
+    ]
+    return [(name, str(value)) for name, value in rows if value]
+
+
+def _notes(run: RunFolder, scorers: Sequence[ScorerSummary]) -> list[str]:
+    """How to read the figures, with the base rates of this run."""
+    rows = [row for row in run.rows("scores", columns=["scorer", "control", "base_rate"]) if not row.get("control")]
+    rates = {
+        s.scorer: [r["base_rate"] for r in rows if r["scorer"] == s.scorer and r["base_rate"] is not None]
+        for s in scorers
+    }
+    notes = [
+        f"{scorer}: on average {number(sum(some) / len(some))} of the scored examples are positive (the base rate); "
+        "hold a score against what a constant answer would get at that rate."
+        for scorer, some in rates.items()
+        if some
+    ]
+    for s in scorers:
+        if s.n_unscored:
+            total = s.n_scored + s.n_unscored
+            notes.append(
+                f"{s.scorer}: {s.n_unscored:,} of {total:,} examples ({s.n_unscored / total:.1%}) could not be scored. "
+                "They are left out of the score and counted here, never taken as wrong or as right."
+            )
+    names = sorted({r["control"] for r in run.rows("scores", columns=["control"]) if r.get("control")})
+    if names:
+        notes.append(
+            f"Control ({', '.join(n.replace('_', ' ') for n in names)}): the same scorer on the same examples, told the wrong "
+            "explanation. A score that is not above its control says nothing about the explanation."
+        )
+    else:
+        notes.append("No control was run: these scores have nothing to be held against.")
+    notes.append(
+        "Intervals are 95 %; those of a mean are bootstrapped over features, differences are paired by feature."
+    )
+    return notes
+
+
+# --- figures ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Histogram of one scorer's values and of its control's, in units of an SVG of `width` × `height`."""
+
+    summary: ScorerSummary
+    bars: list[tuple[float, float, str]]  # x, height, what it says
+    outline: str  # path of the control's histogram
+    ticks: list[tuple[float, str]]
+    most: int
+
+
+WIDTH, HEIGHT = 420.0, 120.0
+
+
+def _range(*values: np.ndarray) -> tuple[float, float]:
+    """0 … 1 where all values lie there, else −1 … 1, else what holds them."""
+    import numpy as np
+
+    low = min((float(np.nanmin(v)) for v in values if not np.isnan(v).all()), default=0.0)
+    high = max((float(np.nanmax(v)) for v in values if not np.isnan(v).all()), default=1.0)
+    if high <= 1:
+        return (0.0, 1.0) if low >= 0 else (min(low, -1.0), 1.0)
+    return min(low, 0.0), high
+
+
+def _chart(features: Any, summary: ScorerSummary, low: float, high: float) -> Chart:
+    import numpy as np
+
+    edges = np.linspace(low, high, _BINS + 1)
+    counts, controls = (
+        np.histogram(v[~np.isnan(v)], edges)[0].tolist()
+        for v in (numbers(features, summary.scorer), numbers(features, f"{summary.scorer}_control"))
+    )
+    most, step = max([1, *counts, *controls]), WIDTH / _BINS
+    bars = [
+        (
+            i * step,
+            HEIGHT * n / most,
+            f"{number(edges[i])} to {number(edges[i + 1])}: {n} features, control {controls[i]}",
+        )
+        for i, n in enumerate(counts)
+    ]
+    outline = f"M0 {HEIGHT}" + "".join(f"V{HEIGHT - HEIGHT * n / most:.1f}h{step:.1f}" for n in controls) + f"V{HEIGHT}"
+    ticks = [(WIDTH * i / 4, number(low + (high - low) * i / 4)) for i in range(5)]
+    return Chart(summary, bars, outline if any(controls) else "", ticks, most)
+
+
+@dataclass(frozen=True)
+class ExplainerRow:
+    explainer: str
+    scorer: str
+    mean: Mean
+    control: Mean
+
+
+def _explainers(run: RunFolder) -> list[ExplainerRow]:
+    """Means over features of each explainer and scorer; nothing to compare where there is one explainer."""
+    import numpy as np
+
+    rows = run.rows("scores", columns=["explainer", "scorer", "control", "value"])
+    if len({row["explainer"] for row in rows}) < 2:
+        return []
+
+    def mean(explainer: str, scorer: str, control: bool) -> Mean:
+        some = [
+            r["value"]
+            for r in rows
+            if (r["explainer"], r["scorer"], bool(r.get("control"))) == (explainer, scorer, control)
+        ]
+        return mean_interval(np.array([np.nan if v is None else v for v in some]))
+
+    pairs = dict.fromkeys((row["scorer"], row["explainer"]) for row in rows)
+    return [ExplainerRow(e, s, mean(e, s, False), mean(e, s, True)) for s, e in sorted(pairs)]
+
+
+@dataclass(frozen=True)
+class JudgedRow:
+    scorer: str
+    what: str
+    n: int
+    yes: float  # share that the judge called positive
+    right: bool  # whether yes is the right answer
+
+
+def _judged(run: RunFolder) -> list[JudgedRow]:
+    """How often the judge said yes to each kind of example, over all features and explainers."""
+    table = binary_judgements(run)
+    if table is None or len(table) == 0:
+        return []
+    groups = table.group_by(["scorer", "kind", "quantile"]).aggregate([("prediction", "mean"), ("prediction", "count")])
+    found = []
+    order = {"activating": 0, "near": 1, "random": 2}
+    rows = groups.to_pylist()
+    rows.sort(
+        key=lambda r: (r["scorer"], order.get(r["kind"], 3), -(r["quantile"] if r["quantile"] is not None else -1))
+    )
+    for row in rows:
+        quantile = "" if row["quantile"] is None else f", quantile {row['quantile'] + 1}"
+        count, yes = row["prediction_count"], row["prediction_mean"]
+        found.append(JudgedRow(row["scorer"], f"{row['kind']}{quantile}", count, yes, row["kind"] == "activating"))
+    return found
+
+
+def _unread(run: RunFolder) -> list[tuple[str, str, int]]:
+    """Why judgements failed: scorer, reason, how many; controls included, the most first."""
+    table = run.read("judgements", ["scorer", "status", "failure"])
+    if table is None:
+        return []
+    failed = table.filter(compute().equal(table["status"], "failed")).to_pylist()
+    counts = Counter((row["scorer"], row["failure"] or "no reason given") for row in failed)
+    return [(scorer, reason, n) for (scorer, reason), n in counts.most_common(10)]
+
+
+def _usage(run: RunFolder) -> list[dict[str, Any]]:
+    """Requests, tokens and seconds of each stage and model; what the cache answered is counted apart."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in run.rows("usage"):
+        key = row["stage"] or "–", row["model"]
+        empty = {
+            "requests": 0,
+            "from_cache": 0,
+            "failed": 0,
+            "prompt_tokens": 0,
+            "completion_tokens": 0,
+            "seconds": 0.0,
+        }
+        total = found.setdefault(key, {"stage": key[0], "model": key[1]} | empty)
+        if row["cached"]:
+            total["from_cache"] += 1
+            continue
+        total["requests"] += 1
+        total["failed"] += row["outcome"] != "ok"
+        for name in ("prompt_tokens", "completion_tokens", "seconds"):
+            total[name] += row[name] or 0
+    return list(found.values())
+
+
+# --- features ---------------------------------------------------------------------------------
+
+
+def _segments(window: Window, highest: float | None) -> Iterator[tuple[int, str, str]]:
+    """Runs of tokens as (level, text, activation): level 0 is silent, neighbouring silent tokens are one run."""
+    parts = [
+        (0 if a <= 0 else level(a, highest, _LEVELS), visible(token), f"{a:.3g}", i)
+        for i, (token, a) in enumerate(zip(window.tokens, window.activations))
+    ]
+    for (shade, _), some in groupby(parts, key=lambda p: (p[0], p[3] if p[0] else -1)):
+        several = list(some)
+        yield shade, "".join(p[1] for p in several), several[0][2]
+
+
+def _quantile_groups(view: FeatureView) -> list[tuple[str, list[Window], int]]:
+    """Title, windows shown and how many there are, the strongest quantile first, near misses last."""
+    top = max((q for _, q in view.n_windows if q is not None), default=0)
+    keys = sorted(view.windows, key=lambda key: (key[0], -(key[1] if key[1] is not None else -1)))
+    return [
+        (
+            f"quantile {q + 1} of {top + 1}"
+            if q is not None
+            else "near misses: a neighbour fires, this feature is silent",
+            view.windows[kind, q],
+            view.n_windows[kind, q],
+        )
+        for kind, q in keys
+    ]

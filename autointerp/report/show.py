@@ -1,0 +1,123 @@
+"""One feature of a run, printed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from autointerp.errors import AutointerpError
+from autointerp.report.feature import FeatureView, Window, gather, level
+from autointerp.report.tables import RunFolder, colours, interval, note, number, visible, width_of
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+_LEVELS = ("on #fff1d6", "on #ffdda0", "on #ffc266", "on #ffa033", "on #ff7b00")  # weakest to strongest
+_PER_QUANTILE = 3
+
+
+def show(run: str | Path, feature: int, out: TextIO | None = None) -> None:
+    """Print what a run knows of `feature`: activations as colours on a terminal, as «marks» elsewhere."""
+    from rich.console import Console
+
+    stream = out or sys.stdout
+    folder = RunFolder(run)
+    ids: list[int] = folder.features["feature"].to_pylist()
+    if feature not in ids:
+        near = sorted(sorted(ids, key=lambda known: abs(known - feature))[:5])
+        raise AutointerpError(f"feature {feature} is not in {folder.path}; nearest: {', '.join(map(str, near))}")
+    width = width_of(stream)
+    console = Console(file=stream, highlight=False, markup=False, emoji=False, width=width, soft_wrap=width is None)
+    view = gather(folder, [feature], _PER_QUANTILE)[feature]
+    said = dict(zip(ids, map(note, folder.features.select(["explanation", "status", "failure"]).to_pylist())))
+    for line in _lines(view, said, colours(stream)):
+        console.print(line)
+
+
+def _lines(view: FeatureView, said: dict[int, str], coloured: bool) -> Iterator[Text]:
+    from rich.text import Text
+
+    def head(title: str) -> Text:
+        return Text(f"\n{title}", "bold")
+
+    row = view.row
+    label = (row.get("composite") or "composite check: none").replace("_", " ")
+    yield Text(f"feature {row['feature']} · {row['status'].replace('_', ' ')} · {label}", "bold")
+    yield Text(note(row))
+    firings = "–" if row.get("firings") is None else f"{row['firings']:,}"
+    frequency = "–" if row.get("frequency") is None else f"{row['frequency']:.3%}"
+    peak = "–" if row.get("max_activation") is None else f"{row['max_activation']:.3g}"
+    yield Text(f"{firings} firings ({frequency} of tokens), highest activation {peak}")
+
+    if view.scores:
+        yield head("scores")
+        for s in view.scores:
+            value = interval(*(s.row[key] for key in ("value", "low", "high")))
+            counts = (
+                f"{s.row['n_scored']} scored, {s.row['n_unscored']} unscored, base rate {number(s.row['base_rate'])}"
+            )
+            parts = [f"{name.replace('_', ' ')} {number(v)}" for name, v in s.controls.items()]
+            more = [f"{name.replace('_', ' ')} {number(v)}" for name, v in s.metrics.items()]
+            yield Text(f"  {s.explainer}, {s.scorer}: {value}" + "".join(f"; control: {part}" for part in parts))
+            yield Text(f"      {counts}" + (f"; {', '.join(more)}" if more else ""), "dim")
+            if s.row.get("failure"):
+                yield Text(f"      {visible(s.row['failure'])}", "red")
+
+    if view.explanations:
+        yield head("explanations")
+        for e in view.explanations:
+            yield Text(f"  {e['explainer']} ({e['model'] or 'no model'}): {note(e)}")
+
+    for (kind, quantile), windows in sorted(view.windows.items(), key=lambda kv: (kv[0][0], -(kv[0][1] or 0))):
+        strongest = max((q for _, q in view.windows if q is not None), default=0)
+        title = (
+            f"quantile {quantile + 1} of {strongest + 1}"
+            if quantile is not None
+            else "near misses: a neighbour fires, this feature is silent"
+        )
+        yield head(f"{title} ({len(windows)} of {view.n_windows[kind, quantile]})")
+        for window in windows:
+            line = Text("  ")
+            line.append(f"{window.split:<5} {max(window.activations, default=0):6.2f}  ", "dim")
+            yield line.append_text(_tokens(window, row.get("max_activation"), coloured))
+
+    if view.mistakes:
+        yield head(f"wrong judgements ({len(view.mistakes)} of {view.n_mistakes}, the surest first)")
+        for m in view.mistakes:
+            sure = "" if m.probability is None else f" ({number(m.probability)})"
+            text = f"  {m.scorer} said {'yes' if m.said else 'no'}{sure} to a window that is {m.window.kind}: "
+            yield Text(text).append_text(_tokens(m.window, row.get("max_activation"), coloured))
+
+    if view.composite:
+        c = view.composite
+        yield head(f"composite check: {c['label'].replace('_', ' ')}")
+        for part, weight in zip(c["constituents"] or [], c["coefficients"] or []):
+            yield Text(f"  {number(weight)} × feature {part}: {said.get(part, '(not among the features of this run)')}")
+        figures = {k: v for k, v in c.items() if isinstance(v, float)}
+        yield Text("  " + ", ".join(f"{k.replace('_', ' ')} {v:.2g}" for k, v in figures.items()), "dim")
+
+    if view.neighbours:
+        yield head("neighbours by decoder cosine")
+        for n in view.neighbours:
+            known = said.get(n["neighbour"], "(not among the features of this run)")
+            yield Text(f"  {n['neighbour']:>7} {number(n['cosine']):>5}  {known}")
+    for direction, tokens in view.logits.items():
+        yield head(f"logits {direction}")
+        yield Text("  " + ", ".join(f"{visible(token)!r} {weight:+.2f}" for token, weight in tokens))
+
+
+def _tokens(window: Window, highest: float | None, coloured: bool) -> Text:
+    from rich.text import Text
+
+    text = Text()
+    for token, activation in zip(window.tokens, window.activations):
+        shown = visible(token)
+        if activation <= 0:
+            text.append(shown)
+        elif coloured:
+            text.append(shown, f"black {_LEVELS[level(activation, highest, len(_LEVELS)) - 1]}")
+        else:
+            text.append(f"«{shown}»")
+    return text

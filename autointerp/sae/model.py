@@ -1,0 +1,223 @@
+"""A sparse autoencoder, ready to encode and decode: one module for every architecture and every file format.
+
+A loader brings each format to the same form: f = activation((g(x) − [b_dec]) W_enc + b_enc), x̂ = g⁻¹(f W_dec + b_dec),
+with g the input normalisation of `SAEConfig.normalize_activations`. Scales that can be folded into weights are folded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from autointerp.errors import AutointerpError
+from autointerp.registry import did_you_mean
+
+Normalisation = Literal["none", "constant_norm_rescale", "layer_norm"]
+
+
+@dataclass(frozen=True)
+class SAEConfig:
+    """What an SAE is and what it was trained on. None means that the checkpoint does not say: see `unknown`."""
+
+    architecture: str  # a key of ARCHITECTURES
+    d_in: int
+    d_sae: int
+    source_format: str  # the format it was read from, or "autointerp"
+    dtype: str  # of the stored weights
+    apply_b_dec_to_input: bool  # encode x − b_dec rather than x
+    normalize_activations: Normalisation = "none"  # what encode does to x first, and decode undoes
+    normalisation_eps: float = 1e-5  # of layer_norm, added to the standard deviation
+    k: int | None = None  # latents a token, of topk and groupmax; None for the other architectures
+    d_out: int | None = None  # of a transcoder, which writes elsewhere than it reads; None for an autoencoder
+    hook_name: str | None = None  # where the input is read, a TransformerLens name where one is known
+    hook_name_out: str | None = None  # where a transcoder's output belongs
+    hook_stored: str | None = None  # the hook as the checkpoint spells it
+    model_name: str | None = None
+    context_size: int | None = None  # tokens in a training row
+    prepend_bos: bool | None = None
+    dataset: str | None = None
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Facts about the training that the checkpoint does not carry."""
+        facts = ("hook_name", "model_name", "context_size", "prepend_bos")
+        return tuple(name for name in facts if getattr(self, name) is None)
+
+    def require(self, name: str) -> object:
+        """The named fact; an AutointerpError that says what to do where the checkpoint does not carry it."""
+        value = getattr(self, name)
+        if value is None:
+            raise AutointerpError(f"the SAE's {self.source_format} checkpoint does not say its {name}: name it yourself")
+        return value
+
+
+class Sparse(NamedTuple):
+    """Firings of [n, d_sae] codes, by token: parallel vectors of length m."""
+
+    token_index: Tensor
+    latent_index: Tensor
+    value: Tensor
+
+
+class Architecture(NamedTuple):
+    activate: Callable[[Tensor, SAE], Tensor]  # pre-activations [..., d_sae] -> codes [..., d_sae]
+    tensors: tuple[str, ...] = ()  # [d_sae] vectors beside W_enc, W_dec, b_enc, b_dec
+
+
+def _top(pre: Tensor, sae: SAE) -> tuple[Tensor, Tensor]:
+    values, indices = pre.topk(sae.top_k, dim=-1, sorted=False)
+    return values.relu(), indices
+
+
+def _topk(pre: Tensor, sae: SAE) -> Tensor:
+    values, indices = _top(pre, sae)
+    return torch.zeros_like(pre).scatter_(-1, indices, values)
+
+
+def _jumprelu(pre: Tensor, sae: SAE) -> Tensor:
+    """2407.14435: pre where it exceeds both 0 and the latent's threshold."""
+    return torch.where(pre > sae.threshold, pre.relu(), 0.0)
+
+
+def _gated(pre: Tensor, sae: SAE) -> Tensor:
+    """2404.16014: the magnitude path shares the gate's directions up to exp(r_mag)."""
+    magnitude = (pre * sae.r_mag.exp() + sae.b_mag).relu()
+    return torch.where(pre + sae.b_gate > 0, magnitude, 0.0)
+
+
+def _rescaled(pre: Tensor, sae: SAE) -> Tensor:
+    """Gated without the step: a ReLU whose latents each have a learned scale."""
+    return pre.relu() * sae.r_mag.exp()
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "relu": Architecture(lambda pre, sae: pre.relu()),
+    "topk": Architecture(_topk),
+    "jumprelu": Architecture(_jumprelu, ("threshold",)),
+    "gated": Architecture(_gated, ("r_mag", "b_mag", "b_gate")),
+    "rescaled": Architecture(_rescaled, ("r_mag",)),
+}
+
+
+class SAE(nn.Module):
+    """W_enc [d_in, d_sae], W_dec [d_sae, d_out], b_enc [d_sae], b_dec [d_out], and the architecture's own vectors.
+
+    Args:
+        cfg: its facts.
+        tensors: the weights by name; `W_skip` [d_in, d_out] for a skip transcoder.
+
+    Raises:
+        AutointerpError: a tensor is missing, unknown, of the wrong shape or not finite.
+    """
+
+    W_enc: Tensor
+    W_dec: Tensor
+    b_enc: Tensor
+    b_dec: Tensor
+    threshold: Tensor
+    r_mag: Tensor
+    b_mag: Tensor
+    b_gate: Tensor
+    W_skip: Tensor
+
+    def __init__(self, cfg: SAEConfig, tensors: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self._activate = architecture(cfg.architecture).activate
+        if cfg.architecture == "topk" and not 1 <= (cfg.k or 0) <= cfg.d_sae:
+            raise AutointerpError(f"a topk SAE of width {cfg.d_sae} needs k between 1 and its width, not {cfg.k}")
+        for name, tensor in _checked(cfg, tensors).items():
+            self.register_buffer(name, tensor)
+
+    @property
+    def top_k(self) -> int:
+        assert self.cfg.k is not None
+        return self.cfg.k
+
+    def pre_activations(self, x: Tensor) -> Tensor:
+        """[..., d_in] -> [..., d_sae], before the activation function."""
+        x, _ = self._normalise(x.to(self.W_enc.dtype))
+        if self.cfg.apply_b_dec_to_input:
+            x = x - self.b_dec
+        return x @ self.W_enc + self.b_enc
+
+    def encode(self, x: Tensor) -> Tensor:
+        """[..., d_in] -> codes [..., d_sae], zero or positive."""
+        return self._activate(self.pre_activations(x), self)
+
+    def encode_sparse(self, x: Tensor) -> Sparse:
+        """[n, d_in] -> the firings, sorted by token, without a dense code where the architecture allows it."""
+        pre = self.pre_activations(x)
+        if self.cfg.architecture == "topk":
+            values, indices = _top(pre, self)
+            token, slot = values.nonzero(as_tuple=True)
+            return Sparse(token, indices[token, slot], values[token, slot])
+        codes = self._activate(pre, self)
+        token, latent = codes.nonzero(as_tuple=True)
+        return Sparse(token, latent, codes[token, latent])
+
+    def decode(self, codes: Tensor, x: Tensor | None = None) -> Tensor:
+        """[..., d_sae] -> [..., d_out]. `x`, the input, is needed by an SAE that normalises each input by itself
+        and by a skip transcoder."""
+        out = codes @ self.W_dec + self.b_dec
+        if not self.needs_input_to_decode:
+            return out
+        if x is None:
+            raise AutointerpError("this SAE's decode needs its input: call sae.decode(codes, x) or sae(x)")
+        x = x.to(out.dtype)
+        if "W_skip" in self._buffers:
+            out = out + x @ self.W_skip
+        _, restore = self._normalise(x)
+        return restore(out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The reconstruction, [..., d_in] -> [..., d_out]."""
+        return self.decode(self.encode(x), x)
+
+    @property
+    def needs_input_to_decode(self) -> bool:
+        return self.cfg.normalize_activations != "none" or "W_skip" in self._buffers
+
+    def _normalise(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        if self.cfg.normalize_activations == "constant_norm_rescale":
+            scale = x.shape[-1] ** 0.5 / x.norm(dim=-1, keepdim=True)
+            return x * scale, lambda out: out / scale
+        if self.cfg.normalize_activations == "layer_norm":
+            mean = x.mean(-1, keepdim=True)
+            std = x.std(-1, keepdim=True)
+            return (x - mean) / (std + self.cfg.normalisation_eps), lambda out: out * std + mean
+        return x, lambda out: out
+
+
+def architecture(name: str) -> Architecture:
+    if name not in ARCHITECTURES:
+        raise AutointerpError(f"no SAE architecture named {name!r}{did_you_mean(name, ARCHITECTURES)}")
+    return ARCHITECTURES[name]
+
+
+def _checked(cfg: SAEConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    d_out = cfg.d_out or cfg.d_in
+    shapes: dict[str, tuple[int, ...]] = {
+        "W_enc": (cfg.d_in, cfg.d_sae),
+        "W_dec": (cfg.d_sae, d_out),
+        "b_enc": (cfg.d_sae,),
+        "b_dec": (d_out,),
+        **dict.fromkeys(architecture(cfg.architecture).tensors, (cfg.d_sae,)),
+    }
+    if "W_skip" in tensors:
+        shapes["W_skip"] = (cfg.d_in, d_out)
+    what = f"{cfg.architecture} SAE ({cfg.source_format})"
+    if missing := sorted(shapes.keys() - tensors.keys()):
+        raise AutointerpError(f"{what}: the weights lack {', '.join(missing)}; is the file whole?")
+    if extra := sorted(tensors.keys() - shapes.keys()):
+        raise AutointerpError(f"{what}: the weights hold {', '.join(extra)}, which this architecture has no use for")
+    for name, shape in shapes.items():
+        if tuple(tensors[name].shape) != shape:
+            raise AutointerpError(f"{what}: {name} has the shape {tuple(tensors[name].shape)}, expected {shape}")
+        if not torch.isfinite(tensors[name]).all():
+            raise AutointerpError(f"{what}: {name} holds NaN or infinite numbers; the file is damaged")
+    return {name: tensors[name].contiguous() for name in shapes}

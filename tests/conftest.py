@@ -1,0 +1,23 @@
+"""Real weights for tests, through the catalogue: fetched once and shared by all ($AUTOINTERP_CACHE or the user's)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def stories15m() -> Path:
+    """The folder of the default subject (6 layers of 288, vocabulary 32,000, context 256)."""
+    from autointerp.catalog import resolve
+
+    return resolve("stories15m", "subject")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of SmolLM2-135M-Instruct (30 layers of 576)."""
+    from autointerp.catalog import resolve
+
+    return resolve("smollm2-135m", "subject")

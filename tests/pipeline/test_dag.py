@@ -1,0 +1,200 @@
+"""Stages: what is done, what is stale and why, and what a kill leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from autointerp.errors import AutointerpError
+from autointerp.pipeline.dag import Dag, Job, Stage
+from autointerp.pipeline.store import Store, fingerprint
+
+
+class Kitchen:
+    """A DAG of two stages that counts how often each ran."""
+
+    def __init__(self, root: Path) -> None:
+        self.store, self.ran = Store(root), []
+
+    def dag(self, flour: str = "wheat", oven: int = 200, version: int = 1) -> Dag:
+        def dough(job: Job) -> None:
+            self.ran.append("dough")
+            (job.folder / "dough.txt").write_text(flour.lower())
+
+        def bread(job: Job) -> None:
+            self.ran.append("bread")
+            (job.folder / "bread.txt").write_text((job.inputs["dough"] / "dough.txt").read_text() + str(oven))
+
+        return Dag(
+            [
+                Stage("bread", bread, {"oven": oven}, ("dough",), version),
+                Stage("dough", dough, {"flour": flour}),
+            ],
+            self.store,
+        )
+
+
+@pytest.fixture
+def kitchen(tmp_path: Path) -> Kitchen:
+    return Kitchen(tmp_path / "store")
+
+
+def test_stages_run_in_order_of_need_and_only_once(kitchen: Kitchen) -> None:
+    kitchen.dag().run()
+    kitchen.dag().run()
+    assert kitchen.ran == ["dough", "bread"]
+
+
+def test_a_changed_section_runs_that_stage_and_what_depends_on_it(kitchen: Kitchen) -> None:
+    kitchen.dag().run()
+    kitchen.dag(oven=180).run()
+    assert kitchen.ran == ["dough", "bread", "bread"]
+    kitchen.dag(flour="rye").run()
+    assert kitchen.ran[3:] == ["dough", "bread"]
+
+
+def test_a_stage_that_writes_the_same_bytes_again_stales_nothing(kitchen: Kitchen) -> None:
+    kitchen.dag(flour="wheat").run()
+    kitchen.dag(flour="WHEAT").run()
+    assert kitchen.ran == ["dough", "bread", "dough"]
+
+
+def test_a_new_version_of_the_code_runs_the_stage_again(kitchen: Kitchen) -> None:
+    kitchen.dag().run()
+    kitchen.dag(version=2).run()
+    assert kitchen.ran == ["dough", "bread", "bread"]
+
+
+def test_going_back_to_an_earlier_config_finds_its_artifacts(kitchen: Kitchen) -> None:
+    kitchen.dag(oven=200).run()
+    kitchen.dag(oven=180).run()
+    kitchen.dag(oven=200).run()
+    assert kitchen.ran == ["dough", "bread", "bread"]
+
+
+def test_a_standing_says_what_must_run_and_why(kitchen: Kitchen) -> None:
+    standings = kitchen.dag().standings()
+    assert [s.state for s in standings.values()] == ["to do", "to do"]
+    assert "dough must run first" in (standings["bread"].why or "")
+    kitchen.dag().run()
+    previous = {name: s.key or "" for name, s in kitchen.dag().standings().items()}
+    after = kitchen.dag(oven=1).standings(previous)
+    assert after["dough"].state == "done"
+    assert after["bread"].state == "stale"
+
+
+def test_items_that_may_succeed_later_make_the_stage_run_again(tmp_path: Path) -> None:
+    left = [2, 0]
+
+    def work(job: Job) -> None:
+        job.to_retry = left.pop(0)
+        (job.folder / "rows.txt").write_text(f"{job.to_retry} missing")
+
+    dag = Dag([Stage("ask", work, {})], Store(tmp_path))
+    dag.run()
+    assert dag.standings()["ask"].state == "retry"
+    dag.run()
+    assert dag.standings()["ask"].state == "done"
+    assert left == []
+
+
+def test_files_in_the_log_folder_are_kept_but_stale_nothing(tmp_path: Path) -> None:
+    times = iter(["1 s", "2 s"])
+
+    def noisy(job: Job) -> None:
+        (job.folder / "log").mkdir()
+        (job.folder / "log" / "time.txt").write_text(next(times))
+        (job.folder / "out.txt").write_text("same")
+
+    store = Store(tmp_path)
+    first = Dag([Stage("a", noisy, {"v": 1})], store).run()["a"]
+    second = Dag([Stage("a", noisy, {"v": 2})], store).run()["a"]
+    assert first.content == second.content
+    assert (store.folder("a", second.key) / "log" / "time.txt").read_text() == "2 s"
+
+
+def test_an_unfinished_stage_is_not_done_and_a_resumable_one_finds_its_files(tmp_path: Path) -> None:
+    seen: list[list[str]] = []
+
+    def work(job: Job) -> None:
+        seen.append(sorted(p.name for p in job.folder.iterdir()))
+        (job.folder / f"shard-{len(seen)}").write_text("x")
+        if len(seen) < 2:
+            raise AutointerpError("the disk is full")
+
+    store = Store(tmp_path)
+    dag = Dag([Stage("harvest", work, {}, resumable=True)], store)
+    with pytest.raises(AutointerpError):
+        dag.run()
+    assert dag.standings()["harvest"].state == "to do"
+    dag.run()
+    assert seen == [[], ["shard-1"]]
+    assert dag.standings()["harvest"].state == "done"
+
+
+def test_a_stage_that_cannot_resume_begins_in_an_empty_folder(tmp_path: Path) -> None:
+    attempts: list[list[str]] = []
+
+    def work(job: Job) -> None:
+        attempts.append([p.name for p in job.folder.iterdir()])
+        (job.folder / "half").write_text("x")
+        if len(attempts) < 2:
+            raise AutointerpError("stop")
+
+    dag = Dag([Stage("a", work, {})], Store(tmp_path))
+    with pytest.raises(AutointerpError):
+        dag.run()
+    dag.run()
+    assert attempts == [[], []]
+
+
+def test_a_process_killed_in_a_stage_leaves_nothing_that_counts_as_done(tmp_path: Path) -> None:
+    script = textwrap.dedent(
+        """
+        import os, signal, sys
+        from pathlib import Path
+        from autointerp.pipeline.dag import Dag, Stage
+        from autointerp.pipeline.store import Store
+        def work(job):
+            (job.folder / "out.txt").write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        Dag([Stage("a", work, {})], Store(Path(sys.argv[1]))).run()
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=os.environ, check=False)
+    assert done.returncode == -signal.SIGKILL
+
+    def whole(job: Job) -> None:
+        (job.folder / "out.txt").write_text("whole")
+
+    dag = Dag([Stage("a", whole, {})], Store(tmp_path))
+    assert dag.standings()["a"].state == "to do"
+    manifest = dag.run()["a"]
+    assert (dag.store.folder("a", manifest.key) / "out.txt").read_text() == "whole"
+
+
+def test_a_torn_manifest_is_named_with_what_to_do(tmp_path: Path) -> None:
+    dag = Dag([Stage("a", lambda job: None, {})], Store(tmp_path))
+    manifest = dag.run()["a"]
+    path = dag.store.folder("a", manifest.key) / "manifest.json"
+    path.write_text(path.read_text()[:20])
+    with pytest.raises(AutointerpError, match="delete the folder"):
+        dag.standings()
+
+
+def test_a_fingerprint_sees_a_changed_byte_and_a_new_name(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "a.bin").write_bytes(b"x" * (3 << 20))
+    before = fingerprint(tmp_path / "m")
+    (tmp_path / "m" / "a.bin").write_bytes(b"x" * (3 << 20) + b"")
+    assert fingerprint(tmp_path / "m") == before
+    (tmp_path / "m" / "a.bin").write_bytes(b"y" + b"x" * ((3 << 20) - 1))
+    assert fingerprint(tmp_path / "m") != before
+    (tmp_path / "m" / "a.bin").rename(tmp_path / "m" / "b.bin")
+    assert fingerprint(tmp_path / "m") != before
