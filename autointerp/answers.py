@@ -127,7 +127,8 @@ def parse_activations(text: str, tokens: Sequence[str]) -> Activations:
 _MARKER = re.compile(r"^[ \t>#*_`\"'{-]*explanation[ \t*_`\"']*:[ \t*_]*(.*)$", re.IGNORECASE | re.MULTILINE)
 _REFUSAL = re.compile(
     r"(i['’ ]a?m (sorry|unable)|sorry\b|i (can ?not|can['’]t|could not|do not|don['’]t)|as an ai\b|unable to"
-    r"|(none|unknown|unclear|n/?a|null|nothing|no (clear |common |single |obvious )*(pattern|explanation|feature|answer))\W*$)",
+    r"|(none|unknown|unclear|n/?a|null|nothing"
+    r"|no (clear |common |single |obvious )*(pattern|explanation|feature|answer))\W*$)",
     re.IGNORECASE,
 )
 
@@ -168,14 +169,7 @@ def _bare(line: str) -> str:
     line = line.strip().strip("*_`").strip()
     if line.endswith("}") and "{" not in line:  # the whole answer was an object
         line = line[:-1].strip()
-    if len(line) > 1 and (line[0], line[-1]) in {
-        ('"', '"'),
-        ("'", "'"),
-        ("“", "”"),
-        ("«", "»"),
-        ("[", "]"),
-        ("<", ">"),
-    }:
+    if len(line) > 1 and line[0] + line[-1] in ('""', "''", "“”", "«»", "[]", "<>"):
         inner = line[1:-1]
         line = inner if line[0] not in inner and line[-1] not in inner else line
     return line.strip()
@@ -186,7 +180,7 @@ def _bare(line: str) -> str:
 
 def _said(text: str) -> str | None:
     """The answer after a reasoning model's thoughts; None when these never end."""
-    thoughts, end, answer = text.rpartition("</think>")
+    _, end, answer = text.rpartition("</think>")
     if not end and "<think>" in text:
         return None
     return answer.strip() if end else text.strip()

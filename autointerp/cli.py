@@ -156,11 +156,15 @@ def models(verbose: Verbose = False) -> None:
     from autointerp.catalog import models_table
 
     rows = models_table()
-    names = ["name", "kind", "cached", "size", "licence", "sources"]
-    _print_columns(names, [[_cell(row[name]) for name in names] for row in rows])
-    for row in rows:
-        if row["path"]:
-            print(f"{row['name']}: {row['path']}")
+    names = ["name", "kind", "cached", "size", "licence"]
+    lines = _columns(names, [[_cell(row[name]) for name in names] for row in rows])
+    print(lines[0])
+    for line, row in zip(lines[1:], rows):
+        print(line)
+        for source in row["sources"]:
+            print(f"    from {source}")
+        if row["cached"]:
+            print(f"    in   {row['path']}")
 
 
 @command("report demo --out demo.html")
@@ -197,7 +201,7 @@ def _print_plan(config: str, set: list[str] | None, out: Path | None) -> None:
 
     made = make_plan(load_config(config, _overrides(set)), out)
     rows = [[stage.name, stage.state, stage.why or "", stage.cost or ""] for stage in made.stages]
-    _print_columns(["stage", "state", "why", "cost"], rows)
+    print("\n".join(_columns(["stage", "state", "why", "cost"], rows)))
     print(f"\n{_costs(made)}")
 
 
@@ -219,17 +223,18 @@ def _costs(plan: Plan) -> str:
 
 
 def _cell(value: object) -> str:
+    """Of the catalogue: sizes in bytes, 0 where there is nothing to download."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
-        return f"{value / 1e9:.1f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else "" if value is None else str(value)
+        return f"{value / 1e9:.1f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB" if value else "–"
+    return "–" if value is None else str(value)
 
 
-def _print_columns(names: list[str], rows: list[list[str]]) -> None:
+def _columns(names: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of aligned cells, the names first."""
     widths = [max(len(line[i]) for line in [names, *rows]) for i in range(len(names))]
-    for line in [names, *rows]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in [names, *rows]]
 
 
 # --- parsing, logging, failing ----------------------------------------------------------------
@@ -285,7 +290,7 @@ def _failures(verbose: bool) -> Iterator[None]:
         where = f" ({error.filename})" if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         _fail(
-            f"disk full: free some space and run again{where}" if full else f"{error.strerror or error}{where}",
+            f"disk full: free space and run again{where}" if full else f"{error.strerror or error}{where}",
             1,
             verbose,
         )

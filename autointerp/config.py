@@ -170,24 +170,25 @@ def parse_config(raw: dict[str, Any], where: str = "config") -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{where}: " + "; ".join(_problem(e) for e in error.errors())) from None
+        raise ConfigError(f"{where}: " + "; ".join(problem(e) for e in error.errors())) from None
 
 
-def _problem(error: Any) -> str:
-    path = ".".join(str(part) for part in error["loc"])
+def problem(error: Any, model: type[BaseModel] = Config, prefix: str = "") -> str:
+    """One pydantic error as one clause; an unknown key names the nearest known one."""
+    path = prefix + ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"unknown key {path!r}{did_you_mean(str(error['loc'][-1]), _keys_at(error['loc'][:-1]))}"
+        return f"unknown key {path!r}{did_you_mean(str(error['loc'][-1]), _keys_at(model, error['loc'][:-1]))}"
     if error["type"] == "missing":
         return f"missing key {path!r}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{path}: {message}" if path else message
 
 
-def _keys_at(location: tuple[Any, ...]) -> list[str]:
+def _keys_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     """Known keys of the section at `location`."""
     import typing
 
-    section: Any = Config
+    section: Any = model
     for part in location:
         if isinstance(part, int):
             continue

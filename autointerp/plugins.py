@@ -83,7 +83,9 @@ def needs_llm(plugin: Callable[..., Any]) -> bool:
     return getattr(plugin, "needs_llm", True)
 
 
-def bind_options(kind: str, name: str, plugin: Callable[..., Any], options: dict[str, Any], seed: int) -> dict[str, Any]:
+def bind_options(
+    kind: str, name: str, plugin: Callable[..., Any], options: dict[str, Any], seed: int
+) -> dict[str, Any]:
     """Check `options` against the plug-in's keyword-only arguments and return them with `seed` where wanted."""
     from pydantic import TypeAdapter, ValidationError
 
@@ -95,7 +97,9 @@ def bind_options(kind: str, name: str, plugin: Callable[..., Any], options: dict
             raise ConfigError(f"{kind} {name!r} has no option {key!r}{did_you_mean(key, set(wanted) - {'seed'})}")
         annotation = wanted[key].annotation
         try:
-            bound[key] = value if annotation is inspect.Parameter.empty else TypeAdapter(annotation).validate_python(value)
+            bound[key] = (
+                value if annotation is inspect.Parameter.empty else TypeAdapter(annotation).validate_python(value)
+            )
         except ValidationError as error:
             raise ConfigError(f"{kind} {name!r}, option {key!r}: {error.errors()[0]['msg']}") from None
     if "seed" in wanted:

@@ -23,6 +23,7 @@ from autointerp.resources import folder
 if TYPE_CHECKING:
     import jinja2
 
+REPEAT_TEMPERATURE = 0.7  # of a question asked again: greedily, the same unreadable answer would come back
 SCALE = 10  # activations are shown as whole numbers from 0 to this
 
 
@@ -69,7 +70,7 @@ def scaled(activation: float, maximum: float) -> int:
     """0 to 10 as a share of the feature's maximum; what fires at all is at least 1."""
     if activation <= 0 or maximum <= 0:
         return 0
-    return min(SCALE, max(1, round(SCALE * activation / maximum)))
+    return min(SCALE, max(1, round(SCALE * min(1.0, activation / maximum))))
 
 
 def on_one_line(text: str) -> str:

@@ -80,7 +80,9 @@ class Registry(Generic[T]):
         try:
             return getattr(importlib.import_module(module), attribute)
         except ModuleNotFoundError as error:
-            raise ConfigError(f"{self.kind} {name!r} needs the module {error.name!r}, which is not installed") from error
+            raise ConfigError(
+                f"{self.kind} {name!r} needs the module {error.name!r}, which is not installed"
+            ) from error
         except AttributeError as error:
             raise ConfigError(f"{self.kind} {name!r}: module {module!r} has no {attribute!r}") from error
 

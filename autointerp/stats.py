@@ -164,9 +164,10 @@ def _sums(xs: Sequence[ArrayLike], ys: Sequence[ArrayLike]) -> Floats:
 
 def _standard(parts: list[Floats]) -> list[Floats]:
     whole = np.concatenate(parts)
-    if whole.size == 0 or np.ptp(whole) == 0:  # exactly, where the mean's rounding would leave a residue
+    spread = np.ptp(whole) if whole.size else 0.0
+    if spread == 0:  # exactly, where the mean's rounding would leave a residue
         return [np.zeros_like(part) for part in parts]
-    return [(part - whole.mean()) / whole.std() for part in parts]
+    return [(part - whole.mean()) / spread for part in parts]
 
 
 def _pearson_of_sums(sums: Floats) -> Floats:

@@ -12,7 +12,7 @@ def stories15m() -> Path:
     """The folder of the default subject (6 layers of 288, vocabulary 32,000, context 256)."""
     from autointerp.catalog import resolve
 
-    return resolve("stories15m", "subject")
+    return resolve("stories15m", "model")
 
 
 @pytest.fixture(scope="session")
@@ -20,4 +20,4 @@ def smollm2() -> Path:
     """The folder of SmolLM2-135M-Instruct (30 layers of 576)."""
     from autointerp.catalog import resolve
 
-    return resolve("smollm2-135m", "subject")
+    return resolve("smollm2-135m", "model")

@@ -40,7 +40,7 @@ _CHUNK_FIRINGS = 8_000_000  # firings in memory at once
 _ROW_GROUP = 2048  # contexts; a feature's are never split over row groups
 
 
-def test_documents(n_documents: int, test_share: float, seed: int) -> np.ndarray:
+def held_out(n_documents: int, test_share: float, seed: int) -> np.ndarray:
     """True for the documents of the test split, [n_documents] bool: a splitmix64 hash of number and seed."""
     import numpy as np
 
@@ -52,9 +52,6 @@ def test_documents(n_documents: int, test_share: float, seed: int) -> np.ndarray
     state = mix(np.array([seed % 2**64], np.uint64))
     hashed = mix(state + np.arange(1, n_documents + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
     return (hashed >> np.uint64(11)) * 2.0**-53 < test_share
-
-
-test_documents.__test__ = False  # type: ignore[attr-defined]  # pytest: not a test
 
 
 def content_starts(corpus: Corpus) -> np.ndarray:
@@ -185,7 +182,7 @@ class _Sampler:
         self.tokens = np.asarray(corpus.tokens)  # a plain view: slicing a memmap costs more
         self.table: np.ndarray = token_table(corpus, token_strings)
         self.low, self.high = content_starts(corpus), corpus.offsets[1:]
-        test = test_documents(int(corpus.documents.max(initial=-1)) + 1, config.test_share, seed)[corpus.documents]
+        test = held_out(int(corpus.documents.max(initial=-1)) + 1, config.test_share, seed)[corpus.documents]
         self.split_of_row: np.ndarray = test.astype(np.int8)  # 0 train, 1 test
         by_start = np.argsort(corpus.starts, kind="stable")
         self.rows_by_start = [by_start[self.split_of_row[by_start] == split] for split in (0, 1)]
@@ -316,14 +313,15 @@ class _Sampler:
             return [], [], [], []
         length = windows.stop - windows.start
         at = windows.start[:, None] + np.arange(length.max())
-        values = np.zeros(at.shape, np.float32)
+        values: np.ndarray = np.zeros(at.shape, np.float32)
         within, segment = _ranges(position.searchsorted(windows.start), position.searchsorted(windows.stop))
         values[segment, position[within] - windows.start[segment]] = activation[within]
-        words: np.ndarray = self.table[self.tokens[np.minimum(at, windows.stop[:, None] - 1)]]
+        words: list[list[str]] = self.table[self.tokens[np.minimum(at, windows.stop[:, None] - 1)]].tolist()
         places = self.corpus.starts[windows.row] + windows.start - self.low[windows.row]
-        tokens = [tuple(line[:n]) for line, n in zip(words.tolist(), length.tolist())]
-        numbers = [tuple(line[:n]) for line, n in zip(values.tolist(), length.tolist())]
-        return places.tolist(), tokens, numbers, windows.row.tolist()
+        lengths = length.tolist()
+        tokens = [tuple(line[:n]) for line, n in zip(words, lengths)]
+        activations = [tuple(line[:n]) for line, n in zip(values.tolist(), lengths)]
+        return places.tolist(), tokens, activations, windows.row.tolist()
 
 
 def _ranges(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from autointerp.activations.contexts import (
     TokenStrings,
     chunks,
     content_starts,
-    test_documents,
+    held_out,
     token_counts,
     token_table,
 )
@@ -45,7 +45,7 @@ def evidence(
     """
     import numpy as np
 
-    train = ~test_documents(int(corpus.documents.max(initial=-1)) + 1, test_share, seed)
+    train = ~held_out(int(corpus.documents.max(initial=-1)) + 1, test_share, seed)
     seen = token_counts(corpus, train)
     table = token_table(corpus, token_strings)
     starts, train_row = content_starts(corpus), train[corpus.documents]

@@ -6,12 +6,12 @@ the same payload, byte for byte, so that a name means the same weights everywher
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["subject", "explainer", "embedder", "text"]
-MODELS: tuple[Kind, ...] = ("subject", "explainer")  # both are causal language models: either may serve as the other
+Kind = Literal["model", "embedder", "text"]  # a model is a causal language model: subject, explainer or judge
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,12 @@ class Entry:
     sources: tuple[Source, ...]  # in the order they are tried
     convert: str  # function of autointerp.catalog.convert
     sampled_from: str | None = None  # text written by this model of the catalogue, not downloaded
+
+    @property
+    def sha256(self) -> str:
+        """One hash of what the entry is; for sampled text, of the model that writes it."""
+        payload = ENTRIES[self.sampled_from].payload if self.sampled_from else self.payload
+        return hashlib.sha256("".join(f"{name} {payload[name]}\n" for name in sorted(payload)).encode()).hexdigest()
 
 
 def _single(
@@ -100,8 +106,8 @@ _ALL = (
     # The hub's own copy of this checkpoint lacks the tokenizer that the package has beside it.
     Entry(
         name="stories15m",
-        kind="subject",
-        about="Llama, 6 layers of 288, trained on TinyStories",
+        kind="model",
+        about="default subject: Llama, 6 layers of 288, trained on TinyStories",
         licence="MIT",
         size=112_351_287,
         disk=65_000_000,
@@ -111,7 +117,7 @@ _ALL = (
     ),
     Entry(
         name="smollm2-135m",
-        kind="subject",
+        kind="model",
         about="SmolLM2-135M-Instruct, 30 layers of 576, from its Q4_1 quantisation",
         licence="Apache-2.0",
         size=98_362_432,
@@ -135,8 +141,8 @@ _ALL = (
     ),
     Entry(
         name="qwen2.5-coder-1.5b-instruct",
-        kind="explainer",
-        about="explainer and judge by default; from its Q4_K_M quantisation",
+        kind="model",
+        about="default explainer and judge: Qwen2.5-Coder-1.5B-Instruct, from its Q4_K_M quantisation",
         licence="Apache-2.0",
         size=1_117_320_768,
         disk=3_570_000_000,

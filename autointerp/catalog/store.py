@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from autointerp.catalog import convert, fetch
-from autointerp.catalog.entries import ENTRIES, MODELS, Entry, Kind
+from autointerp.catalog.entries import ENTRIES, Entry, Kind
 from autointerp.errors import ConfigError
 from autointerp.registry import did_you_mean
 from autointerp.resources import cache_dir
@@ -26,13 +26,9 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 MARK = "catalog.json"
 
 
-def entries(kind: Kind | None = None) -> list[Entry]:
-    """The catalogue, or its entries that can serve as `kind`."""
-    return [entry for entry in ENTRIES.values() if kind is None or _serves(entry, kind)]
-
-
-def _serves(entry: Entry, kind: Kind) -> bool:
-    return entry.kind == kind or (entry.kind in MODELS and kind in MODELS)
+def entries(kind: Kind | None = None) -> dict[str, Entry]:
+    """The catalogue by name, or its entries of one kind."""
+    return {name: entry for name, entry in ENTRIES.items() if kind is None or entry.kind == kind}
 
 
 def location(entry: Entry) -> Path:
@@ -68,7 +64,7 @@ def resolve(name_or_id_or_path: str, kind: Kind, *, revision: str | None = None)
     name = name_or_id_or_path
     if name in ENTRIES:
         entry = ENTRIES[name]
-        if not _serves(entry, kind):
+        if entry.kind != kind:
             raise ConfigError(f"{name!r} is the catalogue's name of a {entry.kind}, not of a {kind}")
         if entry.sampled_from:
             raise ConfigError(f"{name!r} is made to measure: ask autointerp.catalog.sampled_text with tokens and seed")
@@ -85,7 +81,15 @@ def resolve(name_or_id_or_path: str, kind: Kind, *, revision: str | None = None)
         return fetch.hub_folder(repository, named or revision)
     if "/" in name or "\\" in name:
         raise ConfigError(f"no {kind} at {name!r}: there is no such file or folder")
-    raise ConfigError(f"no {kind} named {name!r}{did_you_mean(name, [entry.name for entry in entries(kind)])}")
+    raise ConfigError(f"no {kind} named {name!r}{did_you_mean(name, entries(kind))}")
+
+
+def cached_folder(name_or_path: str) -> Path | None:
+    """Where a model of the catalogue or a local folder lies, if it is on this machine already."""
+    if name_or_path in ENTRIES:
+        return location(ENTRIES[name_or_path]) if is_cached(name_or_path) else None
+    path = Path(name_or_path).expanduser()
+    return path if (path / "config.json").is_file() else None
 
 
 def ensure(entry: Entry) -> Path:

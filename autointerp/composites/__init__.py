@@ -1,0 +1,9 @@
+"""Composite features: which rows of a dictionary are two features in one, which two, and how sure we are."""
+
+from __future__ import annotations
+
+from autointerp.composites.check import FLAGGED as FLAGGED
+from autointerp.composites.check import Label as Label
+from autointerp.composites.check import expand as expand
+from autointerp.composites.check import find_composites as find_composites
+from autointerp.composites.neighbours import top_neighbours as top_neighbours

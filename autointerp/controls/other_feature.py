@@ -17,9 +17,8 @@ def pick(features: Sequence[int], explanations: Mapping[int, str], *, seed: int)
     """
     rng = random.Random(seed)
     groups: dict[str, list[int]] = {}
-    for feature in rng.sample(
-        sorted(f for f in features if f in explanations), k=len(set(features) & set(explanations))
-    ):
+    known = sorted(set(features) & set(explanations))
+    for feature in rng.sample(known, len(known)):
         groups.setdefault(_same(explanations[feature]), []).append(feature)
     if len(groups) < 2:
         return {}

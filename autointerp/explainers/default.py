@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from autointerp.answers import parse_explanation
 from autointerp.errors import AutointerpError
 from autointerp.plugins import explainer
-from autointerp.prompting import render
+from autointerp.prompting import REPEAT_TEMPERATURE, render
 from autointerp.records import LLM, Context, Explanation, FeatureEvidence
 
 PROMPTS = ("explain",)
@@ -22,7 +22,7 @@ async def explain(
     *,
     examples: int = 12,
     silent: int = 0,
-    show_activations: bool = True,
+    show_activations: bool = False,
     token_stats: int = 8,
     promoted: int = 0,
     reask: int = 1,
@@ -46,12 +46,14 @@ async def explain(
         examples=spread(feature.activating, examples, rng),
         silent=_silent(feature, silent, rng),
         show_activations=show_activations,
-        stats=feature.token_stats[:token_stats],
+        stats=[(s.token, round(100 * s.fired / feature.firings)) for s in feature.token_stats[:token_stats]],
         promoted=[token for token, _ in feature.logits_up[:promoted]],
     )
     explanation = Explanation(None)
     for attempt in range(1 + reask):
-        answer = await llm.complete(messages, max_tokens=MAX_TOKENS, attempt=attempt)
+        answer = await llm.complete(
+            messages, max_tokens=MAX_TOKENS, attempt=attempt, temperature=REPEAT_TEMPERATURE * (attempt > 0)
+        )
         if answer.failure is not None:
             return Explanation(None, failure=answer.failure)
         explanation = parse_explanation(answer.text, truncated=answer.truncated)

@@ -100,14 +100,16 @@ class Meter:
     requests: int = 0
     cached: int = 0
     failed: int = 0
+    passing_failures: int = 0  # of the failed, those that may succeed later
 
-    def add(self, row: UsageRow) -> None:
+    def add(self, row: UsageRow, passing: bool) -> None:
         self.prompt_hashes.append(row.prompt_hash)
         self.prompt_tokens += row.prompt_tokens
         self.completion_tokens += row.completion_tokens
         self.requests += 1
         self.cached += row.cached
         self.failed += row.outcome != "ok"
+        self.passing_failures += passing
 
 
 _tags: ContextVar[tuple[str | None, int | None]] = ContextVar("autointerp_tags", default=(None, None))
@@ -481,7 +483,7 @@ class Client:
         )
         self._journal.add(row)
         for meter in _meters.get():
-            meter.add(row)
+            meter.add(row, isinstance(outcome.answer, RequestFailed) and _passes(outcome.answer))
 
 
 def _passes(error: RequestFailed) -> bool:

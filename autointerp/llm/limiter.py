@@ -16,14 +16,14 @@ class Limiter:
     """Additive increase, multiplicative decrease of the requests in flight, as TCP does with its window.
 
     It begins at `maximum`. A rate limit halves it, once for all requests that were on their way when it
-    was last halved; each window of successes adds a sixteenth of the maximum back.
+    was last halved; each window of successes adds an eighth of the maximum back.
     """
 
     def __init__(self, maximum: int) -> None:
         self.maximum = maximum
         self.limit = float(maximum)
         self.in_flight = 0
-        self._step = max(1.0, maximum / 16)
+        self._step = max(1.0, maximum / 8)
         self.waiting: deque[asyncio.Future[None]] = deque()
         self.epoch = 0  # how often it was halved
         self._closed_until = 0.0  # in the loop's time

@@ -128,8 +128,9 @@ class OpenAIBackend:
             )
             if self._api_key is None:
                 raise ConfigError(f"{self._where} needs a key: set the environment variable {variable}")
-        # openai 3 comes with another httpx than openai 2
-        httpx = importlib.import_module(openai.Timeout.__module__.partition(".")[0])
+        # openai 3 stands on another httpx than openai 2: take the one that its own client derives from
+        base = next(each for each in openai.DefaultAsyncHttpxClient.__mro__ if each.__name__ == "AsyncClient")
+        httpx = importlib.import_module(base.__module__.partition(".")[0])
         self._raw = httpx.Response
         many = max(100, self._config.concurrency)
         return openai.AsyncOpenAI(

@@ -62,7 +62,9 @@ def _concat(job: Job, prefix: str, table: str) -> pd.DataFrame:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    found = [pq.read_table(folder / f"{table}.parquet") for name, folder in job.inputs.items() if name.startswith(prefix)]
+    found = [
+        pq.read_table(folder / f"{table}.parquet") for name, folder in job.inputs.items() if name.startswith(prefix)
+    ]
     return pa.concat_tables(found, promote_options="default").to_pandas() if found else _empty(table)
 
 
@@ -88,7 +90,9 @@ def _wide(scores: pd.DataFrame, explainer: str, scorer: str) -> pd.DataFrame:
     wide = real[["feature", *names]].rename(columns=names)
     controls = some[some["control"].notna()]
     first = controls["control"].iloc[0] if len(controls) else None
-    control = controls[controls["control"] == first][["feature", "value"]].rename(columns={"value": f"{scorer}_control"})
+    control = controls[controls["control"] == first][["feature", "value"]].rename(
+        columns={"value": f"{scorer}_control"}
+    )
     if first is None:
         control = pd.DataFrame({"feature": wide["feature"], f"{scorer}_control": None})
     return wide.merge(control, on="feature", how="left")

@@ -116,6 +116,4 @@ class Dag:
             job = Job(folder, inputs)
             started = time.monotonic()
             stage.work(job)
-            return self.store.complete(
-                stage.name, standing.key, time.monotonic() - started, job.to_retry, job.facts
-            )
+            return self.store.complete(stage.name, standing.key, time.monotonic() - started, job.to_retry, job.facts)

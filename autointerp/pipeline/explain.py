@@ -23,7 +23,11 @@ log = logging.getLogger("autointerp")
 
 
 def explain_stage(
-    session: Session, job: Job, plugin: PluginConfig, features: Sequence[int], evidence: Callable[[int], FeatureEvidence]
+    session: Session,
+    job: Job,
+    plugin: PluginConfig,
+    features: Sequence[int],
+    evidence: Callable[[Sequence[int]], Mapping[int, FeatureEvidence]],
 ) -> None:
     """Write explanations.parquet: a row a feature."""
     explain = explainers.get(plugin.name)
@@ -31,9 +35,9 @@ def explain_stage(
     llm = session.llm(plugin) if needs_llm(explain) else None
     stage = f"explain/{plugin.key}"
 
-    async def work(feature: int) -> Rows:
+    async def work(feature: int, seen: FeatureEvidence) -> Rows:
         with session.asked(llm, stage, feature) as meter:
-            explanation = await _guarded(explain, evidence(feature), llm, options, _failed_explanation)
+            explanation = await _guarded(explain, seen, llm, options, _failed_explanation)
         row = {
             "feature": feature,
             "explainer": plugin.key,
@@ -49,7 +53,7 @@ def explain_stage(
         return Rows({"explanations": [row]}, meter.passing_failures)
 
     with progress(stage, len(features), "features") as bar:
-        session.wait(in_parts(job.folder, features, work, width=session.width(plugin), bar=bar))
+        session.wait(in_parts(job.folder, features, evidence, work, width=session.width(plugin), bar=bar))
     rows: list[dict[str, Any]] = []
     for part in parts(job.folder):
         rows += part.tables.get("explanations", [])
@@ -71,7 +75,7 @@ def score_stage(
     control: PluginConfig | None,
     explanations: Mapping[int, str | None],
     failures: Mapping[int, str | None],
-    examples: Callable[[int], Sequence[Context]],
+    examples: Callable[[Sequence[int]], Mapping[int, Sequence[Context]]],
 ) -> None:
     """Write scores.parquet (a row a feature) and judgements.parquet (a row a judged example)."""
     score = scorers.get(plugin.name)
@@ -81,14 +85,13 @@ def score_stage(
     label = control.key if control else None
     texts = dict(explanations)
     if control:
-        texts = {feature: None for feature in explanations}
+        texts = dict.fromkeys(explanations)
         known = {feature: text for feature, text in explanations.items() if text}
         pick = controls.get(control.name)
         chosen = bind_options("control", control.name, pick, control.options, session.config.seed)
         texts |= pick(sorted(known), known, **chosen)
 
-    async def work(feature: int) -> Rows:
-        held_out = examples(feature)
+    async def work(feature: int, held_out: Sequence[Context]) -> Rows:
         text = texts[feature]
         with session.asked(llm, stage, feature) as meter:
             if text:
@@ -116,7 +119,7 @@ def score_stage(
         return Rows({"scores": [row], "judgements": judgements}, meter.passing_failures)
 
     with progress(stage, len(texts), "features") as bar:
-        session.wait(in_parts(job.folder, sorted(texts), work, width=session.width(plugin), bar=bar))
+        session.wait(in_parts(job.folder, sorted(texts), examples, work, width=session.width(plugin), bar=bar))
     rows: list[dict[str, Any]] = []
     judged: list[dict[str, Any]] = []
     for part in parts(job.folder):
@@ -150,9 +153,7 @@ def _failed_explanation(reason: str) -> Explanation:
 def _failed_score(examples: Sequence[Context]) -> Callable[[str], Score]:
     def make(reason: str) -> Score:
         judgements = tuple(
-            replace(
-                Judgement(e.example, e.kind, e.quantile, float(e.fires), None), status="failed", failure=reason
-            )
+            replace(Judgement(e.example, e.kind, e.quantile, float(e.fires), None), status="failed", failure=reason)
             for e in examples
         )
         return Score(None, None, None, 0, len(judgements), None, {}, judgements, reason)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from autointerp.artifacts import write_atomically
 from autointerp.progress import Progress
+
+T = TypeVar("T")
 
 PART = 256  # features a part: what a kill can cost in work beside the requests, which are kept one by one
 
@@ -24,16 +26,26 @@ class Rows:
 
 
 async def in_parts(
-    folder: Path, features: Sequence[int], work: Callable[[int], Awaitable[Rows]], *, width: int, bar: Progress
+    folder: Path,
+    features: Sequence[int],
+    read: Callable[[Sequence[int]], Mapping[int, T]],
+    work: Callable[[int, T], Awaitable[Rows]],
+    *,
+    width: int,
+    bar: Progress,
 ) -> None:
-    """Call `work` for every feature, `width` at a time, and keep its rows in ``folder/part-N.json``."""
+    """Call `work` for every feature, `width` at a time, and keep its rows in ``folder/part-N.json``.
+
+    `read` fetches what the features of one part need, so that memory does not grow with their number.
+    """
     for number, start in enumerate(range(0, len(features), PART)):
         some = features[start : start + PART]
         path = folder / f"part-{number:05d}.json"
         if path.exists():
             bar.advance(len(some), skipped=True)
             continue
-        rows = await _gather(some, work, width, bar)
+        given = read(some)
+        rows = await _gather(some, lambda feature, given=given: work(feature, given[feature]), width, bar)
         merged = Rows()
         for one in rows:
             merged.to_retry += one.to_retry

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autointerp.config import Config, PluginConfig
-from autointerp.pipeline.dag import Dag, Job, Standing
+from autointerp.pipeline.dag import Dag, Standing
 from autointerp.pipeline.prompts import UNWRITTEN, record_explain, record_score, token_counter
 from autointerp.pipeline.run import previous_stages, run_folder, store
 from autointerp.pipeline.session import Session, llm_config
@@ -99,8 +99,10 @@ def _samples(
         return [_imagined(config)], count
     inputs = {name: dag.store.folder(name, standings[name].key or "") for name in needed}
     features = [row["feature"] for row in selected(inputs["select"]) if row["status"] == "ok"]
-    evidence, examples = evidence_of(session, Job(Path(), inputs)), held_out(inputs["contexts"] / "contexts.parquet")
-    return [(evidence(feature), examples(feature)) for feature in features[:SAMPLED]], len(features)
+    some = features[:SAMPLED]
+    evidence = evidence_of(session, inputs)(some)
+    examples = held_out(inputs["contexts"] / "contexts.parquet")(some)
+    return [(evidence[feature], examples[feature]) for feature in some], len(features)
 
 
 def _imagined(config: Config) -> tuple[FeatureEvidence, list[Context]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from autointerp.config import Config, LLMConfig, PluginConfig
 from autointerp.errors import AutointerpError
-from autointerp.pipeline.dag import Dag, Job
+from autointerp.pipeline.dag import Dag
 from autointerp.pipeline.session import Session, llm_config
 from autointerp.plugins import bind_options, explainers, needs_llm, scorers
 from autointerp.records import Capability, Choices, Completion, Context, FeatureEvidence, Message
@@ -24,7 +24,9 @@ class PromptView:
     feature: int
     title: str
     messages: list[Message]
-    tokens: int  # of the prompt; counted with the model's tokenizer where it is at hand, else a quarter of the characters
+    tokens: (
+        int  # of the prompt; counted with the model's tokenizer where it is at hand, else a quarter of the characters
+    )
 
 
 @dataclass
@@ -35,7 +37,9 @@ class Recorder:
     capabilities: frozenset[Capability]
     asked: list[tuple[str, list[Message], int]] = field(default_factory=list)  # kind, messages, most answer tokens
 
-    async def complete(self, messages: Sequence[Message], *, max_tokens: int = 256, attempt: int = 0, **_: Any) -> Completion:
+    async def complete(
+        self, messages: Sequence[Message], *, max_tokens: int = 256, attempt: int = 0, **_: Any
+    ) -> Completion:
         if attempt == 0:
             self.asked.append(("complete", list(messages), max_tokens))
         return Completion(None, failure="not sent")
@@ -127,8 +131,8 @@ def prompts(config: Config, feature: int | None = None, out: Path | None = None)
         wanted = ready[0] if feature is None else feature
         if wanted not in ready:
             raise AutointerpError(f"feature {wanted} is not in this run; it has {', '.join(map(str, ready[:10]))} …")
-        evidence = evidence_of(session, Job(Path(), inputs))(wanted)
-        examples = held_out(inputs["contexts"] / "contexts.parquet")(wanted)
+        evidence = evidence_of(session, inputs)([wanted])[wanted]
+        examples = held_out(inputs["contexts"] / "contexts.parquet")([wanted])[wanted]
         for explainer in config.explainers:
             count = _counter(config, explainer)
             yield from _views(f"explain/{explainer.key}", wanted, record_explain(config, explainer, evidence), count)

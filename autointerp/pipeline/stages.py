@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +23,13 @@ from autointerp.records import Context, FeatureEvidence
 from autointerp.tables import write_rows
 
 if TYPE_CHECKING:
-    from autointerp.sae.model import SAE
+    from autointerp.progress import Progress
+    from autointerp.sae import SAE, TrainConfig
 
 log = logging.getLogger("autointerp")
 
 LOGITS = 10  # tokens kept at each end of a feature's logit weights
+HELD_OUT = 50_000  # tokens on which a trained SAE is measured
 CHECK_TOKENS = 4096  # on which a loaded SAE's L0 and explained variance are looked at
 
 
@@ -45,8 +47,14 @@ def build_stages(config: Config, session: Session) -> list[Stage]:
     stages = [Stage("corpus", partial(_corpus, session), corpus | subject)]
     if config.sae.train is not None:
         stages += [
-            Stage("activations", partial(_activations, session), subject | numbers, ("corpus",)),
-            Stage("sae", partial(_train_sae, session), {"train": config.sae.train}, ("activations",), resumable=True),
+            Stage("activations", partial(_activations, session), subject | numbers, ("corpus",), resumable=True),
+            Stage(
+                "sae",
+                partial(_train_sae, session),
+                {"train": train_config(config).model_dump()},
+                ("corpus", "activations"),
+                resumable=True,
+            ),
         ]
     else:
         spec = {"sae": source_identity(config.sae.load or ""), "format": config.sae.format}
@@ -62,9 +70,7 @@ def build_stages(config: Config, session: Session) -> list[Stage]:
             subject | {"neighbours": config.contexts.neighbours},
             ("sae", "select"),
         ),
-        Stage(
-            "contexts", partial(_contexts, session), contexts | seeds, ("corpus", "harvest", "select", "directions")
-        ),
+        Stage("contexts", partial(_contexts, session), contexts | seeds, ("corpus", "harvest", "select", "directions")),
     ]
     if config.composites.enabled:
         stages.append(
@@ -95,7 +101,9 @@ def build_stages(config: Config, session: Session) -> list[Stage]:
                     )
                 )
                 tables.append(name)
-    stages.append(Stage("tables", partial(assemble, config), {"explainers": [e.key for e in config.explainers]}, tuple(tables)))
+    stages.append(
+        Stage("tables", partial(assemble, config), {"explainers": [e.key for e in config.explainers]}, tuple(tables))
+    )
     for stage in stages:
         if stage.name.startswith(("explain/", "score/")):
             object.__setattr__(stage, "resumable", True)
@@ -188,22 +196,19 @@ def _some_activations(session: Session, corpus: Any, subject: Any, tokens: int) 
     """[n, d] activations of the first rows of the corpus, BOS left out as in the harvest."""
     import torch
 
-    chosen, count = [], 0
-    while count < tokens and len(chosen) < corpus.info.n_rows:
-        chosen.append(corpus.row(len(chosen)))
-        count += len(chosen[-1])
-    longest = max(map(len, chosen))
-    batch = torch.zeros(len(chosen), longest, dtype=torch.long)
-    mask = torch.zeros(len(chosen), longest, dtype=torch.bool)
-    for i, row in enumerate(chosen):
-        batch[i, : len(row)] = torch.from_numpy(row.astype("int64"))
-        mask[i, (1 if corpus.info.bos_id is not None else 0) : len(row)] = True
-    x = subject.activations(batch.to(session.device))
-    return x[mask.to(x.device)].float()
+    skip = int(corpus.info.bos_id is not None)
+    found, count = [], 0
+    for index in range(corpus.info.n_rows):
+        row = torch.from_numpy(corpus.row(index).astype("int64"))
+        found.append(subject.activations(row[None])[0, skip:])
+        count += len(found[-1])
+        if count >= tokens:
+            break
+    return torch.cat(found)
 
 
 def _activations(session: Session, job: Job) -> None:
-    from autointerp.activations import harvest_dense
+    from autointerp.activations.dense import harvest_dense
     from autointerp.artifacts import Corpus
 
     corpus = Corpus(job.inputs["corpus"])
@@ -223,14 +228,24 @@ def _activations(session: Session, job: Job) -> None:
 def _train_sae(session: Session, job: Job) -> None:
     import numpy as np
 
-    from autointerp.sae import save_sae
-    from autointerp.sae.train import ArraySource, TrainConfig, train_sae
+    from autointerp.sae import ArraySource, train_sae
 
     config = session.config
     data = np.load(job.inputs["activations"] / "activations.npy", mmap_mode="r")
-    wanted = TrainConfig.model_validate({"seed": config.seed, **(config.sae.train or {})})
-    sae = train_sae(ArraySource(data), wanted, job.folder / "log", device=session.device)
-    save_sae(sae, job.folder)
+    source, held_out = ArraySource(data).hold_out(min(HELD_OUT, len(data) // 10))
+    subject = session.subject(None)
+    train_sae(
+        source,
+        train_config(config),
+        job.folder,
+        held_out=held_out.float(),
+        hook_name=subject.hook.name,
+        model_name=config.subject.model,
+        context_size=config.corpus.context,
+        prepend_bos=json.loads((job.inputs["corpus"] / "corpus.json").read_text())["bos_id"] is not None,
+        device=session.device,
+    )
+    job.facts |= json.loads((job.folder / "train.json").read_text())["figures"]
 
 
 def _harvest(session: Session, job: Job) -> None:
@@ -239,9 +254,6 @@ def _harvest(session: Session, job: Job) -> None:
 
     sae = _open_sae(session, job.inputs["sae"])
     subject = session.subject(sae.cfg.hook_name)
-    require_finite_width = sae.cfg.d_in == subject.d_hook
-    if not require_finite_width:
-        raise AutointerpError(f"the SAE reads {sae.cfg.d_in} numbers, {subject.hook.name} has {subject.d_hook}")
     corpus = Corpus(job.inputs["corpus"])
     with progress("harvest", corpus.info.n_tokens, "tokens") as bar:
         harvest(
@@ -262,15 +274,21 @@ def _select(session: Session, job: Job) -> None:
     from autointerp.activations import firing_table, select_features
     from autointerp.artifacts import Firings
 
-    table = firing_table(Firings(job.inputs["harvest"]), session.config.features.min_firings)
-    chosen = set(select_features(table, session.config.features, session.config.seed))
-    rows = [row for row in table if row["feature"] in chosen]
+    firings, least = Firings(job.inputs["harvest"]), session.config.features.min_firings
+    table = firing_table(firings, least)
+    chosen = select_features(table, session.config.features, session.config.seed)
+    why = {
+        "ok": None,
+        "dead": f"never fires on {firings.info.n_tokens:,} tokens",
+        "too_rare": f"fires on fewer than {least} of {firings.info.n_tokens:,} tokens",
+    }
+    rows = [row | {"failure": why[row["status"]]} for row in table.iloc[chosen].to_dict("records")]
     write_rows(job.folder / "selection.parquet", "selection", rows)
-    job.facts |= {"selected": len(rows), "ok": sum(row["status"] == "ok" for row in rows)}
+    job.facts |= {"selected": len(rows), "latents": table["status"].value_counts().to_dict()}
     if not any(row["status"] == "ok" for row in rows):
         raise AutointerpError(
-            f"none of the {len(rows)} selected features fires on {session.config.features.min_firings} tokens:"
-            " raise corpus.tokens or lower features.min_firings"
+            f"none of the {len(rows)} selected features fires on {least} tokens: raise corpus.tokens or lower"
+            " features.min_firings"
         )
 
 
@@ -291,36 +309,38 @@ def _directions(session: Session, job: Job) -> None:
     sae = _open_sae(session, job.inputs["sae"])
     features = _ok(job.inputs["select"])
     wanted = min(session.config.contexts.neighbours, sae.cfg.d_sae - 1)
-    near, cosine = top_neighbours(sae.W_dec, wanted, rows=features)
+    near, cosine = top_neighbours(sae.W_dec, wanted, queries=features)
     write_rows(
         job.folder / "neighbours.parquet",
         "neighbours",
         [
             {"feature": f, "rank": rank, "neighbour": int(near[i][rank]), "cosine": float(cosine[i][rank])}
             for i, f in enumerate(features)
-            for rank in range(len(near[i]))
+            for rank in range(wanted)
+            if near[i][rank] >= 0
         ],
     )
     subject = session.subject(sae.cfg.hook_name)
-    rows = []
-    if sae.W_dec.shape[1] == subject.d_model:  # a hook inside an attention head writes elsewhere
-        for start in range(0, len(features), 64):
-            some = features[start : start + 64]
-            weights = subject.logit_weights(sae.W_dec[some])
-            for direction, sign in (("up", 1), ("down", -1)):
-                top = (sign * weights).topk(LOGITS, dim=-1)
-                for i, feature in enumerate(some):
-                    tokens = subject.token_strings(top.indices[i].tolist())
-                    for rank, (token, weight) in enumerate(zip(tokens, top.values[i].tolist())):
-                        rows.append(
-                            {
-                                "feature": feature,
-                                "direction": direction,
-                                "rank": rank,
-                                "token": token,
-                                "weight": sign * weight,
-                            }
-                        )
+    vocabulary = subject.vocab_strings()
+    rows: list[dict[str, Any]] = []
+    for start in range(0, len(features), 64):
+        some = features[start : start + 64]
+        weights = subject.logit_weights(sae.W_dec[some])
+        if weights is None:  # the hook does not write into the residual stream
+            break
+        for direction, sign in (("up", 1), ("down", -1)):
+            top = (sign * weights).topk(LOGITS, dim=-1)
+            for feature, ids, values in zip(some, top.indices.tolist(), top.values.tolist()):
+                rows += [
+                    {
+                        "feature": feature,
+                        "direction": direction,
+                        "rank": rank,
+                        "token": vocabulary[token],
+                        "weight": sign * value,
+                    }
+                    for rank, (token, value) in enumerate(zip(ids, values))
+                ]
     write_rows(job.folder / "logits.parquet", "logits", rows)
 
 
@@ -344,9 +364,17 @@ def _contexts(session: Session, job: Job) -> None:
             _token_strings(session),
             session.config.contexts,
             session.config.seed,
-            bar=bar,
         )
-        write_contexts(contexts, job.folder / "contexts.parquet")
+        write_contexts(_counting(contexts, bar), job.folder / "contexts.parquet")
+
+
+def _counting(contexts: Iterator[Context], bar: Progress) -> Iterator[Context]:
+    last = None
+    for context in contexts:
+        if context.feature != last:
+            last = context.feature
+            bar.advance()
+        yield context
 
 
 def _token_strings(session: Session) -> Callable[[Sequence[int]], list[str]]:
@@ -370,22 +398,37 @@ def _composites(session: Session, job: Job) -> None:
 
 def _explain(session: Session, plugin: PluginConfig, job: Job) -> None:
     features = _ok(job.inputs["select"])
-    explain_stage(session, job, plugin, features, evidence_of(session, job))
+    explain_stage(session, job, plugin, features, evidence_of(session, job.inputs))
 
 
-def evidence_of(session: Session, job: Job) -> Callable[[int], FeatureEvidence]:
-    from autointerp.activations import EvidenceReader
+def evidence_of(session: Session, inputs: Mapping[str, Path]) -> Callable[[Sequence[int]], dict[int, FeatureEvidence]]:
+    """What an explainer may see of each feature: contexts of the train split, token statistics, logit weights."""
+    import pyarrow.parquet as pq
+
+    from autointerp.activations import evidence, read_contexts
     from autointerp.artifacts import Corpus, Firings
 
-    return EvidenceReader(
-        Corpus(job.inputs["corpus"]),
-        Firings(job.inputs["harvest"]),
-        job.inputs["contexts"] / "contexts.parquet",
-        job.inputs["directions"] / "logits.parquet",
-        _token_strings(session),
-        session.config.contexts,
-        session.config.seed,
-    )
+    corpus, firings = Corpus(inputs["corpus"]), Firings(inputs["harvest"])
+    strings = _token_strings(session)
+    weights: dict[str, dict[int, list[tuple[str, float]]]] = {"up": {}, "down": {}}
+    for row in pq.read_table(inputs["directions"] / "logits.parquet").to_pylist():
+        weights[row["direction"]].setdefault(row["feature"], []).append((row["token"], row["weight"]))
+
+    def read(features: Sequence[int]) -> dict[int, FeatureEvidence]:
+        contexts = read_contexts(inputs["contexts"] / "contexts.parquet", features)
+        found = evidence(
+            {feature: contexts.get(feature, []) for feature in features},
+            firings,
+            corpus,
+            strings,
+            test_share=session.config.contexts.test_share,
+            seed=session.config.seed,
+            logits_up=weights["up"],
+            logits_down=weights["down"],
+        )
+        return {one.feature: one for one in found}
+
+    return read
 
 
 def _score(session: Session, scorer: PluginConfig, explainer: str, control: PluginConfig | None, job: Job) -> None:
@@ -404,15 +447,27 @@ def _score(session: Session, scorer: PluginConfig, explainer: str, control: Plug
     )
 
 
-def held_out(path: Path) -> Callable[[int], list[Context]]:
+def held_out(path: Path) -> Callable[[Sequence[int]], dict[int, list[Context]]]:
+    """The contexts of the test split of each feature."""
     from autointerp.activations import read_contexts
 
-    def examples(feature: int) -> list[Context]:
-        return [c for c in read_contexts(path, [feature]).get(feature, []) if c.split == "test"]
+    def read(features: Sequence[int]) -> dict[int, list[Context]]:
+        contexts = read_contexts(path, features)
+        return {feature: [c for c in contexts.get(feature, []) if c.split == "test"] for feature in features}
 
-    return examples
+    return read
 
 
-def check_train_config(config: Config) -> None:
-    if config.sae.train is not None and config.subject.hook is None:
+def train_config(config: Config) -> TrainConfig:
+    """`sae.train` checked: unknown keys and values that cannot be are errors before anything runs."""
+    from pydantic import ValidationError
+
+    from autointerp.config import problem
+    from autointerp.sae import TrainConfig
+
+    if config.subject.hook is None:
         raise ConfigError("subject.hook is missing: an SAE that the run trains needs to know what to read")
+    try:
+        return TrainConfig.model_validate({"seed": config.seed, **(config.sae.train or {})})
+    except ValidationError as error:
+        raise ConfigError("; ".join(problem(e, TrainConfig, "sae.train.") for e in error.errors())) from None

@@ -70,6 +70,18 @@ class FeatureView:
     neighbours: list[dict[str, Any]] = field(default_factory=list)
     logits: dict[str, list[tuple[str, float]]] = field(default_factory=dict)  # "up" and "down"
 
+    def groups(self) -> list[tuple[str, list[Window], int]]:
+        """Title, windows and how many the run has: the strongest quantile first, near misses last."""
+        top = max((q for _, q in self.n_windows if q is not None), default=0)
+        keys = sorted(self.windows, key=lambda key: (key[0], -(key[1] or 0)))
+        return [(_title(q, top), self.windows[kind, q], self.n_windows[kind, q]) for kind, q in keys]
+
+
+def _title(quantile: int | None, top: int) -> str:
+    if quantile is None:
+        return "near misses: a neighbour fires, this feature is silent"
+    return f"quantile {quantile + 1} of {top + 1}"
+
 
 def gather(run: RunFolder, ids: Sequence[int], per_quantile: int) -> dict[int, FeatureView]:
     """Views of the features `ids`, each with at most `per_quantile` windows of a kind and quantile.

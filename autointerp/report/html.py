@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autointerp.artifacts import write_atomically
-from autointerp.report.feature import FeatureView, Window, binary_judgements, gather, level
+from autointerp.report.feature import Window, binary_judgements, gather, level
 from autointerp.report.tables import (
     Mean,
     RunFolder,
@@ -64,11 +64,7 @@ def render(run: RunFolder) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "visible": visible, "note": note, "words": lambda s: s.replace("_", " ")}
-    environment.globals |= {
-        "interval": interval,
-        "segments": _segments,
-        "mean": lambda m: interval(m.value, m.low, m.high),
-    }
+    environment.globals |= {"interval": interval, "segments": _segments}
     script, style = ((_TEMPLATES / f"report.{kind}").read_text() for kind in ("js", "css"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
@@ -78,9 +74,7 @@ def render(run: RunFolder) -> str:
     per_quantile = max(1, min(4, _MOST_WINDOWS // (quantiles * max(len(shown), 1))))
     ids: list[int] = shown["feature"].to_pylist()
     summary = summarise(chosen)
-    ranges = {
-        s.scorer: _range(numbers(chosen, s.scorer), numbers(chosen, f"{s.scorer}_control")) for s in summary.scorers
-    }
+    ranges = {s: _range(numbers(chosen, s), numbers(chosen, f"{s}_control")) for s in scorers_of(chosen)}
     return environment.get_template("report.html.j2").render(
         script=script,
         style=style,
@@ -102,7 +96,6 @@ def render(run: RunFolder) -> str:
         labels=sorted({row["composite"] for row in shown.to_pylist() if row.get("composite")}),
         per_quantile=per_quantile,
         n_left_out=len(chosen) - len(shown),
-        quantile_groups=_quantile_groups,
     )
 
 
@@ -120,11 +113,10 @@ def _about(run: RunFolder) -> list[tuple[str, str]]:
         return value
 
     def models(section: str) -> str:
-        default = at("llm", "model")
         found = [
-            (p.get("label") or p.get("name"), (p.get("llm") or {}).get("model") or default) for p in at(section) or []
+            (p.get("label") or p["name"], (p.get("llm") or at("llm") or {}).get("model")) for p in at(section) or []
         ]
-        return ", ".join(f"{name} ({model})" if model else str(name) for name, model in found)
+        return ", ".join(f"{name} ({model})" if model else name for name, model in found)
 
     sae = at("sae", "load") or ("trained by this run" if at("sae", "train") else None)
     tokens = at("corpus", "tokens")
@@ -153,17 +145,14 @@ def _about(run: RunFolder) -> list[tuple[str, str]]:
 def _notes(run: RunFolder, scorers: Sequence[ScorerSummary]) -> list[str]:
     """How to read the figures, with the base rates of this run."""
     rows = [row for row in run.rows("scores", columns=["scorer", "control", "base_rate"]) if not row.get("control")]
-    rates = {
-        s.scorer: [r["base_rate"] for r in rows if r["scorer"] == s.scorer and r["base_rate"] is not None]
-        for s in scorers
-    }
-    notes = [
-        f"{scorer}: on average {number(sum(some) / len(some))} of the scored examples are positive (the base rate); "
-        "hold a score against what a constant answer would get at that rate."
-        for scorer, some in rates.items()
-        if some
-    ]
+    notes = []
     for s in scorers:
+        rates = [r["base_rate"] for r in rows if r["scorer"] == s.scorer and r["base_rate"] is not None]
+        if rates:
+            notes.append(
+                f"{s.scorer}: on average {number(sum(rates) / len(rates))} of the scored examples are positive (the "
+                "base rate); hold a score against what a constant answer would get at that rate."
+            )
         if s.n_unscored:
             total = s.n_scored + s.n_unscored
             notes.append(
@@ -173,15 +162,12 @@ def _notes(run: RunFolder, scorers: Sequence[ScorerSummary]) -> list[str]:
     names = sorted({r["control"] for r in run.rows("scores", columns=["control"]) if r.get("control")})
     if names:
         notes.append(
-            f"Control ({', '.join(n.replace('_', ' ') for n in names)}): the same scorer on the same examples, told the wrong "
+            f"Control ({', '.join(names).replace('_', ' ')}): the same scorer on the same examples, told the wrong "
             "explanation. A score that is not above its control says nothing about the explanation."
         )
     else:
         notes.append("No control was run: these scores have nothing to be held against.")
-    notes.append(
-        "Intervals are 95 %; those of a mean are bootstrapped over features, differences are paired by feature."
-    )
-    return notes
+    return [*notes, "Intervals are 95 %; of means, bootstrapped over features. Differences are paired by feature."]
 
 
 # --- figures ----------------------------------------------------------------------------------
@@ -222,12 +208,8 @@ def _chart(features: Any, summary: ScorerSummary, low: float, high: float) -> Ch
     )
     most, step = max([1, *counts, *controls]), WIDTH / _BINS
     bars = [
-        (
-            i * step,
-            HEIGHT * n / most,
-            f"{number(edges[i])} to {number(edges[i + 1])}: {n} features, control {controls[i]}",
-        )
-        for i, n in enumerate(counts)
+        (i * step, HEIGHT * n / most, f"{number(edges[i])} to {number(edges[i + 1])}: {n} features, control {other}")
+        for i, (n, other) in enumerate(zip(counts, controls))
     ]
     outline = f"M0 {HEIGHT}" + "".join(f"V{HEIGHT - HEIGHT * n / most:.1f}h{step:.1f}" for n in controls) + f"V{HEIGHT}"
     ticks = [(WIDTH * i / 4, number(low + (high - low) * i / 4)) for i in range(5)]
@@ -250,16 +232,14 @@ def _explainers(run: RunFolder) -> list[ExplainerRow]:
     if len({row["explainer"] for row in rows}) < 2:
         return []
 
-    def mean(explainer: str, scorer: str, control: bool) -> Mean:
-        some = [
-            r["value"]
-            for r in rows
-            if (r["explainer"], r["scorer"], bool(r.get("control"))) == (explainer, scorer, control)
-        ]
-        return mean_interval(np.array([np.nan if v is None else v for v in some]))
-
-    pairs = dict.fromkeys((row["scorer"], row["explainer"]) for row in rows)
-    return [ExplainerRow(e, s, mean(e, s, False), mean(e, s, True)) for s, e in sorted(pairs)]
+    values: dict[tuple[str, str], tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
+    for row in rows:
+        real_or_control = values[row["scorer"], row["explainer"]][bool(row.get("control"))]
+        real_or_control.append(np.nan if row["value"] is None else row["value"])
+    return [
+        ExplainerRow(explainer, scorer, *(mean_interval(np.array(v)) for v in both))
+        for (scorer, explainer), both in sorted(values.items())
+    ]
 
 
 @dataclass(frozen=True)
@@ -278,11 +258,8 @@ def _judged(run: RunFolder) -> list[JudgedRow]:
         return []
     groups = table.group_by(["scorer", "kind", "quantile"]).aggregate([("prediction", "mean"), ("prediction", "count")])
     found = []
-    order = {"activating": 0, "near": 1, "random": 2}
     rows = groups.to_pylist()
-    rows.sort(
-        key=lambda r: (r["scorer"], order.get(r["kind"], 3), -(r["quantile"] if r["quantile"] is not None else -1))
-    )
+    rows.sort(key=lambda row: (row["scorer"], row["kind"], -(row["quantile"] or 0)))
     for row in rows:
         quantile = "" if row["quantile"] is None else f", quantile {row['quantile'] + 1}"
         count, yes = row["prediction_count"], row["prediction_mean"]
@@ -302,24 +279,17 @@ def _unread(run: RunFolder) -> list[tuple[str, str, int]]:
 
 def _usage(run: RunFolder) -> list[dict[str, Any]]:
     """Requests, tokens and seconds of each stage and model; what the cache answered is counted apart."""
+    names = ("requests", "from_cache", "failed", "prompt_tokens", "completion_tokens", "seconds")
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for row in run.rows("usage"):
         key = row["stage"] or "–", row["model"]
-        empty = {
-            "requests": 0,
-            "from_cache": 0,
-            "failed": 0,
-            "prompt_tokens": 0,
-            "completion_tokens": 0,
-            "seconds": 0.0,
-        }
-        total = found.setdefault(key, {"stage": key[0], "model": key[1]} | empty)
+        total = found.setdefault(key, {"stage": key[0], "model": key[1]} | dict.fromkeys(names, 0))
         if row["cached"]:
             total["from_cache"] += 1
             continue
         total["requests"] += 1
         total["failed"] += row["outcome"] != "ok"
-        for name in ("prompt_tokens", "completion_tokens", "seconds"):
+        for name in names[3:]:
             total[name] += row[name] or 0
     return list(found.values())
 
@@ -336,19 +306,3 @@ def _segments(window: Window, highest: float | None) -> Iterator[tuple[int, str,
     for (shade, _), some in groupby(parts, key=lambda p: (p[0], p[3] if p[0] else -1)):
         several = list(some)
         yield shade, "".join(p[1] for p in several), several[0][2]
-
-
-def _quantile_groups(view: FeatureView) -> list[tuple[str, list[Window], int]]:
-    """Title, windows shown and how many there are, the strongest quantile first, near misses last."""
-    top = max((q for _, q in view.n_windows if q is not None), default=0)
-    keys = sorted(view.windows, key=lambda key: (key[0], -(key[1] if key[1] is not None else -1)))
-    return [
-        (
-            f"quantile {q + 1} of {top + 1}"
-            if q is not None
-            else "near misses: a neighbour fires, this feature is silent",
-            view.windows[kind, q],
-            view.n_windows[kind, q],
-        )
-        for kind, q in keys
-    ]

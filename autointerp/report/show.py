@@ -22,6 +22,10 @@ def show(run: str | Path, feature: int, out: TextIO | None = None) -> None:
     """Print what a run knows of `feature`: activations as colours on a terminal, as «marks» elsewhere."""
     from rich.console import Console
 
+    class Terminal(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # the error at hand: rich would exit with 1 where a reader has had enough
+
     stream = out or sys.stdout
     folder = RunFolder(run)
     ids: list[int] = folder.features["feature"].to_pylist()
@@ -29,7 +33,7 @@ def show(run: str | Path, feature: int, out: TextIO | None = None) -> None:
         near = sorted(sorted(ids, key=lambda known: abs(known - feature))[:5])
         raise AutointerpError(f"feature {feature} is not in {folder.path}; nearest: {', '.join(map(str, near))}")
     width = width_of(stream)
-    console = Console(file=stream, highlight=False, markup=False, emoji=False, width=width, soft_wrap=width is None)
+    console = Terminal(file=stream, highlight=False, markup=False, emoji=False, width=width, soft_wrap=width is None)
     view = gather(folder, [feature], _PER_QUANTILE)[feature]
     said = dict(zip(ids, map(note, folder.features.select(["explanation", "status", "failure"]).to_pylist())))
     for line in _lines(view, said, colours(stream)):
@@ -70,14 +74,8 @@ def _lines(view: FeatureView, said: dict[int, str], coloured: bool) -> Iterator[
         for e in view.explanations:
             yield Text(f"  {e['explainer']} ({e['model'] or 'no model'}): {note(e)}")
 
-    for (kind, quantile), windows in sorted(view.windows.items(), key=lambda kv: (kv[0][0], -(kv[0][1] or 0))):
-        strongest = max((q for _, q in view.windows if q is not None), default=0)
-        title = (
-            f"quantile {quantile + 1} of {strongest + 1}"
-            if quantile is not None
-            else "near misses: a neighbour fires, this feature is silent"
-        )
-        yield head(f"{title} ({len(windows)} of {view.n_windows[kind, quantile]})")
+    for title, windows, count in view.groups():
+        yield head(f"{title} ({len(windows)} of {count})")
         for window in windows:
             line = Text("  ")
             line.append(f"{window.split:<5} {max(window.activations, default=0):6.2f}  ", "dim")

@@ -56,12 +56,14 @@ class RunFolder:
         if not file.is_file():
             return None
         try:
-            with pq.ParquetFile(file) as parquet:
+            with pq.ParquetFile(file) as parquet:  # pq.read_table would import pandas
                 present = parquet.schema_arrow.names
                 wanted = None if columns is None else [column for column in columns if column in present]
                 if feature is None:
-                    return parquet.read(wanted)  # unlike pq.read_table, this imports no pandas
-            return pq.read_table(file, columns=wanted, filters=[("feature", "=", feature)])
+                    return parquet.read(wanted)
+                groups = (parquet.read_row_group(i, wanted) for i in range(parquet.num_row_groups))
+                of_feature = [group.filter(compute().equal(group["feature"], feature)) for group in groups]
+                return pa.concat_tables(of_feature) if of_feature else parquet.read(wanted)
         except pa.ArrowException as error:
             raise AutointerpError(f"{file} cannot be read ({_line(error)}): run the pipeline again") from error
 
@@ -412,7 +414,7 @@ def lay_out(table: pa.Table, width: int | None) -> tuple[list[str], list[str]]:
 
 
 def footer(features: pa.Table) -> list[str]:
-    """How many features of each status, and each scorer's mean against its control."""
+    """How many features of each status, and each scorer's mean against its control's, with the wrong explanation."""
     summary = summarise(features)
     counts = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in summary.statuses.items())
     lines = [f"{summary.n} feature{'s' * (summary.n != 1)}" + (f": {counts}" if counts else "")]
@@ -420,10 +422,10 @@ def footer(features: pa.Table) -> list[str]:
         mean, control, difference = s.mean, s.control, s.difference
         line = f"{s.scorer} {interval(mean.value, mean.low, mean.high)} over {mean.n}"
         if control.n:
-            line += f", with another feature's explanation {number(control.value)}"
+            line += f"; control {number(control.value)}"
         if difference.n:
             paired = interval(difference.value, difference.low, difference.high)
-            line += f": difference {paired} over the {difference.n} with both"
+            line += f", paired difference {paired} over {difference.n}"
         if s.n_unscored:
             line += f"; {s.n_unscored:,} of {s.n_unscored + s.n_scored:,} examples unscored"
         lines.append(line)

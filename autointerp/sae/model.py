@@ -31,11 +31,10 @@ class SAEConfig:
     apply_b_dec_to_input: bool  # encode x − b_dec rather than x
     normalize_activations: Normalisation = "none"  # what encode does to x first, and decode undoes
     normalisation_eps: float = 1e-5  # of layer_norm, added to the standard deviation
-    k: int | None = None  # latents a token, of topk and groupmax; None for the other architectures
+    k: int | None = None  # latents a token: of topk and groupmax exactly, of others on average where it is known
     d_out: int | None = None  # of a transcoder, which writes elsewhere than it reads; None for an autoencoder
-    hook_name: str | None = None  # where the input is read, a TransformerLens name where one is known
+    hook_name: str | None = None  # where the input is read, as the checkpoint spells it
     hook_name_out: str | None = None  # where a transcoder's output belongs
-    hook_stored: str | None = None  # the hook as the checkpoint spells it
     model_name: str | None = None
     context_size: int | None = None  # tokens in a training row
     prepend_bos: bool | None = None
@@ -51,7 +50,9 @@ class SAEConfig:
         """The named fact; an AutointerpError that says what to do where the checkpoint does not carry it."""
         value = getattr(self, name)
         if value is None:
-            raise AutointerpError(f"the SAE's {self.source_format} checkpoint does not say its {name}: name it yourself")
+            raise AutointerpError(
+                f"the SAE's {self.source_format} checkpoint does not say its {name}: name it yourself"
+            )
         return value
 
 
@@ -78,6 +79,13 @@ def _topk(pre: Tensor, sae: SAE) -> Tensor:
     return torch.zeros_like(pre).scatter_(-1, indices, values)
 
 
+def _groupmax(pre: Tensor, sae: SAE) -> Tensor:
+    """The strongest of each of k groups of neighbouring latents."""
+    values, indices = pre.relu().unflatten(-1, (sae.top_k, -1)).max(-1, keepdim=True)
+    groups = pre.new_zeros(*pre.shape[:-1], sae.top_k, pre.shape[-1] // sae.top_k)
+    return groups.scatter_(-1, indices, values).flatten(-2)
+
+
 def _jumprelu(pre: Tensor, sae: SAE) -> Tensor:
     """2407.14435: pre where it exceeds both 0 and the latent's threshold."""
     return torch.where(pre > sae.threshold, pre.relu(), 0.0)
@@ -97,6 +105,7 @@ def _rescaled(pre: Tensor, sae: SAE) -> Tensor:
 ARCHITECTURES: dict[str, Architecture] = {
     "relu": Architecture(lambda pre, sae: pre.relu()),
     "topk": Architecture(_topk),
+    "groupmax": Architecture(_groupmax),
     "jumprelu": Architecture(_jumprelu, ("threshold",)),
     "gated": Architecture(_gated, ("r_mag", "b_mag", "b_gate")),
     "rescaled": Architecture(_rescaled, ("r_mag",)),
@@ -128,8 +137,10 @@ class SAE(nn.Module):
         super().__init__()
         self.cfg = cfg
         self._activate = architecture(cfg.architecture).activate
-        if cfg.architecture == "topk" and not 1 <= (cfg.k or 0) <= cfg.d_sae:
-            raise AutointerpError(f"a topk SAE of width {cfg.d_sae} needs k between 1 and its width, not {cfg.k}")
+        if cfg.architecture in ("topk", "groupmax") and not 1 <= (cfg.k or 0) <= cfg.d_sae:
+            raise AutointerpError(
+                f"a {cfg.architecture} SAE of width {cfg.d_sae} needs k between 1 and its width, not {cfg.k}"
+            )
         for name, tensor in _checked(cfg, tensors).items():
             self.register_buffer(name, tensor)
 
@@ -171,6 +182,8 @@ class SAE(nn.Module):
         x = x.to(out.dtype)
         if "W_skip" in self._buffers:
             out = out + x @ self.W_skip
+        if self.cfg.d_out is not None:  # a transcoder's output has a scale of its own
+            return out
         _, restore = self._normalise(x)
         return restore(out)
 

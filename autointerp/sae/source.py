@@ -53,7 +53,7 @@ class ArraySource:
             epoch, at = epoch + 1, 0
 
     def hold_out(self, count: int) -> tuple[ArraySource, Tensor]:
-        """(source without its last `count` rows, those rows [count, d_in]). The tail, so that no document is in both."""
+        """(source without its last `count` rows, those rows [count, d_in]): the tail, to share no document."""
         if not 0 < count < len(self.rows):
             raise ConfigError(f"cannot hold out {count} of {len(self.rows)} activations")
         held_out = torch.from_numpy(np.ascontiguousarray(self.rows[-count:]))
@@ -84,7 +84,9 @@ class StreamSource:
     def batches(self, seed: int, start_step: int, batch_size: int) -> Iterator[Tensor]:
         per_buffer = self.rows * self.buffer_chunks // batch_size
         if per_buffer == 0:
-            raise ConfigError(f"a buffer of {self.rows * self.buffer_chunks} rows does not fill a batch of {batch_size}")
+            raise ConfigError(
+                f"a buffer of {self.rows * self.buffer_chunks} rows does not fill a batch of {batch_size}"
+            )
         index, at = divmod(start_step, per_buffer)
         while True:
             first = index * self.buffer_chunks

@@ -17,7 +17,7 @@ from autointerp import stats
 from autointerp.answers import parse_labels
 from autointerp.errors import AutointerpError, ConfigError
 from autointerp.plugins import scorer
-from autointerp.prompting import render
+from autointerp.prompting import REPEAT_TEMPERATURE, render
 from autointerp.records import LLM, Context, Judgement, Score
 
 PROMPTS = ("judge_one", "judge_list")
@@ -88,7 +88,13 @@ async def _judge_list(explanation: str, examples: Sequence[Context], llm: LLM, r
             "additionalProperties": False,
         }
         messages = render("judge_list", explanation=explanation, examples=[examples[i] for i in waiting])
-        answer = await llm.complete(messages, max_tokens=40 + 10 * len(waiting), schema=schema, attempt=attempt)
+        answer = await llm.complete(
+            messages,
+            max_tokens=40 + 10 * len(waiting),
+            schema=schema,
+            attempt=attempt,
+            temperature=REPEAT_TEMPERATURE * (attempt > 0),
+        )
         if answer.text is None:  # the client has repeated what may pass
             for i in waiting:
                 verdicts[i] = answer.failure or "the judge gave no answer"

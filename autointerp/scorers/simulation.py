@@ -10,14 +10,14 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from autointerp import stats
 from autointerp.answers import parse_activations
 from autointerp.errors import AutointerpError, ConfigError
 from autointerp.plugins import scorer
-from autointerp.prompting import SCALE, on_one_line, render
+from autointerp.prompting import REPEAT_TEMPERATURE, SCALE, on_one_line, render
 from autointerp.records import LLM, Context, Judgement, Score
 
 PROMPTS = ("simulate_slots", "simulate_json")
@@ -66,8 +66,7 @@ def _choose(examples: Sequence[Context], n: int, seed: int) -> list[Context]:
     return firing + silent
 
 
-def _in_turn(examples: list[Context], group: object, rng: random.Random) -> list[Context]:
-    assert callable(group)
+def _in_turn(examples: list[Context], group: Callable[[Context], object], rng: random.Random) -> list[Context]:
     piles: dict[object, list[Context]] = {}
     for example in rng.sample(examples, len(examples)):
         piles.setdefault(group(example), []).append(example)
@@ -84,8 +83,7 @@ async def _by_slots(explanation: str, example: Context, llm: LLM) -> Prediction:
     segments = [("\n" if i else "") + on_one_line(token) + "\t" for i, token in enumerate(example.tokens)]
     slots = await llm.fill(messages, segments, FILLER, DIGITS)
     if len(slots) != len(example.tokens):
-        why = slots[0].failure if len(slots) == 1 else None
-        return why or f"{len(slots)} predictions for {len(example.tokens)} tokens"
+        return f"{len(slots)} predictions for {len(example.tokens)} tokens"
     values: list[float] = []
     for slot in slots:
         if slot.probabilities is None:
@@ -99,7 +97,13 @@ async def _by_json(explanation: str, example: Context, llm: LLM, reask: int) -> 
     messages = render("simulate_json", explanation=explanation, tokens_json=tokens_json)
     failure = "not asked"
     for attempt in range(1 + reask):
-        answer = await llm.complete(messages, max_tokens=60 + 16 * len(example.tokens), schema=_PAIRS, attempt=attempt)
+        answer = await llm.complete(
+            messages,
+            max_tokens=60 + 16 * len(example.tokens),
+            schema=_PAIRS,
+            attempt=attempt,
+            temperature=REPEAT_TEMPERATURE * (attempt > 0),
+        )
         if answer.text is None:  # the client has repeated what may pass
             return answer.failure or "the judge gave no answer"
         read = parse_activations(answer.text, example.tokens)

@@ -62,7 +62,11 @@ def write_run(
             "explainer": explainers[0],
         }
         for scorer in SCORERS:
-            value = None if text is None or (f == unscored and scorer == "detection") else round(0.95 - 0.03 * i, 3)
+            value = (
+                None
+                if text is None or (f == unscored and scorer == "detection")
+                else round(0.95 - 0.36 * i / features, 3)
+            )
             control = None if value is None else round(0.5 + 0.01 * rng.random(), 3)
             row |= {
                 scorer: value,
@@ -142,7 +146,7 @@ def write_run(
                 )
         rows["usage"].append({
             "stage": "explain" if i % 2 else "detection", "model": "tiny", "prompt_tokens": 900, "completion_tokens": 20, "cached_tokens": 500,
-            "cached": i % 2 == 0, "seconds": 0.5, "outcome": "ok" if i else "failed",
+            "cached": i % 2 == 0, "seconds": 0.5, "outcome": "ok" if i else "failed: HTTP 500",
         })  # fmt: skip
     for name, content in rows.items():
         pq.write_table(pa.Table.from_pylist(content), folder / f"{name}.parquet")
@@ -153,12 +157,15 @@ def write_run(
         "scorers: [{name: detection, llm: {model: judge}}, {name: simulation}]\ncontrols: [{name: other_feature}]\n"
     )
     run = {
-        "versions": {"autointerp": "0.1.0", "torch": "2.13.0", "python": "3.11"},
+        "autointerp": "0.1.0",
+        "python": "3.11",
+        "packages": {"torch": "2.13.0"},
         "git": {"revision": "0123456789abcdef0123456789abcdef01234567", "dirty": True},
         "seeds": {"run": 7},
-        "hardware": {"cpu": 2, "gpu": None},
+        "hardware": {"machine": "x86_64", "cores": 2},
+        "started": "2025-01-02T03:04:05Z",
         "stages": {
-            "corpus": {"key": "aa", "status": "done", "seconds": 1.5},
+            "corpus": {"key": "aa", "status": "ran", "seconds": 1.5},
             "harvest": {"key": "bb", "status": "cached", "seconds": 61.0},
         },
     }

@@ -1,0 +1,129 @@
+"""How good a decomposition chance alone would give, in closed form.
+
+The cosine² of a fixed direction with the span of k random ones in d dimensions is Beta(k/2, (d − k)/2).
+Over all k-subsets of N candidates, with all k coefficients positive (one sign pattern in 2^k):
+p ≤ 1 − (1 − P(Beta > R²) / 2^k)^C(N, k). For k = 1 this is exact for independent directions.
+
+Real decoders are not isotropic, so the same law is used a second time after the map that makes the
+dictionary's second moment isotropic (`whitener`): what chance gives among directions of the same
+covariance. And a third time for the last term alone, given the others: the conditional null, whose d
+is smaller by the terms given.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+def beta_tail(x: np.ndarray, k: int, d: int) -> np.ndarray:
+    """P(Beta(k/2, (d − k)/2) > x), [n] -> [n]; 1 where d ≤ k: k directions then span everything."""
+    import numpy as np
+
+    x = np.clip(np.asarray(x, dtype=np.float64), 0.0, 1.0)
+    if d <= k:
+        return np.ones_like(x)
+    a, b = k / 2, (d - k) / 2
+    if k == 2:
+        return (1 - x) ** b
+    with np.errstate(divide="ignore"):
+        log_front = a * np.log(x) + b * np.log1p(-x) - math.lgamma(a) - math.lgamma(b) + math.lgamma(a + b)
+    front = np.exp(log_front)
+    near_zero = x < (a + 1) / (a + b + 2)  # where each side's continued fraction converges fast
+    lower = front * _fraction(np.where(near_zero, x, 0.0), a, b) / a
+    upper = front * _fraction(np.where(near_zero, 0.0, 1 - x), b, a) / b
+    return np.clip(np.where(near_zero, 1 - lower, upper), 0.0, 1.0)
+
+
+def _fraction(x: np.ndarray, a: float, b: float, steps: int = 200) -> np.ndarray:
+    """The continued fraction of the incomplete beta function (Abramowitz & Stegun 26.5.8), from its end."""
+    import numpy as np
+
+    value = np.ones_like(x)
+    for step in range(steps, 0, -1):
+        half = step // 2
+        if step % 2:
+            term = -(a + half) * (a + b + half) / ((a + step - 1) * (a + step))
+        else:
+            term = half * (b - half) / ((a + step - 1) * (a + step))
+        value = 1 + term * x / value
+    return 1 / value
+
+
+def p_random(r2: np.ndarray, k: int, d: int, candidates: int) -> np.ndarray:
+    """P that the best non-negative combination of k of `candidates` random directions reaches R² = `r2`, [n] -> [n]."""
+    import numpy as np
+
+    subsets = float(math.comb(candidates, k))
+    with np.errstate(divide="ignore"):
+        return -np.expm1(subsets * np.log1p(-beta_tail(r2, k, d) / 2**k))
+
+
+def threshold(p: float, k: int, d: int, candidates: int) -> float:
+    """The R² that chance reaches with probability `p`: the inverse of `p_random`, 1 where no R² is that unlikely."""
+    import numpy as np
+
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if p_random(np.array([middle]), k, d, candidates)[0] > p else (low, middle)
+    return high
+
+
+def whitener(Z: torch.Tensor, block: int = 8192) -> torch.Tensor:
+    """L [d, d] with z ↦ L⁻¹z making the second moment of the unit rows Z [n, d] isotropic.
+
+    The moment M = mean zzᵀ is not centred, so that the shared mean is one of its directions, and is
+    shrunk to (1 − δ)M + δI/d with the δ of Ledoit and Wolf (2004), at least .01: few rows in many
+    dimensions are left nearly as they are. Linear relations between rows survive the map exactly.
+    """
+    import torch
+
+    n, d = Z.shape
+    moment = torch.zeros(d, d, dtype=torch.float64, device=Z.device)
+    for start in range(0, n, block):
+        rows = Z[start : start + block]
+        moment += (rows.T @ rows).double()
+    moment /= max(n, 1)
+    square = float((moment**2).sum())
+    distance = max(square - 1 / d, 1e-12)  # ‖M − I/d‖² for trace 1
+    shrink = min(max((1 - square) / max(n, 1) / distance, 0.01), 1.0)
+    moment = (1 - shrink) * moment + shrink / d * torch.eye(d, dtype=torch.float64, device=Z.device)
+    return torch.linalg.cholesky(moment)
+
+
+def whiten(Z: torch.Tensor, L: torch.Tensor, block: int = 8192) -> torch.Tensor:
+    """Unit rows of Z L⁻ᵀ in float32; zero rows stay zero."""
+    import torch
+
+    from autointerp.composites.neighbours import unit
+
+    inverse = torch.linalg.solve_triangular(L, torch.eye(len(L), dtype=L.dtype, device=L.device), upper=False)
+    inverse = inverse.T.float().contiguous()
+    out = torch.empty_like(Z)
+    for start in range(0, len(Z), block):
+        out[start : start + block] = unit(Z[start : start + block] @ inverse)
+    return out
+
+
+def random_directions(n: int, d: int, seed: int) -> torch.Tensor:
+    """[n, d] unit rows, uniform on the sphere."""
+    import torch
+
+    from autointerp.composites.neighbours import unit
+
+    return unit(torch.randn(n, d, generator=torch.Generator().manual_seed(seed)))
+
+
+def matched_directions(Z: torch.Tensor, n: int, seed: int) -> torch.Tensor:
+    """[n, d] unit Gaussian directions with the second moment of Z: the covariance-matched surrogate."""
+    import torch
+
+    from autointerp.composites.neighbours import unit
+
+    normal = torch.randn(n, Z.shape[1], generator=torch.Generator().manual_seed(seed)).to(Z.device)
+    return unit(normal @ whitener(unit(Z)).T.float())

@@ -1,0 +1,147 @@
+"""The language model under study: any causal model of Hugging Face, run through TransformerLens' bridge."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autointerp.config import SubjectConfig
+from autointerp.errors import AutointerpError, ConfigError
+from autointerp.subject.hooks import ResolvedHook, resolve_hook
+from autointerp.subject.tokens import TokenText, bos_of, load_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger("autointerp")
+
+
+def load_subject(config: SubjectConfig, folder: Path, hook: str | None) -> Subject:
+    """The model in `folder` (a Hugging Face folder), its activations read at `hook`.
+
+    Raises AutointerpError for a model that cannot be loaded, ConfigError for a hook it does not have.
+    """
+    import torch
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoModelForCausalLM
+
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = getattr(torch, config.dtype)
+    tokenizer = load_tokenizer(folder)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        loaded.to(device).eval()
+        bridge = TransformerBridge.boot_transformers(
+            str(folder), hf_model=loaded, tokenizer=tokenizer, device=device, dtype=dtype
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise AutointerpError(f"cannot load {folder} as subject: {' '.join(str(error).split())[:300]}") from error
+    resolved = None
+    if hook is not None:
+        resolved = resolve_hook(hook, bridge.cfg.n_layers, bridge.hook_dict)
+        log.info("subject %s, hook %s", folder.name, resolved)
+    return Subject(folder.name, bridge, tokenizer, resolved)
+
+
+class Subject:
+    """A model, its tokenizer and the hook point under study."""
+
+    def __init__(
+        self, name: str, bridge: TransformerBridge, tokenizer: PreTrainedTokenizerBase, hook: ResolvedHook | None
+    ) -> None:
+        self.name = name
+        self.bridge = bridge
+        self.tokenizer = tokenizer
+        self._hook = hook
+        self._text = TokenText(tokenizer)
+        self.n_layers: int = bridge.cfg.n_layers
+        self.context: int = bridge.cfg.n_ctx
+        self.d_model: int = bridge.cfg.d_model
+
+    @property
+    def hook(self) -> ResolvedHook:
+        if self._hook is None:
+            raise ConfigError("subject.hook is missing: name the hook point, for example blocks.3.hook_resid_post")
+        return self._hook
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.bridge.parameters()).device
+
+    @cached_property
+    def bos_id(self) -> int | None:
+        """The BOS id that the model was trained with at every row's start, or None."""
+        return bos_of(self.tokenizer, None)
+
+    @cached_property
+    def d_hook(self) -> int:
+        """Width of the activations at the hook, heads flattened."""
+        import torch
+
+        return self.activations(torch.zeros(1, 1, dtype=torch.long)).shape[-1]
+
+    def activations(self, tokens: torch.Tensor, lengths: Sequence[int] | torch.Tensor | None = None) -> torch.Tensor:
+        """Activations at the hook: tokens [b, s] int64, rows padded on the right -> [b, s, d_hook] float32.
+
+        `lengths` [b] are the rows' tokens; what is past them comes out as 0. The model's layers after
+        the hook's are not run. Heads ([b, s, heads, d_head]) come out side by side.
+        """
+        import torch
+
+        hook = self.hook
+        stop = hook.layer + 1 if hook.name.startswith(("blocks.", "hook_embed")) else None
+        # no_grad, not inference_mode: what is trained on these needs ordinary tensors.
+        with torch.no_grad():
+            # Causal attention lets no token see the padding behind it: no mask is needed.
+            _, cached = self.bridge.run_with_cache(
+                tokens.to(self.device), return_cache_object=False, names_filter=hook.name, stop_at_layer=stop
+            )
+        if hook.name not in cached:
+            raise ConfigError(f"subject.hook {hook.name!r} is switched off in this model: choose another hook point")
+        found = cached[hook.name].float().flatten(2)
+        if lengths is not None:
+            places = torch.arange(tokens.shape[1], device=found.device)
+            found = found * (places < torch.as_tensor(lengths, device=found.device)[:, None])[..., None]
+        return found
+
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        """[n] ids -> n pieces; joined they are the text (with the space SentencePiece puts in front)."""
+        return self._text.strings(ids)
+
+    def vocab_strings(self) -> list[str]:
+        """Every token by itself, as many as the unembedding has rows; leading spaces kept."""
+        known = self._text.vocabulary()
+        return (known + [""] * (self.bridge.cfg.d_vocab - len(known)))[: self.bridge.cfg.d_vocab]
+
+    def logit_weights(self, directions: torch.Tensor) -> torch.Tensor | None:
+        """What writing each direction into the residual stream does to the logits: [k, d_hook] -> [k, vocabulary].
+
+        direction @ diag(final norm's scale) @ W_U, the direction centred first where the norm is a LayerNorm.
+        This is the direct path: later layers and the norm's own denominator (a positive number a token,
+        the same for all logits) are left out. Directions at hook_z go through W_O; None for other
+        hooks whose width is not the residual stream's.
+        """
+        import torch
+
+        with torch.no_grad():
+            directions = directions.to(self.device, torch.float32)
+            if self.hook.name.endswith(("attn.hook_z", "attn.o.hook_in")):
+                out: Any = self.bridge.blocks[self.hook.layer].attn.W_O  # [heads, d_head, d_model]
+                directions = directions @ out.flatten(0, 1).float()
+            if directions.shape[-1] != self.d_model:
+                return None
+            norm: Any = getattr(self.bridge, "ln_final", None)
+            if norm is not None:
+                if isinstance(norm.original_component, torch.nn.LayerNorm):
+                    directions = directions - directions.mean(-1, keepdim=True)
+                # Gemma keeps the scale less one.
+                scale = norm.original_component.weight.float()
+                directions = directions * (scale + 1.0 if self.bridge.cfg.rmsnorm_uses_offset else scale)
+            return directions @ self.bridge.W_U.float()

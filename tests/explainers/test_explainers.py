@@ -1,0 +1,119 @@
+import random
+
+import pytest
+
+from autointerp.errors import AutointerpError
+from autointerp.explainers import default, token_stats
+from autointerp.plugins import bind_options, explainers, needs_llm
+from autointerp.records import Completion, Context, FeatureEvidence, TokenStat
+
+
+def window(example, word, peak, quantile, split="train", kind="activating"):
+    tokens = ("The", f" {word}", " sat", f" {example}")
+    return Context(3, example, split, kind, quantile, example, 0, tokens, (0.0, peak, 0.0, 0.0))
+
+
+def evidence(**changes):
+    fields = {
+        "feature": 3,
+        "firings": 100,
+        "frequency": 0.01,
+        "max_activation": 10.0,
+        "activating": tuple(window(i, "dog", 10 - i / 3, 4 - i // 4) for i in range(20)),
+        "random": tuple(window(30 + i, "tree", 0.0, None, kind="random") for i in range(5)),
+        "near": tuple(window(40 + i, "cat", 0.0, None, kind="near") for i in range(5)),
+        "token_stats": (
+            TokenStat(" dog", 73, 80, 5.0),
+            TokenStat(" the", 12, 9000, 0.1),
+            TokenStat(" cat", 10, 10, 2.0),
+        ),
+        "logits_up": ((" bark", 1.0), (" tail", 0.5)),
+    }
+    return FeatureEvidence(**(fields | changes))
+
+
+class Says:
+    """Answers from a list, and keeps what it was asked."""
+
+    model = "says"
+    capabilities = frozenset()
+
+    def __init__(self, *answers):
+        self.answers, self.asked = list(answers), []
+
+    async def complete(self, messages, **wanted):
+        self.asked.append((messages, wanted))
+        answer = self.answers.pop(0)
+        return answer if isinstance(answer, Completion) else Completion(answer)
+
+
+async def test_the_prompt_shows_a_spread_of_marked_contexts_and_the_tokens():
+    llm = Says("EXPLANATION: dogs")
+    got = await default.explain(evidence(), llm, examples=10, silent=4, promoted=1, seed=0)
+    assert got.text == "dogs"
+    asked = llm.asked[0][0][-1].content
+    assert asked.count("«dog»") == 10
+    assert asked.count("The cat sat") == asked.count("The tree sat") == 2
+    assert '" dog" 73 %' in asked
+    assert '" bark"' in asked
+    assert '" tail"' not in asked
+
+
+async def test_what_is_shared_by_all_features_comes_first():
+    one, other = Says("EXPLANATION: a"), Says("EXPLANATION: b")
+    await default.explain(evidence(), one, seed=0)
+    await default.explain(evidence(feature=4, activating=(window(1, "fish", 1.0, 0),)), other, seed=0)
+    assert one.asked[0][0][:-1] == other.asked[0][0][:-1]
+
+
+def test_examples_come_from_every_quantile_evenly_and_by_the_seed():
+    chosen = default.spread(evidence().activating, 12, random.Random(0))
+    quantiles = [context.quantile for context in chosen]
+    assert sorted(quantiles.count(q) for q in range(5)) == [2, 2, 2, 3, 3]
+    assert [c.peak for c in chosen] == sorted((c.peak for c in chosen), reverse=True)
+    assert chosen == default.spread(evidence().activating, 12, random.Random(0))
+    assert chosen != default.spread(evidence().activating, 12, random.Random(1))
+
+
+async def test_an_unreadable_answer_is_asked_again_and_then_kept_with_its_reason():
+    llm = Says("one\ntwo", "EXPLANATION: dogs")
+    assert (await default.explain(evidence(), llm, seed=0)).text == "dogs"
+    assert [wanted["attempt"] for _, wanted in llm.asked] == [0, 1]
+    assert [wanted["temperature"] > 0 for _, wanted in llm.asked] == [False, True]
+    got = await default.explain(evidence(), Says("one\ntwo", "three\nfour"), seed=0)
+    assert (got.status, got.raw) == ("failed", "three\nfour")
+    assert "no line EXPLANATION" in got.failure
+
+
+async def test_a_failed_request_is_a_failed_explanation():
+    got = await default.explain(evidence(), Says(Completion(None, failure="rate limited")), seed=0)
+    assert (got.text, got.failure) == (None, "rate limited")
+
+
+async def test_a_feature_without_contexts_is_not_asked_about():
+    llm = Says()
+    assert "no train context" in (await default.explain(evidence(activating=()), llm, seed=0)).failure
+    assert llm.asked == []
+
+
+async def test_held_out_contexts_are_refused():
+    with pytest.raises(AutointerpError, match="held-out"):
+        await default.explain(evidence(random=(window(1, "x", 0.0, None, "test", "random"),)), Says(), seed=0)
+
+
+async def test_the_baseline_names_tokens_by_how_often_and_how_specifically_they_fire():
+    got = await token_stats.explain(evidence(), None)
+    assert got.text == 'the tokens " dog" (73% of firings), " cat" (10% of firings), " the" (12% of firings)'
+    got = await token_stats.explain(evidence(), None, tokens=1)
+    assert got.text == 'the token " dog" (73% of firings)'
+    assert "no token makes up 90%" in (await token_stats.explain(evidence(), None, min_share=0.9)).failure
+    assert (await token_stats.explain(evidence(token_stats=()), None)).status == "failed"
+
+
+def test_both_are_registered_and_take_their_options_from_a_config():
+    assert needs_llm(explainers.get("default"))
+    assert not needs_llm(explainers.get("token_stats"))
+    assert bind_options("explainer", "default", explainers.get("default"), {"examples": 3}, 7) == {
+        "examples": 3,
+        "seed": 7,
+    }

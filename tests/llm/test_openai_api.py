@@ -1,0 +1,372 @@
+from __future__ import annotations
+
+import math
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from endpoint import serving
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autointerp.config import LLMConfig
+from autointerp.errors import AutointerpError, ConfigError
+from autointerp.llm.backend import FinalFailure, PassingFailure, RateLimited
+from autointerp.llm.openai_api import OpenAIBackend, Token, _retry_after, find_slots, read_choices
+from autointerp.records import Message
+
+QUESTION = [Message("user", "Does it fire?")]
+SCHEMA = {"type": "object", "properties": {"text": {"type": "string"}}}
+
+
+def backend(url: str, **options: Any) -> OpenAIBackend:
+    return OpenAIBackend(LLMConfig.model_validate({"model": "test-model", "base_url": url, **options}))
+
+
+@asynccontextmanager
+async def started(url: str, **options: Any) -> AsyncIterator[OpenAIBackend]:
+    api = backend(url, **options)
+    try:
+        await api.start()
+        yield api
+    finally:
+        await api.close()
+
+
+async def complete(api: OpenAIBackend, schema: Mapping[str, object] | None = None) -> str | None:
+    reply = await api.complete(QUESTION, max_tokens=50, temperature=0.5, seed=7, schema=schema, stop=["\n"])
+    return reply.text
+
+
+def tokens(likely: Mapping[str, float]) -> list[Token]:
+    return [(text, math.log(p)) for text, p in likely.items()]
+
+
+# --- starting
+
+
+async def test_a_dead_endpoint_is_one_clear_line() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    with pytest.raises(AutointerpError, match=rf"no answer at {url} .*start it or set llm\.base_url"):
+        async with started(url):
+            pass
+
+
+async def test_an_unknown_model_names_the_nearest() -> None:
+    with (
+        serving(models=("gpt-large", "test-modal")) as endpoint,
+        pytest.raises(AutointerpError, match="no model 'test-model' – did you mean 'test-modal'"),
+    ):
+        async with started(endpoint.url):
+            pass
+
+
+async def test_a_missing_key_names_its_variable_and_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    with pytest.raises(ConfigError, match="environment variable NO_SUCH_KEY"):
+        async with started("https://llm.example/v1", api_key_env="NO_SUCH_KEY"):
+            pass
+
+
+async def test_a_wrong_key_is_fatal_and_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WRONG_KEY", "sk-wrong-1234567890")
+    with serving(key="sk-right") as endpoint, pytest.raises(FinalFailure, match="WRONG_KEY") as caught:
+        async with started(endpoint.url, api_key_env="WRONG_KEY"):
+            pass
+    assert caught.value.fatal
+    assert "1234567890" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("server", "options", "able"),
+    [
+        ({}, {}, {"choices", "schema"}),
+        ({"slots": lambda messages, before: {"No": 1.0}}, {}, {"choices", "slots", "schema"}),
+        ({"slots": lambda messages, before: {"No": 1.0}}, {"logprobs": False}, {"schema"}),
+        ({"logprobs": 5}, {}, {"choices", "schema"}),
+        ({"logprobs": 0}, {}, {"schema"}),
+        ({"schema": 400}, {}, {"choices"}),
+        ({"schema": 500}, {}, {"choices"}),
+        ({"models": None, "completion_tokens_only": True}, {}, {"choices", "schema"}),
+    ],
+)
+async def test_what_an_endpoint_can_do_is_found_out(
+    server: dict[str, Any], options: dict[str, Any], able: set[str]
+) -> None:
+    with serving(**server) as endpoint:
+        async with started(endpoint.url, **options) as api:
+            assert api.capabilities == able
+            assert await complete(api, SCHEMA) == "Yes"
+            if "choices" in able:
+                (choices,) = (await api.choose(QUESTION, ["Yes", "No"])).choices
+                assert choices.probabilities == pytest.approx((0.75, 0.25))
+            again = OpenAIBackend(api._config)
+            again.memory = api.memory
+            before = endpoint.received
+            await again.start()
+            await again.close()
+            assert endpoint.received == before  # what was found out is not tried again
+            assert again.capabilities == able
+
+
+async def test_token_probabilities_that_are_demanded_and_missing_are_an_error() -> None:
+    with serving(logprobs=0) as endpoint, pytest.raises(AutointerpError, match=r"set llm\.logprobs to null"):
+        async with started(endpoint.url, logprobs=True):
+            pass
+
+
+async def test_an_endpoint_in_trouble_is_not_taken_for_one_that_can_do_nothing() -> None:
+    with serving(error=1.0) as endpoint:
+        api = backend(endpoint.url)
+        with pytest.raises(PassingFailure):
+            await api.start()
+        assert not api.memory
+        endpoint.shares["error"] = 0.0
+        await api.start()
+        assert api.capabilities == {"choices", "schema"}
+        await api.close()
+
+
+# --- asking
+
+
+async def test_a_request_carries_what_was_asked() -> None:
+    with serving() as endpoint:
+        async with started(endpoint.url) as api:
+            await complete(api, SCHEMA)
+    (body,) = endpoint.requests
+    form = body.pop("response_format")
+    assert form["json_schema"]["schema"] == SCHEMA
+    assert body == {
+        "model": "test-model",
+        "messages": [{"role": "user", "content": "Does it fire?"}],
+        "max_tokens": 50,
+        "temperature": 0.5,
+        "seed": 7,
+        "stop": ["\n"],
+    }
+
+
+async def test_one_refused_schema_is_left_out_and_others_stay() -> None:
+    with serving() as endpoint:
+        async with started(endpoint.url) as api:
+            endpoint.schema = 400
+            assert await complete(api, SCHEMA) == "Yes"
+            endpoint.schema = 200
+            await complete(api, SCHEMA)
+            await complete(api, {"type": "array"})
+    assert ["response_format" in body for body in endpoint.requests] == [False, False, True]
+
+
+async def test_a_passing_500_does_not_cost_the_schema() -> None:
+    with serving() as endpoint:
+        async with started(endpoint.url) as api:
+            endpoint.shares["error"] = 1.0
+            with pytest.raises(PassingFailure):
+                await complete(api, SCHEMA)
+            endpoint.shares["error"] = 0.0
+            await complete(api, SCHEMA)
+    assert "response_format" in endpoint.requests[0]
+
+
+@pytest.mark.parametrize(
+    ("share", "failure"), [("limit", RateLimited), ("error", PassingFailure), ("drop", PassingFailure)]
+)
+async def test_failures_that_pass_are_told_as_such(share: str, failure: type[Exception]) -> None:
+    with serving(retry_after=1.5) as endpoint:
+        async with started(endpoint.url) as api:
+            endpoint.shares[share] = 1.0
+            with pytest.raises(failure) as caught:
+                await complete(api)
+            if isinstance(caught.value, RateLimited):
+                assert caught.value.retry_after == 1.5
+
+
+async def test_no_answer_in_time_is_a_passing_failure() -> None:
+    with serving(latency=5) as endpoint:
+        async with started(endpoint.url, timeout=0.5) as api:
+            with pytest.raises(PassingFailure, match=r"no answer within 0\.5 s"):
+                await complete(api)
+
+
+BODIES: list[tuple[object, type[Exception], str]] = [
+    ([], PassingFailure, "without choices"),
+    ({"choices": []}, PassingFailure, "without choices"),
+    ({"error": {"message": "overloaded"}}, PassingFailure, "overloaded"),
+    ({"choices": [{"message": None}]}, PassingFailure, "without text"),
+    ({"choices": [{"message": {"content": None}, "finish_reason": "length"}]}, FinalFailure, "no text within 50"),
+    ({"choices": [{"message": {"content": None, "refusal": "I will not"}}]}, FinalFailure, "I will not"),
+    ({"choices": [{"message": {"content": "x"}, "finish_reason": "content_filter"}]}, FinalFailure, "content filter"),
+]
+
+
+@pytest.mark.parametrize(("body", "failure", "reason"), BODIES)
+async def test_odd_answers_are_failures_with_a_reason(body: object, failure: type[Exception], reason: str) -> None:
+    with serving() as endpoint:
+        async with started(endpoint.url) as api:
+            endpoint._reply = lambda *_: body  # type: ignore[method-assign]
+            with pytest.raises(failure, match=reason):
+                await complete(api)
+            if isinstance(body, dict) and body.get("choices"):
+                with pytest.raises(PassingFailure, match="without token probabilities"):
+                    await api.choose(QUESTION, ["Yes"])
+
+
+def test_retry_after_is_read_in_all_its_forms() -> None:
+    assert _retry_after({"retry-after": "2"}) == 2
+    assert _retry_after({"retry-after-ms": "250", "retry-after": "9"}) == 0.25
+    assert _retry_after({"retry-after": "Thu, 01 Jan 1970 00:00:00 GMT"}) == 0
+    assert _retry_after({"retry-after": "soon"}) is None
+    assert _retry_after({}) is None
+
+
+# --- reading probabilities
+
+
+@pytest.mark.parametrize(
+    ("likely", "answers", "expected", "mass"),
+    [
+        ({"Yes": 0.5, " yes": 0.1, "YES": 0.1, "No": 0.2, "Maybe": 0.1}, ["Yes", "No"], (0.7 / 0.9, 0.2 / 0.9), 0.9),
+        ({"1": 0.2, "10": 0.6, "0": 0.1}, ["0", "1", "10"], (1 / 9, 2 / 9, 6 / 9), 0.9),
+        ({"act": 0.6, "No": 0.2, "A": 0.1}, ["Activating", "No"], (0.75, 0.25), 0.8),
+        ({"un": 0.6, "b": 0.4}, ["unlit", "undone", "b"], (0, 0, 1), 0.4),
+        ({"N": 0.3, "Yes": 0.3}, ["Yes", "No"], (1, 0), 0.3),
+    ],
+)
+def test_tokens_count_for_the_answers_they_spell(
+    likely: dict[str, float], answers: list[str], expected: tuple[float, ...], mass: float
+) -> None:
+    choices = read_choices(tokens(likely), answers)
+    assert choices.probabilities == pytest.approx(expected)
+    assert choices.mass == pytest.approx(mass)
+
+
+def test_ten_is_told_from_one_where_it_is_two_tokens() -> None:
+    choices = read_choices(tokens({"1": 0.8, "0": 0.2}), ["0", "1", "10"], tokens({"0": 0.75, "\n": 0.25}))
+    assert choices.probabilities == pytest.approx((0.2, 0.2, 0.6))
+
+
+def test_no_answer_among_the_tokens_is_a_reason_and_no_number() -> None:
+    choices = read_choices(tokens({"Well": 0.9}), ["Yes", "No"])
+    assert choices.probabilities is None
+    assert choices.mass == 0
+    assert "none of the answers" in (choices.failure or "")
+
+
+@given(st.dictionaries(st.sampled_from(["Yes", " No", "0", "1", "10", "é", "", " "]), st.floats(1e-9, 1), min_size=1))
+def test_probabilities_sum_to_one_or_are_absent(likely: dict[str, float]) -> None:
+    choices = read_choices(tokens(likely), ["Yes", "No", "1", "10"])
+    assert (choices.probabilities is None) == (choices.failure is not None)
+    if choices.probabilities is not None:
+        assert sum(choices.probabilities) == pytest.approx(1)
+        assert choices.mass is not None
+        assert 0 < choices.mass <= 1
+
+
+# --- slots
+
+
+def cut(text: str, at: Sequence[int]) -> list[str]:
+    places = sorted({0, len(text), *(place % (len(text) + 1) for place in at)})
+    return [text[a:b] for a, b in pairwise(places)]
+
+
+@given(
+    st.lists(st.text("abé \n\tN", max_size=6).map(lambda s: s + "\t"), min_size=1, max_size=4),
+    st.lists(st.integers(0, 1000), max_size=12),
+    st.booleans(),
+)
+def test_slots_are_the_tokens_that_begin_the_fillers_or_a_refusal(
+    segments: list[str], at: list[int], mangled: bool
+) -> None:
+    """However the text is cut into tokens and whatever decoding one by one does to spaces and shared characters."""
+    turn = "".join(segment + "No" for segment in segments)
+    pieces = ["<s>", *cut("user: No?\n" + turn, at)]
+    position, truth = 0, []
+    begins: set[int] = set()
+    offset = len("user: No?\n")
+    for segment in segments:
+        offset += len(segment)
+        begins.add(offset)
+        offset += 2
+    for index, piece in enumerate(pieces[1:], 1):
+        leading = len(piece) - len(piece.lstrip())
+        if position + leading in begins and piece.strip():
+            truth.append(index)
+        position += len(piece)
+    shown = [piece.strip().replace("é", "\ufffd") if mangled else piece for piece in pieces]
+    prompt = [(text, [(str(index), 0.0)]) for index, text in enumerate(shown)]
+    try:
+        slots = find_slots(prompt, segments, "No")
+    except FinalFailure:
+        return
+    assert [int(slot[0][0]) for slot in slots] == truth
+
+
+def test_every_filler_is_found_where_tokens_are_single_characters() -> None:
+    turn = "No\tNo\n é\tNo\nIt\tNo"
+    prompt = [(text.strip(), [(str(index), 0.0)]) for index, text in enumerate("user: No?\n" + turn)]
+    slots = find_slots(prompt, ["No\t", "\n é\t", "\nIt\t"], "No")
+    assert [turn[int(slot[0][0]) - len("user: No?\n") :][:3] for slot in slots] == ["No\n", "No\n", "No"]
+
+
+def test_a_prompt_that_does_not_end_with_the_text_is_refused() -> None:
+    prompt: list[tuple[str, list[Token]]] = [("a", []), ("\t", []), ("No", []), ("<end>", [])]
+    with pytest.raises(FinalFailure, match="does not end with the text"):
+        find_slots(prompt, ["a\t"], "No")
+
+
+def test_a_filler_that_shares_its_token_is_refused() -> None:
+    with pytest.raises(FinalFailure, match="segment 0 does not begin with a token of its own"):
+        find_slots([("a:No", [])], ["a:"], "No")
+
+
+async def test_each_slot_has_the_distribution_after_its_segment() -> None:
+    def slots(messages: list[dict[str, str]], before: str) -> Mapping[str, float]:
+        return {"Yes": 0.9, "No": 0.1} if before.endswith("fires\t") else {"Yes": 0.2, "No": 0.8}
+
+    with serving(slots=slots) as endpoint:
+        async with started(endpoint.url) as api:
+            reply = await api.fill(QUESTION, ["No\t", "\nfires\t", "\nit\t"], "No", ["Yes", "No"])
+    assert [choice.probabilities for choice in reply.choices] == [
+        pytest.approx(expected) for expected in ((0.2, 0.8), (0.9, 0.1), (0.2, 0.8))
+    ]
+    (body,) = endpoint.requests
+    assert body["messages"][-1] == {"role": "assistant", "content": "No\tNo\nfires\tNo\nit\tNo"}
+    assert (body["continue_final_message"], body["add_generation_prompt"]) == (True, False)
+
+
+async def test_digits_that_the_tokens_cannot_tell_apart_are_refused_in_slots() -> None:
+    with serving(slots=lambda messages, before: {"1": 0.5, "0": 0.5}) as endpoint:
+        async with started(endpoint.url) as api:
+            with pytest.raises(FinalFailure, match="cannot tell '10' from '1'"):
+                await api.fill(QUESTION, ["a\t"], "0", ["0", "1", "10"])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda reply: reply.pop("prompt_logprobs"),
+        lambda reply: reply.update(prompt_logprobs=[None, {"5": {"decoded_token": "x"}}], prompt_token_ids=None),
+        lambda reply: reply.update(prompt_token_ids=[1, 2]),
+        lambda reply: reply["prompt_logprobs"].pop(),
+    ],
+)
+async def test_an_unknown_form_of_prompt_probabilities_is_refused(damage: Callable[[dict[str, Any]], None]) -> None:
+    with serving(slots=lambda messages, before: {"No": 1.0}) as endpoint:
+        async with started(endpoint.url) as api:
+            whole = endpoint._reply
+
+            def damaged(*arguments: Any) -> dict[str, Any]:
+                reply = whole(*arguments)
+                damage(reply)
+                return reply
+
+            endpoint._reply = damaged  # type: ignore[method-assign]
+            with pytest.raises(FinalFailure):
+                await api.fill(QUESTION, ["a\t"], "No", ["Yes", "No"])

@@ -1,0 +1,248 @@
+"""The scored table: choosing rows, laying it out, and the forms it is written in."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import unicodedata
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from synthetic import write_run
+
+from autointerp.errors import AutointerpError, ConfigError
+from autointerp.report.tables import (
+    RunFolder,
+    find_run,
+    interval,
+    lay_out,
+    mean_interval,
+    number,
+    print_table,
+    sort,
+    summarise,
+    visible,
+    where,
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "tiny")
+
+
+@pytest.fixture
+def features(run: Path) -> pa.Table:
+    return RunFolder(run).features
+
+
+def text_of(run: Path, **options) -> str:
+    out = io.StringIO()
+    print_table(run, out=out, **options)
+    return out.getvalue()
+
+
+def test_golden_table(run: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "112")
+    condition = "feature <= 10 or status != 'ok' or detection is None"
+    assert text_of(run, condition=condition) == GOLDEN
+
+
+GOLDEN = """\
+feature  detection       control  unscored  simulation      control  composite    explanation
+      3  .95 [.87 1.00]      .51            .95 [.87 1.00]      .51  atomic       <script>alert('x')</script> &…
+     10  .92 [.84 .98]       .51         1  .92 [.84 .98]       .50  composite    words about topic 1, such as…
+     59  –                     –            –                     –  –            (dead: never fires in 10,000…
+     66  –                     –            –                     –  composite    (too rare: 12 firings, featur…
+     73  –                     –            –                     –  split child  (failed: the explainer's answ…
+     80  –                     –        20  .62 [.54 .68]       .50  atomic       words about topic 11, such as…
+
+6 features: 3 ok, 1 dead, 1 too rare, 1 failed
+detection .94 [.92 .95] over 2; control .51, paired difference .43 [.42 .44] over 2; 21 of 60 examples unscored
+simulation .83 [.62 .95] over 3; control .50, paired difference .33 [.12 .44] over 3; 2 of 60 examples unscored
+not shown at this width: firings, unscored (--format csv has all)
+"""
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 130, 200])
+def test_no_line_is_wider_than_the_terminal_and_the_explanation_stays(features: pa.Table, width: int):
+    lines, dropped = lay_out(features, width)
+    assert max(map(cell_len, lines)) <= width
+    assert "explanation" in lines[0]
+    assert bool(dropped) == (width < 130)
+
+
+def test_a_pipe_gets_whole_explanations_a_line_a_feature(run: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    lines = text_of(run).split("\n\n")[0].splitlines()
+    assert len(lines) == 13
+    assert lines[1].endswith("names⏎of \\u001b[31mcolours</td>")
+
+
+def test_sorting_puts_missing_scores_last_and_breaks_ties_by_feature(features: pa.Table):
+    values = sort(features, "detection")["detection"].to_pylist()
+    known = [v for v in values if v is not None]
+    assert known == sorted(known, reverse=True)
+    assert values[len(known) :] == [None] * 4
+    assert sort(features, "feature")["feature"].to_pylist() == sorted(features["feature"].to_pylist())
+    statuses = sort(features, "status")
+    assert statuses["feature"].to_pylist()[-1] == 66  # too_rare
+    with pytest.raises(ConfigError, match="did you mean 'detection'"):
+        sort(features, "detecton")
+
+
+@pytest.mark.parametrize(
+    ("expression", "chosen"),
+    [
+        ("detection > 0.9 and composite == 'composite'", [10]),
+        ("detection is None", [59, 66, 73, 80]),
+        ("detection == None and simulation is not None", [80]),
+        ("not (detection > .8)", [38, 45, 52]),
+        ("feature in [3, 10]", [3, 10]),
+        ("feature not in (3, 10) and feature < 24", [17]),
+        ("'alert' in explanation", [3]),
+        (".85 < detection <= .89", [17, 24]),
+        ("detection - detection_control > 0.43 or status == 'dead'", [3, 59]),
+        ("-feature < -75", [80]),
+        ("firings / 2 > 220", [80]),
+        ("status in ['dead', 'failed']", [59, 73]),
+    ],
+)
+def test_where_chooses_rows(features: pa.Table, expression: str, chosen: list[int]):
+    assert where(features, expression)["feature"].to_pylist() == chosen
+
+
+@pytest.mark.parametrize(
+    ("expression", "said"),
+    [
+        ("detecton > 1", "did you mean 'detection'"),
+        ("__import__('os').system('true')", "not understood"),
+        ("feature.real == 1", "not understood"),
+        ("[f for f in feature]", "not understood"),
+        ("feature ** 9 > 1", "not understood"),
+        ("detection > 'a'", "types"),
+        ("feature > 99999999999999999999999", "types"),
+        ("feature in ['a']", "types"),
+        ("feature in [3, firings]", "plain values"),
+        ("detection + 1", "not a condition"),
+        ("1 < 2", "not a condition"),
+        ("status is 'ok'", "for None only"),
+        ("detection >", "not an expression"),
+        ("", "not an expression"),
+        ("(" * 300 + ")" * 300, "not an expression"),
+        ("detection > 1\x00", "not an expression"),
+    ],
+)
+def test_a_wrong_condition_is_one_clear_line(features: pa.Table, expression: str, said: str):
+    with pytest.raises(ConfigError, match=said) as caught:
+        where(features, expression)
+    assert "\n" not in str(caught.value)
+
+
+@given(
+    st.lists(st.tuples(*[st.one_of(st.none(), st.integers(-5, 5))] * 2), min_size=1),
+    st.sampled_from(
+        ["a < b", "a == b or b > 2", "a != 0 and not (b <= 1)", "a + b > 1", "-1 <= a < b", "a in [1, 2, 3]"]
+    ),
+)
+def test_where_agrees_with_python_on_rows_without_missing_values(rows: list[tuple], expression: str):
+    table = pa.table({"a": pa.array([a for a, _ in rows], pa.int64()), "b": pa.array([b for _, b in rows], pa.int64())})
+    whole = [(a, b) for a, b in rows if a is not None and b is not None]
+    got = where(table, f"a is not None and b is not None and ({expression})")
+    assert list(zip(*got.to_pydict().values())) == [(a, b) for a, b in whole if eval(expression, {"a": a, "b": b})]
+
+
+@given(st.text())
+def test_visible_text_is_one_line_without_control_characters(text: str):
+    shown = visible(text)
+    assert not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in shown)
+    assert not set(shown) & set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+    if text.isprintable():
+        assert shown == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.83, ".83"),
+        (-0.123, "-.12"),
+        (0.999, "1.00"),
+        (-0.001, ".00"),
+        (None, "–"),
+        (12.5, "12.50"),
+        (float("nan"), "–"),
+    ],
+)
+def test_numbers_as_printed(value: float | None, text: str):
+    assert number(value) == text
+    assert interval(value, None, None) == text
+
+
+def test_the_summary_pairs_score_and_control(features: pa.Table):
+    summary = summarise(features)
+    assert summary.statuses == {"ok": 9, "dead": 1, "too_rare": 1, "failed": 1}
+    detection, simulation = summary.scorers
+    assert (detection.mean.n, detection.control.n, detection.difference.n, simulation.mean.n) == (8, 8, 8, 9)
+    assert detection.difference.value == pytest.approx(detection.mean.value - detection.control.value)
+    assert detection.difference.low < detection.difference.value < detection.difference.high
+    assert detection.n_unscored == 20 + 4
+
+
+def test_the_interval_of_a_mean_covers_it_about_as_often_as_it_says():
+    import numpy as np
+
+    rng = np.random.default_rng(1)
+    found = [mean_interval(rng.normal(0.5, 0.2, 40), resamples=500) for _ in range(200)]
+    covered = sum(m.low <= 0.5 <= m.high for m in found if m.low is not None and m.high is not None)
+    assert 0.88 <= covered / 200 <= 1
+    assert mean_interval(np.array([np.nan])).value is None
+    assert mean_interval(np.array([0.5])).low is None
+
+
+def test_json_csv_and_parquet_hold_all_columns_and_missing_is_null(run: Path, features: pa.Table, tmp_path: Path):
+    rows = json.loads(text_of(run, format="json", sort_by="feature"))
+    assert rows == features.to_pylist()
+    assert rows[-1]["detection"] is None
+    read = list(csv.DictReader(io.StringIO(text_of(run, format="csv", sort_by="feature"))))
+    assert list(read[0]) == features.column_names
+    assert read[0]["explanation"] == rows[0]["explanation"]
+    assert read[-1]["detection"] == ""
+    with open(tmp_path / "out.parquet", "w") as out:
+        print_table(run, format="parquet", sort_by="feature", limit=3, out=out)
+    assert pq.read_table(tmp_path / "out.parquet").to_pylist() == rows[:3]
+
+
+def test_a_run_is_found_by_folder_and_by_name(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "tiny").symlink_to(run)
+    (tmp_path / "half").mkdir()
+    assert find_run("tiny") == Path("results/tiny")
+    assert find_run(run) == run
+    with pytest.raises(ConfigError, match="did you mean 'tiny'"):
+        find_run("tinny")
+    with pytest.raises(AutointerpError, match="not done"):
+        find_run("half")
+
+
+def test_a_torn_table_says_which(run: Path, tmp_path: Path):
+    (tmp_path / "features.parquet").write_bytes((run / "features.parquet").read_bytes()[:100])
+    with pytest.raises(AutointerpError, match=r"features\.parquet cannot be read"):
+        print_table(tmp_path)
+
+
+def test_a_run_without_controls_composites_or_scores_still_prints(tmp_path: Path):
+    row = {"feature": 1, "firings": 5, "explanation": "x", "composite": None, "status": "ok", "failure": None}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "features.parquet")
+    assert text_of(tmp_path).splitlines() == [
+        "feature  firings  explanation",
+        "      1        5  x",
+        "",
+        "1 feature: 1 ok",
+    ]
