@@ -83,7 +83,7 @@ def run(
     from autointerp.report import print_table
 
     folder = run_pipeline(config, set=_overrides(set), out=out).folder
-    print_table(folder)
+    print_table(folder, limit=50)
     print(f"report: {folder / 'report.html'}")
 
 
@@ -200,8 +200,8 @@ def _print_plan(config: str, set: list[str] | None, out: Path | None) -> None:
     from autointerp.pipeline.plan import plan as make_plan
 
     made = make_plan(load_config(config, _overrides(set)), out)
-    rows = [[stage.name, stage.state, stage.why or "", stage.cost or ""] for stage in made.stages]
-    print("\n".join(_columns(["stage", "state", "why", "cost"], rows)))
+    rows = [[stage.name, stage.state, stage.cost or "", stage.why or ""] for stage in made.stages]
+    print("\n".join(_columns(["stage", "state", "cost", "why"], rows)))
     print(f"\n{_costs(made)}")
 
 

@@ -62,9 +62,10 @@ class FeatureEvidence:
     activating: tuple[Context, ...]  # strongest first
     random: tuple[Context, ...]
     near: tuple[Context, ...]
-    token_stats: tuple[TokenStat, ...] = ()  # most firings first
+    token_stats: tuple[TokenStat, ...] = ()  # most firings first; may leave out the rarest
     logits_up: tuple[tuple[str, float], ...] = ()  # tokens that W_dec[feature] raises most, with the logit weight
     logits_down: tuple[tuple[str, float], ...] = ()
+    train_firings: int | None = None  # all that `token_stats` counts from; None: what it lists is all
 
 
 @dataclass(frozen=True, slots=True)

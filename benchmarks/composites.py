@@ -65,8 +65,9 @@ def measure(planted: PlantedDictionary, labels: tuple[str, ...], table: Any) -> 
 
 
 def accuracy(seeds: range, device: str, n: int, d: int) -> dict[str, Any]:
+    # R det: recall of composites whose parts are all in the dictionary; f/1000: false flags per 1,000 rows
     out: dict[str, Any] = {"n": n, "d": d, "seeds": [seeds.start, seeds.stop], "dictionaries": {}}
-    print(f"{'dictionary':46} {'labels':22} {'P':>6} {'R det':>6} {'R all':>6} {'exact':>6} {'false/1000':>10}  bars")
+    print(f"{'dictionary':46} {'labels':22} {'P':>6} {'R det':>6} {'R all':>6} {'exact':>6} {'f/1000':>6}  bars")
     for name, (options, bars) in DICTIONARIES.items():
         measured: dict[tuple[str, ...], list[dict[str, float | None]]] = {}
         for seed in seeds:
@@ -81,7 +82,9 @@ def accuracy(seeds: range, device: str, n: int, d: int) -> dict[str, Any]:
             worst = {key: (max(v) if key == "false_per_1000" else min(v)) if v else None for key, v in values.items()}
             met = all(_meets(key, mean[key], bar) for key, bar in bars.items())
             entry[" or ".join(labels)] = {"mean": mean, "worst_seed": worst, "bars_met": met}
-            shown = " ".join(f"{'-' if v is None else format(v, '.3f'):>{10 if k[0] == 'f' else 6}}" for k, v in mean.items())
+            shown = " ".join(
+                f"{'-' if v is None else format(v, '.3f'):>{10 if k[0] == 'f' else 6}}" for k, v in mean.items()
+            )
             print(f"{name:46} {' or '.join(labels):22} {shown}  {'met' if met else 'MISSED'}", flush=True)
         out["dictionaries"][name] = entry
     return out
@@ -117,7 +120,9 @@ def speed(n: int, d: int, device: str) -> dict[str, Any]:
     result = {
         "n": n,
         "d": d,
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else f"cpu, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name()
+        if device.startswith("cuda")
+        else f"cpu, {torch.get_num_threads()} threads",
         "check_s": check,
         "product_s": product,
         "ratio": check / product,

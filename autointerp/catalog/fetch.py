@@ -17,6 +17,7 @@ import tarfile
 import tempfile
 import threading
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -227,8 +228,10 @@ def _extract(archive: Path, wanted: Mapping[Piece, Path]) -> None:
                     if member is None:
                         raise KeyError(piece.member)
                     _take(member, piece, path)
-    except (KeyError, zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
-        raise SourceFailed(f"the package {archive.name} is damaged or not as expected: {error}") from error
+    except (KeyError, zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as error:
+        raise SourceFailed(
+            f"the package {archive.name} is damaged or not as expected: {repr(error).splitlines()[0][:120]}"
+        ) from error
 
 
 def _take(member: IO[bytes], piece: Piece, path: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from autointerp.composites.check import FLAGGED as FLAGGED
-from autointerp.composites.check import Label as Label
-from autointerp.composites.check import expand as expand
 from autointerp.composites.check import find_composites as find_composites
+from autointerp.composites.labels import FLAGGED as FLAGGED
+from autointerp.composites.labels import Label as Label
+from autointerp.composites.labels import expand as expand
 from autointerp.composites.neighbours import top_neighbours as top_neighbours

@@ -18,11 +18,9 @@ if TYPE_CHECKING:
     import torch
 
 LEVEL = 1e-3  # chance flags fewer than this share of latents
-POSSIBLE_R2, POSSIBLE_PARTIAL = 0.6, 0.3
 SHARE = 0.2  # least share of the smaller coefficient in the sum of the smaller and the largest
 TRIPLE_GAIN = 0.05  # R² that a third term must add
-PARENT_R2, CHILD_R2, CHILD_PARTIAL = 0.5, 0.25, 0.2
-_EDGE = 1e-6  # thresholds sit beside round numbers, where hand-made rows fall and rounding would decide
+EDGE = 1e-6  # thresholds sit beside round numbers, where hand-made rows fall and rounding would decide
 
 
 @dataclass
@@ -47,6 +45,7 @@ class Fits:
     nearest: torch.Tensor
     nearest_cosine: torch.Tensor
     nearest_white: torch.Tensor
+    highest: torch.Tensor  # cosine in Z with any candidate, -inf where there is none
 
 
 @dataclass
@@ -57,10 +56,24 @@ class _Products:
     G: torch.Tensor  # [b, m, m]
 
     @staticmethod
-    def of(rows: torch.Tensor, targets: torch.Tensor, index: torch.Tensor) -> _Products:
-        held = rows[index]
-        c = (held @ targets[:, :, None]).squeeze(2)
-        return _Products(c, held @ held.transpose(1, 2))
+    def of(rows: torch.Tensor, queries: torch.Tensor, index: torch.Tensor) -> _Products:
+        """For latents `queries` [b] and candidates `index` [b, m], all numbers of rows [n, d]."""
+        import torch
+
+        b, m = index.shape
+        family = torch.cat([index, queries[:, None]], 1)
+        gram = torch.empty(b, m + 1, m + 1, device=rows.device)
+        # a processor wants the gathered rows to fit its cache, a GPU wants few large products
+        room = 500_000 if rows.device.type == "cpu" else 50_000_000
+        step = max(1, min(b, room // ((m + 1) * rows.shape[1])))
+        buffer = torch.empty(step * (m + 1), rows.shape[1], device=rows.device)
+        for start in range(0, b, step):
+            some = family[start : start + step]
+            held = buffer[: some.numel()]
+            torch.index_select(rows, 0, some.flatten(), out=held)
+            held = held.view(*some.shape, -1)
+            torch.bmm(held, held.transpose(1, 2), out=gram[start : start + step])
+        return _Products(gram[:, :m, m], gram[:, :m, :m])
 
 
 def decompose(
@@ -79,8 +92,7 @@ def decompose(
         "next": nulls.threshold(LEVEL, 1, d - 1, candidates),
         "third": nulls.threshold(LEVEL, 1, d - 2, candidates),
     }
-    # the gathered rows of a block, [b, m, d] twice, set the memory: keep them near 200 MB
-    step = max(1, min(block, 25_000_000 // (lists.shape[1] * d)))
+    step = max(1, min(block, 4_000_000 // lists.shape[1] ** 2))  # a dozen [b, m, m] tensors live at once
     done = [
         _fit_block(Z, white, queries[start : start + step], lists[start : start + step], bars)
         for start in range(0, max(len(queries), 1), step)
@@ -95,8 +107,8 @@ def _fit_block(
 
     present = index >= 0
     safe = index.clamp_min(0)
-    plain = _Products.of(Z, Z[queries], safe)
-    iso = _Products.of(white, white[queries], safe)
+    plain = _Products.of(Z, queries, safe)
+    iso = _Products.of(white, queries, safe)
     m = index.shape[1]
     at = torch.arange(len(index), device=index.device)
 
@@ -109,7 +121,7 @@ def _fit_block(
     sound &= (a > 0) & (b > 0) & (white_a > 0) & (white_b > 0)
     sound &= (white_r2 >= bars["two"]) & (white_partial >= bars["next"])
     unrelated = _unrelated(iso)
-    even = torch.minimum(a, b) >= (SHARE - _EDGE) * (a + b)
+    even = torch.minimum(a, b) >= (SHARE - EDGE) * (a + b)
 
     # Of sums that fit equally well (2g + h is also a sum of g + h and g), the one of the least related parts.
     score = r2 - 1e-3 * iso.G.clamp_min(0)
@@ -156,6 +168,7 @@ def _fit_block(
         nearest=torch.where(some, index[at, nearest], -1),
         nearest_cosine=torch.where(some, plain.c[at, nearest], 0),
         nearest_white=torch.where(some, iso.c[at, nearest], 0),
+        highest=torch.where(present, plain.c, -torch.inf).amax(1),
     )
 
 
@@ -178,7 +191,7 @@ def _partial(r2: torch.Tensor, products: _Products) -> torch.Tensor:
 def _unrelated(white: _Products) -> torch.Tensor:
     """The collider test V: cos(g, h) ≤ ½ cos(f, g) cos(f, h). A parent's children fail it: theirs is about
     cos(f, g) cos(f, h), while the parts of a composite are related only through it."""
-    return white.G <= 0.5 * white.c[:, :, None] * white.c[:, None, :] + _EDGE
+    return 0.5 * white.c[:, :, None] * white.c[:, None, :] + EDGE >= white.G
 
 
 @dataclass
@@ -201,7 +214,7 @@ def _third(
     at = torch.arange(b, device=p.device)
 
     def solve(products: _Products) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Coefficients [b, m, 3] and R² [b, m] with each candidate as third term, and R² without each term [b, m, 3]."""
+        """Coefficients [b, m, 3] and R² [b, m] with each third term, and R² without each term [b, m, 3]."""
         c, G = products.c, products.G
         gp, gq, pq = G[at, p], G[at, q], G[at, p, q][:, None].expand(b, m)
         cs = torch.stack([c[at, p][:, None].expand(b, m), c[at, q][:, None].expand(b, m), c], 2)
@@ -222,8 +235,8 @@ def _third(
     white_partial = ((white_r2[..., None] - white_without) / (1 - white_without).clamp_min(1e-6)).amin(2)
     apart = _unrelated(white)
     good = allowed & apart[at, p] & apart[at, q] & (x > 0).all(2) & (white_x > 0).all(2)
-    good &= x.amin(2) >= (SHARE - _EDGE) * (x.amin(2) + x.amax(2))
-    good &= (r2 - without[..., 2] >= TRIPLE_GAIN - _EDGE) & (white_partial >= bar)
+    good &= x.amin(2) >= (SHARE - EDGE) * (x.amin(2) + x.amax(2))
+    good &= (r2 - without[..., 2] >= TRIPLE_GAIN - EDGE) & (white_partial >= bar)
     good &= torch.arange(m, device=p.device)[None] != p[:, None]
     good &= torch.arange(m, device=p.device)[None] != q[:, None]
     best, third = torch.where(good, r2, -torch.inf).max(1)

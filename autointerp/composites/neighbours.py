@@ -16,32 +16,35 @@ _GROUP = 32  # columns whose maximum is compared first
 
 
 def as_tensor(rows: np.ndarray | torch.Tensor, name: str = "W_dec") -> torch.Tensor:
-    """`rows` [n, d] as a tensor without a copy; an error in one line where it is no finite matrix."""
+    """`rows` [n, d] as a tensor, shared where that can be; an error in one line where it is no finite matrix."""
+    import warnings
+
     import numpy as np
     import torch
 
-    tensor = rows.detach() if isinstance(rows, torch.Tensor) else torch.from_numpy(_shareable(np.asarray(rows)))
+    if isinstance(rows, torch.Tensor):
+        tensor = rows.detach()
+    else:
+        array = np.asarray(rows)
+        if array.dtype.kind != "f" or array.ndim != 2:
+            raise _no_matrix(name, array.dtype, array.shape)
+        if not array.dtype.isnative or min(array.strides) < 0:
+            array = array.astype(array.dtype.newbyteorder("="), order="C")
+        with warnings.catch_warnings():  # of read-only arrays, such as a map of a file: nothing here writes
+            warnings.simplefilter("ignore", UserWarning)
+            tensor = torch.from_numpy(array)
     if tensor.ndim != 2 or not tensor.is_floating_point():
-        shape = list(tensor.shape)
-        raise AutointerpError(f"{name} must be a matrix of floats [latents, d_model], this is {tensor.dtype} {shape}")
+        raise _no_matrix(name, tensor.dtype, tensor.shape)
     for start in range(0, len(tensor), 8192):
         finite = torch.isfinite(tensor[start : start + 8192]).all(1)
         if not finite.all():
             row = start + int((~finite).nonzero()[0])
-            raise AutointerpError(f"{name} has NaN or infinite values (first in row {row}): was its file written whole?")
+            raise AutointerpError(f"{name} has NaN or infinite values, first in row {row}: is its file whole?")
     return tensor
 
 
-def _shareable(array: np.ndarray) -> np.ndarray:
-    """Read-only arrays (maps of a file) are shared all the same: nothing here writes to them."""
-    import numpy as np
-
-    if array.flags.writeable and array.flags.aligned and array.dtype.isnative:
-        return array
-    if array.flags.aligned and array.dtype.isnative:
-        view = array.view(np.ndarray)
-        return np.frombuffer(memoryview(view), view.dtype).reshape(view.shape) if view.flags.c_contiguous else view.copy()
-    return array.astype(array.dtype.newbyteorder("="))
+def _no_matrix(name: str, dtype: object, shape: Sequence[int]) -> AutointerpError:
+    return AutointerpError(f"{name} must be a matrix of floats [latents, d_model], this is {dtype} {list(shape)}")
 
 
 def unit(rows: torch.Tensor) -> torch.Tensor:
@@ -50,6 +53,20 @@ def unit(rows: torch.Tensor) -> torch.Tensor:
     scale = rows.abs().amax(-1, keepdim=True).clamp_min(1e-30)  # squares of tiny float16 rows would vanish
     rows = rows / scale
     return rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+
+
+def unit_rows(tensors: Sequence[torch.Tensor], device: str | torch.device, block: int = 4096) -> torch.Tensor:
+    """The rows of all `tensors` after each other, each of norm 1, on `device`: one copy in memory."""
+    import torch
+
+    out = torch.empty(sum(map(len, tensors)), tensors[0].shape[1], device=device)
+    at = 0
+    for tensor in tensors:
+        for start in range(0, len(tensor), block):
+            rows = tensor[start : start + block]
+            out[at : at + len(rows)] = unit(rows.to(device))
+            at += len(rows)
+    return out
 
 
 def top_neighbours(
@@ -64,19 +81,17 @@ def top_neighbours(
     """The `m` rows of highest cosine for each query row, itself left out.
 
     W [n, d]; `queries` are row numbers (None: all); `candidates` [n] bool says which rows may be
-    neighbours (None: all but zero rows). Returns indices [q, m] int64 and cosines [q, m] float32 on
+    neighbours; zero rows never are. Returns indices [q, m] int64 and cosines [q, m] float32 on
     `device`, highest first; where there are fewer than `m` candidates, the rest is -1 and -inf.
     """
     import torch
 
-    tensor = as_tensor(W).to(device)
-    if candidates is None:
-        allowed = (tensor != 0).any(1)
-    else:
-        allowed = torch.as_tensor(candidates, dtype=torch.bool, device=device)
-    n = len(tensor)
-    wanted = torch.arange(n, device=device) if queries is None else torch.as_tensor(queries, device=device).long()
-    return search(unit(tensor), allowed, wanted, m, block)
+    Z = unit_rows([as_tensor(W)], device)
+    allowed = (Z != 0).any(1)
+    if candidates is not None:
+        allowed &= torch.as_tensor(candidates, dtype=torch.bool, device=Z.device)
+    wanted = torch.arange(len(Z)) if queries is None else torch.as_tensor(queries).long()
+    return search(Z, allowed, wanted.to(Z.device), m, block)
 
 
 def search(

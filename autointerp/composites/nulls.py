@@ -74,8 +74,8 @@ def threshold(p: float, k: int, d: int, candidates: int) -> float:
     return high
 
 
-def whitener(Z: torch.Tensor, block: int = 8192) -> torch.Tensor:
-    """L [d, d] with z ↦ L⁻¹z making the second moment of the unit rows Z [n, d] isotropic.
+def whitener(Z: torch.Tensor, living: torch.Tensor | None = None, block: int = 8192) -> torch.Tensor:
+    """L [d, d] with z ↦ L⁻¹z making the second moment of the unit rows Z [n, d] isotropic; only `living` [n] count.
 
     The moment M = mean zzᵀ is not centred, so that the shared mean is one of its directions, and is
     shrunk to (1 − δ)M + δI/d with the δ of Ledoit and Wolf (2004), at least .01: few rows in many
@@ -83,10 +83,12 @@ def whitener(Z: torch.Tensor, block: int = 8192) -> torch.Tensor:
     """
     import torch
 
-    n, d = Z.shape
+    n, d = Z.shape if living is None else (int(living.sum()), Z.shape[1])
     moment = torch.zeros(d, d, dtype=torch.float64, device=Z.device)
-    for start in range(0, n, block):
+    for start in range(0, len(Z), block):
         rows = Z[start : start + block]
+        if living is not None:
+            rows = rows[living[start : start + block]]
         moment += (rows.T @ rows).double()
     moment /= max(n, 1)
     square = float((moment**2).sum())

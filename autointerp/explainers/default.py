@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from autointerp.answers import parse_explanation
 from autointerp.errors import AutointerpError
+from autointerp.explainers.token_stats import shares
 from autointerp.plugins import explainer
 from autointerp.prompting import REPEAT_TEMPERATURE, render
 from autointerp.records import LLM, Context, Explanation, FeatureEvidence
@@ -46,7 +47,7 @@ async def explain(
         examples=spread(feature.activating, examples, rng),
         silent=_silent(feature, silent, rng),
         show_activations=show_activations,
-        stats=[(s.token, round(100 * s.fired / feature.firings)) for s in feature.token_stats[:token_stats]],
+        stats=[(s.token, round(100 * share)) for s, share in shares(feature)[:token_stats] if share >= 0.01],
         promoted=[token for token, _ in feature.logits_up[:promoted]],
     )
     explanation = Explanation(None)
@@ -55,7 +56,7 @@ async def explain(
             messages, max_tokens=MAX_TOKENS, attempt=attempt, temperature=REPEAT_TEMPERATURE * (attempt > 0)
         )
         if answer.failure is not None:
-            return Explanation(None, failure=answer.failure)
+            return Explanation(None, answer.failure, explanation.raw)
         explanation = parse_explanation(answer.text, truncated=answer.truncated)
         if explanation.text:
             break

@@ -90,11 +90,10 @@ def _wide(scores: pd.DataFrame, explainer: str, scorer: str) -> pd.DataFrame:
     wide = real[["feature", *names]].rename(columns=names)
     controls = some[some["control"].notna()]
     first = controls["control"].iloc[0] if len(controls) else None
-    control = controls[controls["control"] == first][["feature", "value"]].rename(
-        columns={"value": f"{scorer}_control"}
-    )
     if first is None:
-        control = pd.DataFrame({"feature": wide["feature"], f"{scorer}_control": None})
+        return wide.assign(**{f"{scorer}_control": pd.Series(dtype="float64")})
+    control = controls.loc[controls["control"] == first, ["feature", "value"]]
+    control = control.rename(columns={"value": f"{scorer}_control"})
     return wide.merge(control, on="feature", how="left")
 
 

@@ -90,7 +90,7 @@ class Dag:
         return digest([stage.name, stage.version, dict(stage.section), dict(contents)])
 
     def run(self, on_stage: Callable[[Stage, Manifest, bool], None] | None = None) -> dict[str, Manifest]:
-        """Run what is not done; returns the manifest of every stage. `on_stage` hears of each: (stage, manifest, ran)."""
+        """Run what is not done; returns every stage's manifest. `on_stage` hears of each: (stage, manifest, ran)."""
         done: dict[str, Standing] = {}
         for number, stage in enumerate(self.order, start=1):
             standing = self._standing(stage, done, {})

@@ -84,6 +84,7 @@ def build_stages(config: Config, session: Session) -> list[Stage]:
                 partial(_explain, session, explainer),
                 _plugin_section(config, explainers, "explainer", explainer) | seeds,
                 ("corpus", "harvest", "select", "directions", "contexts"),
+                resumable=True,
             )
         )
         tables.append(f"explain/{explainer.key}")
@@ -98,15 +99,12 @@ def build_stages(config: Config, session: Session) -> list[Stage]:
                         partial(_score, session, scorer, explainer.key, control),
                         section | {"control": own},
                         ("contexts", f"explain/{explainer.key}"),
+                        resumable=True,
                     )
                 )
                 tables.append(name)
-    stages.append(
-        Stage("tables", partial(assemble, config), {"explainers": [e.key for e in config.explainers]}, tuple(tables))
-    )
-    for stage in stages:
-        if stage.name.startswith(("explain/", "score/")):
-            object.__setattr__(stage, "resumable", True)
+    shown = {"explainers": [e.key for e in config.explainers], "scorers": [s.key for s in config.scorers]}
+    stages.append(Stage("tables", partial(assemble, config), shown, tuple(tables)))
     return stages
 
 
@@ -249,7 +247,7 @@ def _train_sae(session: Session, job: Job) -> None:
 
 
 def _harvest(session: Session, job: Job) -> None:
-    from autointerp.activations import harvest
+    from autointerp.activations.harvest import harvest
     from autointerp.artifacts import Corpus
 
     sae = _open_sae(session, job.inputs["sae"])
@@ -271,7 +269,7 @@ def _harvest(session: Session, job: Job) -> None:
 
 
 def _select(session: Session, job: Job) -> None:
-    from autointerp.activations import firing_table, select_features
+    from autointerp.activations.evidence import firing_table, select_features
     from autointerp.artifacts import Firings
 
     firings, least = Firings(job.inputs["harvest"]), session.config.features.min_firings
@@ -347,7 +345,7 @@ def _directions(session: Session, job: Job) -> None:
 def _contexts(session: Session, job: Job) -> None:
     import pyarrow.parquet as pq
 
-    from autointerp.activations import sample_contexts, write_contexts
+    from autointerp.activations.contexts import sample_contexts, write_contexts
     from autointerp.artifacts import Corpus, Firings
 
     features = _ok(job.inputs["select"])
@@ -405,7 +403,8 @@ def evidence_of(session: Session, inputs: Mapping[str, Path]) -> Callable[[Seque
     """What an explainer may see of each feature: contexts of the train split, token statistics, logit weights."""
     import pyarrow.parquet as pq
 
-    from autointerp.activations import evidence, read_contexts
+    from autointerp.activations.contexts import read_contexts
+    from autointerp.activations.evidence import evidence
     from autointerp.artifacts import Corpus, Firings
 
     corpus, firings = Corpus(inputs["corpus"]), Firings(inputs["harvest"])
@@ -449,7 +448,7 @@ def _score(session: Session, scorer: PluginConfig, explainer: str, control: Plug
 
 def held_out(path: Path) -> Callable[[Sequence[int]], dict[int, list[Context]]]:
     """The contexts of the test split of each feature."""
-    from autointerp.activations import read_contexts
+    from autointerp.activations.contexts import read_contexts
 
     def read(features: Sequence[int]) -> dict[int, list[Context]]:
         contexts = read_contexts(path, features)

@@ -97,18 +97,12 @@ def _gated(pre: Tensor, sae: SAE) -> Tensor:
     return torch.where(pre + sae.b_gate > 0, magnitude, 0.0)
 
 
-def _rescaled(pre: Tensor, sae: SAE) -> Tensor:
-    """Gated without the step: a ReLU whose latents each have a learned scale."""
-    return pre.relu() * sae.r_mag.exp()
-
-
 ARCHITECTURES: dict[str, Architecture] = {
     "relu": Architecture(lambda pre, sae: pre.relu()),
     "topk": Architecture(_topk),
     "groupmax": Architecture(_groupmax),
     "jumprelu": Architecture(_jumprelu, ("threshold",)),
     "gated": Architecture(_gated, ("r_mag", "b_mag", "b_gate")),
-    "rescaled": Architecture(_rescaled, ("r_mag",)),
 }
 
 

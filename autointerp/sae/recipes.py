@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -25,11 +27,12 @@ class Recipe:
     """Weights under training, with a unit-norm decoder."""
 
     result: ClassVar[str]  # the architecture of the finished SAE
-    vectors: ClassVar[dict[str, float]] = {"b_enc": 0.0}  # [d_sae] parameters and where they start
+    vectors: Mapping[str, float] = MappingProxyType({"b_enc": 0.0})  # [d_sae] parameters and where they start
 
     def __init__(self, config: TrainConfig, d_in: int) -> None:
         self.config, self.d_in = config, d_in
         self.weights: dict[str, Tensor] = {}
+        self.threshold = torch.tensor(0.0)  # of the batchtopk kinds: it follows the weakest latent chosen
 
     def initialise(self, generator: torch.Generator) -> None:
         n, d = self.config.d_sae, self.d_in
@@ -40,15 +43,17 @@ class Recipe:
 
     def to(self, device: torch.device) -> None:
         self.weights = {name: tensor.to(device).requires_grad_() for name, tensor in self.weights.items()}
+        self.threshold = self.threshold.to(device)
 
     def parameters(self) -> Iterator[Tensor]:
         return iter(self.weights.values())
 
     def state(self) -> dict[str, Any]:
-        return {name: tensor.detach() for name, tensor in self.weights.items()}
+        return {name: tensor.detach() for name, tensor in self.weights.items()} | {"threshold": self.threshold}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.weights = dict(state)
+        self.threshold = self.weights.pop("threshold")
 
     def loss(self, z: Tensor, dead: Tensor, step: int) -> Outcome:
         """`dead` [d_sae] bool: latents that have not fired for long."""
@@ -66,8 +71,23 @@ class Recipe:
         decoder = self.weights["W_dec"]
         decoder /= decoder.norm(dim=1, keepdim=True).clamp_min(1e-8)
 
+    def shift(self, tensors: dict[str, Tensor], by: Tensor) -> None:
+        """Add `by` [d_sae] to every pre-activation."""
+        tensors["b_enc"] = tensors["b_enc"] + by
+
     def result_tensors(self) -> dict[str, Tensor]:
         return {**self.weights, "W_enc": self.weights["W_enc"].T}
+
+    def product(self, rows: Tensor, matrix: Tensor) -> Tensor:
+        """rows @ matrix in the dtype of large products, with gradients."""
+        dtype = getattr(torch, self.config.dtype)
+        return (rows.to(dtype) @ matrix.to(dtype)).float()
+
+    def sparsity(self, step: int, usual: float) -> float:
+        """Weight of the sparsity loss at a step: it rises linearly at the start."""
+        weight = usual if self.config.sparsity is None else self.config.sparsity
+        rising = self.config.sparsity_warmup * self.config.steps
+        return weight * min((step + 1) / rising, 1.0) if rising else weight
 
     def pre_activations(self, z: Tensor) -> Tensor:
         """[b, d_in] -> [b, d_sae] in the dtype of large products, without a gradient: to choose latents by."""
@@ -88,9 +108,7 @@ class TopK(Recipe):
         error = sparse.decode(values, indices, self.weights["W_dec"]) + self.weights["b_dec"] - z
         residual = error.square().sum()
         loss = residual / z.numel()
-        k = self.d_in // 2 if self.config.aux_k is None else self.config.aux_k
-        if k and self.config.aux_coefficient and bool(dead.any()):
-            loss = loss + self.config.aux_coefficient * self._aux(z, pre, dead, error.detach(), k)
+        loss = loss + self._aux(z, pre, dead, error.detach())
         on = values.detach() > 0
         fired = torch.zeros_like(dead)
         fired[indices[on]] = True
@@ -100,13 +118,180 @@ class TopK(Recipe):
         bias = torch.nn.functional.embedding(indices, self.weights["b_enc"][:, None]).squeeze(-1)
         return (sparse.encode(z, self.weights["W_enc"], indices) + bias).relu()
 
-    def _aux(self, z: Tensor, pre: Tensor, dead: Tensor, error: Tensor, k: int) -> Tensor:
-        """Σ over d of (error left − what the k strongest dead latents make of it)², relative to the input's."""
+    def _aux(self, z: Tensor, pre: Tensor, dead: Tensor, error: Tensor) -> Tensor | float:
+        """Σ over d of (error left − what the strongest dead latents make of it)², relative to the input's."""
+        k = self.d_in // 2 if self.config.aux_k is None else self.config.aux_k
+        if not (k and self.config.aux_coefficient and bool(dead.any())):
+            return 0.0
         latents = dead.nonzero().squeeze(1)
         chosen = pre.index_select(1, latents).topk(min(k, len(latents)), sorted=False).indices
         indices = latents[chosen]
         made = sparse.decode(self._values(z, indices), indices, self.weights["W_dec"])
-        return (made + error).square().sum() / z.numel()
+        return self.config.aux_coefficient * (made + error).square().sum() / z.numel()
 
 
-RECIPES: dict[str, Callable[[TrainConfig, int], Recipe]] = {"topk": TopK}
+class BatchTopK(TopK):
+    """2412.06410: the k·batch largest of a batch's pre-activations. At inference a threshold: the running mean of the
+    smallest one chosen."""
+
+    result = "jumprelu"
+
+    def loss(self, z: Tensor, dead: Tensor, step: int) -> Outcome:
+        codes, pre = self._codes(z, step)
+        error = self.product(codes, self.weights["W_dec"]) + self.weights["b_dec"] - z
+        residual = error.square().sum()
+        loss = residual / z.numel() + self._aux(z, pre, dead, error.detach())
+        on = codes.detach() > 0
+        return Outcome(loss, residual.detach(), on.sum(), on.any(0))
+
+    def _codes(self, z: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        pre = self.product(z, self.weights["W_enc"].T) + self.weights["b_enc"]
+        with torch.no_grad():
+            positive = pre.relu().flatten()
+            chosen = positive.topk(min(self.config.k * len(z), len(positive)), sorted=False).values
+            least = chosen[chosen > 0].amin() if bool((chosen > 0).any()) else self.threshold
+            self.threshold = least if step == 0 else torch.lerp(least, self.threshold, 0.999)
+        return torch.where(pre >= least, pre, 0.0), pre.detach()
+
+    def result_tensors(self) -> dict[str, Tensor]:
+        return super().result_tensors() | {"threshold": self.threshold.expand(self.config.d_sae).clone()}
+
+
+class Matryoshka(BatchTopK):
+    """2503.17547: the first latents alone, and with each further group, must reconstruct the input."""
+
+    def loss(self, z: Tensor, dead: Tensor, step: int) -> Outcome:
+        codes, pre = self._codes(z, step)
+        shares = torch.tensor(self.config.groups).cumsum(0)
+        ends = (shares * self.config.d_sae).round().long().tolist()
+        made: Tensor = self.weights["b_dec"]
+        loss, start, error = torch.zeros((), device=z.device), 0, -z
+        for end in ends:
+            made = made + self.product(codes[:, start:end], self.weights["W_dec"][start:end])
+            error, start = made - z, end
+            loss = loss + error.square().sum() / z.numel() / len(ends)
+        loss = loss + self._aux(z, pre, dead, error.detach())
+        on = codes.detach() > 0
+        return Outcome(loss, error.detach().square().sum(), on.sum(), on.any(0))
+
+
+class ReLU(Recipe):
+    """‖z − ẑ‖² + λ Σ f with a unit-norm decoder."""
+
+    result = "relu"
+
+    def loss(self, z: Tensor, dead: Tensor, step: int) -> Outcome:
+        codes = (self.product(z, self.weights["W_enc"].T) + self.weights["b_enc"]).relu()
+        residual = (self.product(codes, self.weights["W_dec"]) + self.weights["b_dec"] - z).square().sum()
+        loss = (residual + self.sparsity(step, 5.0) * codes.sum()) / z.numel()
+        on = codes.detach() > 0
+        return Outcome(loss, residual.detach(), on.sum(), on.any(0))
+
+
+class Gated(Recipe):
+    """2404.16014: which latents fire and how strongly are learned apart. The gate is taught by an L1 loss and by a
+    reconstruction of its own through a frozen decoder."""
+
+    result = "gated"
+    vectors = MappingProxyType({"r_mag": 0.0, "b_mag": 0.0, "b_gate": 0.0})
+
+    def loss(self, z: Tensor, dead: Tensor, step: int) -> Outcome:
+        w = self.weights
+        shared = self.product(z, w["W_enc"].T)
+        gate, codes = self._gate_and_codes(shared)
+        residual = (self.product(codes, w["W_dec"]) + w["b_dec"] - z).square().sum()
+        alone = (self.product(gate, w["W_dec"].detach()) + w["b_dec"].detach() - z).square().sum()
+        loss = (residual + alone + self.sparsity(step, 5.0) * gate.sum()) / z.numel()
+        on = codes.detach() > 0
+        return Outcome(loss, residual.detach(), on.sum(), on.any(0))
+
+    def _gate_and_codes(self, shared: Tensor) -> tuple[Tensor, Tensor]:
+        gate = shared + self.weights["b_gate"]
+        magnitude = (shared * self.weights["r_mag"].exp() + self.weights["b_mag"]).relu()
+        return gate.relu(), torch.where(gate > 0, magnitude, 0.0)
+
+    def shift(self, tensors: dict[str, Tensor], by: Tensor) -> None:
+        tensors["b_gate"] = tensors["b_gate"] + by
+        tensors["b_mag"] = tensors["b_mag"] + by * tensors["r_mag"].exp()
+
+    def result_tensors(self) -> dict[str, Tensor]:
+        return super().result_tensors() | {"b_enc": torch.zeros_like(self.weights["b_mag"])}
+
+
+class Rescaled(Gated):
+    """Gated without its step: codes are the gate's ReLU times a learned scale of each latent, which undoes what L1
+    shrinks. Scales fold into the encoder, so that the result is a plain ReLU SAE."""
+
+    result = "relu"
+    vectors = MappingProxyType({"r_mag": 0.0, "b_gate": 0.0})
+
+    def _gate_and_codes(self, shared: Tensor) -> tuple[Tensor, Tensor]:
+        gate = (shared + self.weights["b_gate"]).relu()
+        return gate, gate * self.weights["r_mag"].exp()
+
+    def shift(self, tensors: dict[str, Tensor], by: Tensor) -> None:
+        Recipe.shift(self, tensors, by)
+
+    def result_tensors(self) -> dict[str, Tensor]:
+        w, scale = self.weights, self.weights["r_mag"].exp()
+        return {
+            "W_enc": w["W_enc"].T * scale,
+            "b_enc": w["b_gate"] * scale,
+            "W_dec": w["W_dec"],
+            "b_dec": w["b_dec"],
+        }
+
+
+class JumpReLU(Recipe):
+    """2407.14435: a threshold for each latent, learned through a rectangular kernel; the loss draws L0 to k."""
+
+    result = "jumprelu"
+
+    def __init__(self, config: TrainConfig, d_in: int) -> None:
+        super().__init__(config, d_in)
+        self.width = config.bandwidth * d_in**0.5  # inputs have the norm √d_in
+        self.vectors = {"b_enc": 0.0, "log_threshold": math.log(self.width)}
+
+    def loss(self, z: Tensor, dead: Tensor, step: int) -> Outcome:
+        pre = self.product(z, self.weights["W_enc"].T) + self.weights["b_enc"]
+        codes, gate = _Jump.apply(pre, self.weights["log_threshold"].exp(), self.width)  # type: ignore[misc]
+        residual = (self.product(codes, self.weights["W_dec"]) + self.weights["b_dec"] - z).square().sum()
+        l0 = gate.sum() / len(z)
+        loss = residual / z.numel() + self.sparsity(step, 1.0) * (l0 / self.config.k - 1).square()
+        on = codes.detach() > 0
+        return Outcome(loss, residual.detach(), on.sum(), on.any(0))
+
+    def result_tensors(self) -> dict[str, Tensor]:
+        tensors = super().result_tensors()
+        return tensors | {"threshold": tensors.pop("log_threshold").exp()}
+
+
+class _Jump(torch.autograd.Function):
+    """(pre [b, n], threshold [n], width) -> codes and the step, with the paper's pseudo-derivatives for the threshold:
+    −θ/ε and −1/ε where |pre − θ| < ε/2."""
+
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, threshold: Tensor, width: float) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(pre, threshold)
+        ctx.width = width
+        on = pre > threshold
+        return torch.where(on, pre, 0.0), on.to(pre.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        for_codes, for_step = gradients
+        pre, threshold = ctx.saved_tensors
+        near = (pre - threshold).abs() < ctx.width / 2
+        slope = torch.where(near, -(for_codes * threshold + for_step) / ctx.width, 0.0).sum(0)
+        return torch.where(pre > threshold, for_codes, 0.0), slope, None
+
+
+RECIPES: dict[str, Callable[[TrainConfig, int], Recipe]] = {
+    "topk": TopK,
+    "batchtopk": BatchTopK,
+    "matryoshka": Matryoshka,
+    "jumprelu": JumpReLU,
+    "relu": ReLU,
+    "gated": Gated,
+    "rescaled": Rescaled,
+}

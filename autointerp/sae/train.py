@@ -31,12 +31,16 @@ log = logging.getLogger("autointerp")
 class TrainConfig(Section):
     """How to train. Lengths are in tokens, each presentation of one counted."""
 
-    architecture: Literal["topk"] = "topk"
+    architecture: Literal["topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated", "rescaled"] = "topk"
     d_sae: int = Field(4096, ge=2)
-    k: int = Field(32, ge=1)  # active latents a token
+    k: int = Field(32, ge=1)  # active latents a token, of the topk kinds and jumprelu
+    sparsity: float | None = Field(None, ge=0)  # weight of the sparsity loss; None: 5 for L1, 1 for jumprelu's L0
+    sparsity_warmup: float = Field(0.05, ge=0, le=1)  # share of the steps over which that weight rises from 0
+    bandwidth: float = Field(1e-3, gt=0)  # of jumprelu's step, in units of the inputs' root mean square norm
+    groups: list[float] = [1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32]  # matryoshka: shares of the latents
     tokens: int = Field(10_000_000, ge=1)  # presentations: the source's epochs do not matter
     batch_size: int = Field(4096, ge=1)
-    lr: float | None = Field(None, gt=0)  # None: 2e-4 / sqrt(d_sae / 2^14), 2406.04093
+    lr: float | None = Field(None, gt=0)  # None: that of the architecture, see peak_lr
     warmup: int = Field(0, ge=0)  # steps over which lr rises from 0
     decay: float = Field(0.2, ge=0, le=1)  # last share of the steps, over which lr falls to 0
     aux_k: int | None = Field(None, ge=0)  # dead latents that explain the residual; None: d_in / 2; 0: none
@@ -56,7 +60,15 @@ class TrainConfig(Section):
             raise ValueError(f"k = {self.k} is more than d_sae = {self.d_sae}")
         if self.tokens < self.batch_size:
             raise ValueError(f"tokens = {self.tokens} is less than one batch of {self.batch_size}")
+        if self.architecture == "matryoshka" and (min(self.groups) <= 0 or abs(sum(self.groups) - 1) > 1e-6):
+            raise ValueError(f"groups are positive shares that add up to 1, these make {sum(self.groups):g}")
         return self
+
+    @property
+    def peak_lr(self) -> float:
+        """Given, or 3e-4 for the batchtopk kinds, 7e-5 for jumprelu (2407.14435), and 2406.04093's rule for others."""
+        usual = {"batchtopk": 3e-4, "matryoshka": 3e-4, "jumprelu": 7e-5}
+        return self.lr or usual.get(self.architecture, 2e-4 / math.sqrt(self.d_sae / 2**14))
 
     @property
     def steps(self) -> int:
@@ -68,11 +80,10 @@ class TrainConfig(Section):
 
     def lr_at(self, step: int) -> float:
         """Learning rate of step 0, 1, …: linear up, flat, linear down to 0 at the end."""
-        peak = self.lr or 2e-4 / math.sqrt(self.d_sae / 2**14)
         rise = (step + 1) / self.warmup if step < self.warmup else 1.0
         falling = self.decay * self.steps
         fall = min((self.steps - step) / falling, 1.0) if falling else 1.0
-        return peak * min(rise, fall)
+        return self.peak_lr * min(rise, fall)
 
 
 _LOG: tuple[str, ...] = ("step", "tokens", "loss", "explained_variance", "l0", "dead_fraction", "lr", "seconds")
@@ -121,7 +132,7 @@ def train_sae(
             source_format="autointerp",
             dtype=config.save_dtype,
             apply_b_dec_to_input=True,
-            k=config.k if run.recipe.result == "topk" else None,
+            k=config.k if config.architecture in ("topk", "batchtopk", "matryoshka", "jumprelu") else None,
             hook_name=hook_name,
             model_name=model_name,
             context_size=context_size,
@@ -281,7 +292,7 @@ class _Training:
         trained = {name: tensor.detach().float() for name, tensor in self.recipe.result_tensors().items()}
         for name in trained.keys() - {"W_enc", "W_dec", "r_mag"}:
             trained[name] = trained[name] / self.scale
-        trained["b_enc"] = trained["b_enc"] + trained["b_dec"] @ trained["W_enc"]
+        self.recipe.shift(trained, trained["b_dec"] @ trained["W_enc"])
         trained["b_dec"] = trained["b_dec"] + self.mean
         return SAE(cfg, trained)
 

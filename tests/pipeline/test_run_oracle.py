@@ -1,0 +1,87 @@
+"""A whole run, real subject and real stages, against an endpoint that knows each feature's rule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from endpoint import serving
+from planted import config, oracle, plant
+
+import autointerp as ai
+from autointerp.config import parse_config
+
+
+@pytest.fixture(scope="module")
+def planted(stories15m: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, str]]:
+    folder = tmp_path_factory.mktemp("planted")
+    return folder, plant(stories15m, folder)
+
+
+@pytest.fixture(scope="module")
+def finished(stories15m: Path, planted: tuple[Path, dict[int, str]], tmp_path_factory: pytest.TempPathFactory):
+    with pytest.MonkeyPatch.context() as patch, serving(oracle) as endpoint:
+        patch.setenv("AUTOINTERP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        wanted = parse_config(config(stories15m, planted[0], endpoint.url))
+        out = tmp_path_factory.mktemp("run")
+        run = ai.run(wanted, out=out)
+        asked = endpoint.received
+        ai.run(wanted, out=out)
+        yield run, planted[1], asked, endpoint.received
+
+
+def test_the_oracle_detects_every_feature_and_its_control_none(finished) -> None:
+    run, words, *_ = finished
+    features = run.features
+    assert len(features) == len(words)
+    assert (features["status"] == "ok").all()
+    assert (features["detection"] == 1.0).all()
+    assert features["detection_control"].mean() == pytest.approx(0.5, abs=0.1)
+    assert (features["detection_low"] < 1.0).all(), "twenty right answers are no proof of perfection"
+
+
+def test_the_oracle_simulates_every_feature(finished) -> None:
+    run, *_ = finished
+    assert run.features["simulation"].min() >= 0.95
+    assert run.features["simulation_control"].mean() < 0.2
+
+
+def test_explanations_are_the_model_s_own(finished) -> None:
+    run, words, *_ = finished
+    assert run.features.set_index("feature")["explanation"].to_dict() == {f: f"the word {w}" for f, w in words.items()}
+
+
+def test_a_second_run_sends_nothing(finished) -> None:
+    *_, before, after = finished
+    assert before == after > 0
+
+
+def test_a_feature_costs_few_calls_and_tokens(finished) -> None:
+    run, words, *_ = finished
+    usage = run.usage
+    spent = usage[~usage["cached"] & ~usage["stage"].str.contains("other_feature|simulation")]
+    assert len(spent) / len(words) <= 2  # one to explain, one to judge 20 examples
+    assert spent["prompt_tokens"].sum() / len(words) < 3000
+
+
+def test_no_document_is_in_both_splits_and_no_train_context_is_judged(finished) -> None:
+    run, *_ = finished
+    contexts = run.contexts
+    split = contexts.groupby("document")["split"].nunique()
+    assert (split == 1).all()
+    judged = run.judgements.merge(contexts[["feature", "example", "split"]], on=["feature", "example"])
+    assert set(judged["split"]) == {"test"}
+
+
+def test_every_table_can_be_read_without_this_package(finished) -> None:
+    run, *_ = finished
+    for name in "features explanations scores judgements contexts composites usage neighbours logits".split():
+        assert pq.read_table(run.folder / f"{name}.parquet").num_rows > 0, name
+
+
+def test_silent_contexts_are_silent_and_firing_ones_hold_the_word(finished) -> None:
+    run, words, *_ = finished
+    for row in run.contexts.itertuples():
+        assert (max(row.activations) > 0) == (row.kind == "activating")
+        assert (words[row.feature] in "".join(row.tokens)) == (row.kind == "activating")
