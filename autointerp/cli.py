@@ -217,7 +217,10 @@ def _costs(plan: Plan) -> str:
         (plan.completion_tokens, "answer tokens"),
     )
     known = [f"{n:,} {what}" for n, what in counts if n is not None]
-    known.append("price not known" if plan.money is None else f"${plan.money:,.2f}")
+    if plan.money is None:
+        known.append("price not known")
+    elif plan.money:  # a model of one's own costs nothing
+        known.append(f"${plan.money:,.2f}")
     known.append("time not known" if plan.seconds is None else f"about {clock(plan.seconds)}")
     return "to do: " + ", ".join(known)
 

@@ -25,8 +25,8 @@ from autointerp.composites import find_composites
 from autointerp.composites.neighbours import BLOCK, unit
 from autointerp.toys.planted import PlantedDictionary, plant
 
-CONE = {"power": 1.0, "mean": 0.5}  # pairs of random rows: cosine .20 ± .16, isotropic .00 ± .04
-STRONG = {"power": 0.7, "mean": 1.0}  # .50 ± .06
+CONE: dict[str, Any] = {"power": 1.0, "mean": 0.5}  # pairs of random rows: cosine .20 ± .16, isotropic .00 ± .04
+STRONG: dict[str, Any] = {"power": 0.7, "mean": 1.0}  # .50 ± .06
 ISOTROPIC_BARS = {"precision": 0.99, "recall": 0.99, "exact_pair": 0.95}
 CONE_BARS = {"precision": 0.95, "recall": 0.90, "exact_pair": 0.88}
 NONE_BARS = {"false_per_1000": 1.0}
@@ -77,7 +77,7 @@ def accuracy(seeds: range, device: str, n: int, d: int) -> dict[str, Any]:
                 measured.setdefault(labels, []).append(measure(planted, labels, table))
         entry: dict[str, Any] = {"options": options, "bars": bars}
         for labels, runs in measured.items():
-            values = {key: [run[key] for run in runs if run[key] is not None] for key in runs[0]}
+            values = {key: [v for run in runs if (v := run[key]) is not None] for key in runs[0]}
             mean = {key: float(np.mean(v)) if v else None for key, v in values.items()}
             worst = {key: (max(v) if key == "false_per_1000" else min(v)) if v else None for key, v in values.items()}
             met = all(_meets(key, mean[key], bar) for key, bar in bars.items())
@@ -129,7 +129,7 @@ def speed(n: int, d: int, device: str) -> dict[str, Any]:
         "gflops": 2 * n * n * d / product / 1e9,
         "peak_rss_gb": peak * 1024 / 1e9,
         "rss_before_gb": before * 1024 / 1e9,
-        "flagged": int(table["label"].isin(["composite", "possible"]).sum()),
+        "flagged": len(table[table["label"].isin(["composite", "possible"])]),
     }
     if device.startswith("cuda"):
         result["peak_device_gb"] = torch.cuda.max_memory_allocated() / 1e9
@@ -146,7 +146,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if args.speed:
-        result = speed(*args.speed, args.device)
+        result = speed(args.speed[0], args.speed[1], args.device)
         missed = False
     else:
         first, last = map(int, args.seeds.split(":"))

@@ -118,7 +118,7 @@ def make_table(
         semantic=np.nan,
     )
     order = "feature label constituents coefficients union_constituents r2 partial_r2 max_cosine p_value p_value_null"
-    return table[[*order.split(), "reencode", "lift", "semantic", "failure"]].reset_index(drop=True)
+    return table.reindex(columns=[*order.split(), "reencode", "lift", "semantic", "failure"])
 
 
 def _wholes(rows: np.ndarray, parts: np.ndarray, flagged: np.ndarray) -> dict[int, set[int]]:

@@ -88,6 +88,8 @@ def _wide(scores: pd.DataFrame, explainer: str, scorer: str) -> pd.DataFrame:
         "n_unscored": f"{scorer}_n_unscored",
     }
     wide = real[["feature", *names]].rename(columns=names)
+    # Features without a score leave gaps, which whole numbers of numpy cannot hold.
+    wide = wide.astype({f"{scorer}_n_scored": "Int64", f"{scorer}_n_unscored": "Int64"})
     controls = some[some["control"].notna()]
     first = controls["control"].iloc[0] if len(controls) else None
     if first is None:

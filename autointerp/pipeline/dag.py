@@ -72,7 +72,8 @@ class Dag:
         waiting = [name for name in stage.needs if found[name].manifest is None]
         ran = stage.name in previous
         if waiting:
-            why = f"{', '.join(waiting)} must run first"
+            others = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
+            why = f"after {waiting[0]}{others}"
             return Standing(stage, "stale" if ran else "to do", why, None, None)
         key = self._key(stage, {name: found[name].manifest.content for name in stage.needs})  # type: ignore[union-attr]
         manifest = self.store.find(stage.name, key)

@@ -48,7 +48,7 @@ class _Cost:
     calls: float = 0
     prompt: float = 0
     answer: float = 0
-    money: float | None = 0.0
+    money: float | None = 0.0  # None: asked of an endpoint whose price is not known
     seconds: float = 0.0
 
     def text(self) -> str | None:
@@ -76,13 +76,12 @@ def plan(config: Config, out: str | Path | None = None) -> Plan:
             name: _cost(config, name, samples, count) if standing.state != "done" else _Cost()
             for name, standing in standings.items()
         }
-    moneys = [cost.money for cost in costs.values()]
     return Plan(
         [PlannedStage(n, s.state, s.why, costs[n].text()) for n, s in standings.items()],
         round(sum(cost.calls for cost in costs.values())),
         round(sum(cost.prompt for cost in costs.values())),
         round(sum(cost.answer for cost in costs.values())),
-        None if any(m is None for m in moneys) else sum(m for m in moneys if m is not None),
+        None if any(cost.money is None for cost in costs.values()) else sum(cost.money or 0 for cost in costs.values()),
         sum(cost.seconds for cost in costs.values()),
     )
 

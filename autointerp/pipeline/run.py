@@ -60,14 +60,9 @@ class Run:
 
 def open_run(folder_or_name: str | Path) -> Run:
     """A run by its folder, or by its name in ``results/``."""
-    given = Path(folder_or_name)
-    for folder in (given, Path("results") / given):
-        if (folder / "features.parquet").exists():
-            return Run(folder)
-    if given.is_dir() or (Path("results") / given).is_dir():
-        raise AutointerpError(f"the run {str(given)!r} has no tables yet: it was not finished, run it again to go on")
-    known = [path.parent.name for path in Path("results").glob("*/features.parquet")]
-    raise AutointerpError(f"no run at {str(given)!r}{did_you_mean(given.name, known)}")
+    from autointerp.report import find_run
+
+    return Run(find_run(folder_or_name))
 
 
 def run(config: str | Path | Config, *, set: dict[str, Any] | None = None, out: str | Path | None = None) -> Run:

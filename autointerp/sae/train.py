@@ -37,7 +37,7 @@ class TrainConfig(Section):
     sparsity: float | None = Field(None, ge=0)  # weight of the sparsity loss; None: 5 for L1, 1 for jumprelu's L0
     sparsity_warmup: float = Field(0.05, ge=0, le=1)  # share of the steps over which that weight rises from 0
     bandwidth: float = Field(1e-3, gt=0)  # of jumprelu's step, in units of the inputs' root mean square norm
-    groups: list[float] = [1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32]  # matryoshka: shares of the latents
+    groups: tuple[float, ...] = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)  # matryoshka: shares of the latents
     tokens: int = Field(10_000_000, ge=1)  # presentations: the source's epochs do not matter
     batch_size: int = Field(4096, ge=1)
     lr: float | None = Field(None, gt=0)  # None: that of the architecture, see peak_lr

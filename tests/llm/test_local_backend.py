@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
 from transformers.models.qwen2 import Qwen2ForCausalLM
 
 from autointerp.config import LLMConfig
@@ -22,30 +29,30 @@ TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
     "<{{ m.role[0] }}>{{ m.content }}<end>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
 )
-SHAPE = dict(
-    vocab_size=120,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=256,
-    bos_token_id=None,
-    eos_token_id=3,
-    pad_token_id=3,
-)
+SHAPE: dict[str, object] = {
+    "vocab_size": 260,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": None,
+    "eos_token_id": 3,
+    "pad_token_id": 3,
+}
 TEN = [str(n) for n in range(11)]
 
 
 def tokenizer(template: str = TEMPLATE) -> PreTrainedTokenizerFast:
     """A token a character, so that "10" is "1" and "0" as with Qwen and SmolLM."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    specials = ["<s>", "<u>", "<a>", "<end>", "?"]
-    vocabulary = {token: i for i, token in enumerate([*specials, *(chr(c) for c in range(32, 127) if chr(c) != "?")])}
-    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
-    raw.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    raw.decoder = decoders.Fuse()
+    specials = ["<s>", "<u>", "<a>", "<end>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE({token: i for i, token in enumerate([*specials, *letters])}, []))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
     made = PreTrainedTokenizerFast(
         tokenizer_object=raw, eos_token="<end>", pad_token="<end>", additional_special_tokens=specials[:3]
     )
@@ -56,7 +63,7 @@ def tokenizer(template: str = TEMPLATE) -> PreTrainedTokenizerFast:
 def save(folder: Path, kind: str = "qwen2", template: str = TEMPLATE, **changes: object) -> Path:
     torch.manual_seed(0)
     shape = SHAPE | changes
-    model = Qwen2ForCausalLM(Qwen2Config(**shape)) if kind == "qwen2" else LlamaForCausalLM(LlamaConfig(**shape))
+    model = Qwen2ForCausalLM(Qwen2Config(**shape)) if kind == "qwen2" else LlamaForCausalLM(LlamaConfig(**shape))  # type: ignore[arg-type]
     with torch.no_grad():
         model.lm_head.weight.mul_(12)  # random weights give flat answers; these have opinions
     model.save_pretrained(folder)
@@ -86,7 +93,7 @@ class Plain:
 
     def __init__(self, folder: Path) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        self.tokenizer = tokenizer()
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids
@@ -314,7 +321,7 @@ async def test_out_of_memory_halves_the_batch_once(backend: LocalBackend, monkey
     await asyncio.gather(*(backend.choose(user(str(n)), TEN) for n in range(8)))
     assert sizes == [8, 4, 4, 4, 4]  # it has learnt
     monkeypatch.setattr(backend, "_run", lambda jobs: run(jobs, limit=1))
-    with pytest.raises(AutointerpError, match="lower llm.batch"):
+    with pytest.raises(AutointerpError, match=r"lower llm\.batch"):
         await asyncio.gather(*(backend.choose(user(str(n)), TEN) for n in range(8)))
 
 

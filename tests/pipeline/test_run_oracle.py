@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -85,3 +87,22 @@ def test_silent_contexts_are_silent_and_firing_ones_hold_the_word(finished) -> N
     for row in run.contexts.itertuples():
         assert (max(row.activations) > 0) == (row.kind == "activating")
         assert (words[row.feature] in "".join(row.tokens)) == (row.kind == "activating")
+
+
+def test_a_slow_endpoint_is_kept_busy(stories15m: Path, planted, tmp_path: Path, monkeypatch) -> None:
+    """No simulation is answered before 60 are in flight (or half a minute has shown that they never will be)."""
+    monkeypatch.setenv("AUTOINTERP_CACHE", str(tmp_path / "cache"))
+
+    async def answer(messages: list[dict[str, str]], body: dict[str, Any]) -> str:
+        if "The unit responds to:" in messages[-1]["content"]:
+            for _ in range(3000):
+                if endpoint.max_in_flight >= 60:
+                    break
+                await asyncio.sleep(0.01)
+        return oracle(messages, body)
+
+    with serving(answer) as endpoint:
+        wanted = config(stories15m, planted[0], endpoint.url, scorers=["simulation"], controls=[])
+        wanted["llm"]["concurrency"] = 64
+        ai.run(parse_config(wanted), out=tmp_path / "run")
+        assert 60 <= endpoint.max_in_flight <= 64

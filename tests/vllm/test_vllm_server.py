@@ -100,7 +100,8 @@ def test_command_and_its_children_end_when_we_are_killed(tmp_path: Path, end: si
 
 def test_guard_hands_on_the_exit_code():
     command = [sys.executable, guard.__file__, sys.executable, "-c", "raise SystemExit(7)"]
-    assert subprocess.run(command, stdin=subprocess.PIPE, timeout=60).returncode == 7
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        assert process.wait() == 7
 
 
 def _written_pid(file: Path) -> int:
