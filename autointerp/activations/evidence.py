@@ -63,6 +63,7 @@ def evidence(
                 activating=tuple(sorted((c for c in shown if c.kind == "activating"), key=lambda c: -c.peak)),
                 random=tuple(c for c in shown if c.kind == "random"),
                 near=tuple(c for c in shown if c.kind == "near"),
+                train_firings=int(counted.sum()),
                 token_stats=_token_stats(tokens[position[counted]], activation[counted], seen, table),
                 logits_up=tuple((logits_up or {}).get(feature, ())),
                 logits_down=tuple((logits_down or {}).get(feature, ())),

@@ -274,7 +274,7 @@ def _select(session: Session, job: Job) -> None:
 
     firings, least = Firings(job.inputs["harvest"]), session.config.features.min_firings
     table = firing_table(firings, least)
-    chosen = select_features(table, session.config.features, session.config.seed)
+    chosen = sorted(select_features(table, session.config.features, session.config.seed))
     why = {
         "ok": None,
         "dead": f"never fires on {firings.info.n_tokens:,} tokens",

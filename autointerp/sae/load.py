@@ -40,8 +40,10 @@ def load_sae(
     name, reader = find_format(path, format)
     try:
         cfg, tensors = reader.load(path)
-    except (KeyError, TypeError, ValueError) as error:
-        raise AutointerpError(f"{path} is no whole {name} checkpoint: {type(error).__name__} {error}") from error
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        # tensors of shapes that do not fit each other, fields of another type: whatever a reader stumbles over
+        first = (str(error).strip() or "?").splitlines()[0]
+        raise AutointerpError(f"{path} is no whole {name} checkpoint: {type(error).__name__}: {first}") from error
     sae = SAE(cfg, tensors)
     if cfg.unknown:
         log.info("%s (%s) does not say its %s", spec, name, ", ".join(cfg.unknown))

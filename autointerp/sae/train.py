@@ -117,7 +117,12 @@ def train_sae(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"config": config.model_dump(), "d_in": source.d_in, "hook_name": hook_name, "model_name": model_name}
+    about = {
+        "config": config.model_dump(mode="json"),
+        "d_in": source.d_in,
+        "hook_name": hook_name,
+        "model_name": model_name,
+    }
     done = folder / "train.json"
     if done.exists():
         _same(json.loads(done.read_text()), about, folder)
@@ -175,6 +180,9 @@ class _Training:
         if state is None:
             self.mean, self.scale = self._statistics()
             self.recipe.initialise(torch.Generator().manual_seed(config.seed))
+            if not config.centre:
+                self.recipe.weights["b_dec"] = (self.mean * self.scale).cpu()
+                self.mean = torch.zeros_like(self.mean)
         else:
             self.mean, self.scale = state["mean"].to(self.device), float(state["scale"])
             self.recipe.load_state(state["recipe"])
@@ -193,7 +201,7 @@ class _Training:
         x = torch.cat([next(batches).float() for _ in range(count)]).to(self.device)
         if not torch.isfinite(x).all():
             raise AutointerpError("the activations hold NaN or infinite numbers: harvest them in float32 or bfloat16")
-        mean = x.mean(0) if self.config.centre else torch.zeros_like(x[0])
+        mean = x.mean(0)
         power = float((x - mean).square().sum(1).mean())
         if power == 0:
             raise AutointerpError("the activations are all alike: there is nothing to learn; is the hook right?")
@@ -298,8 +306,10 @@ class _Training:
 
 
 def _same(found: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
-    before, now = {**found, **found["config"]}, {**wanted, **wanted["config"]}
-    different = [key for key in now if key not in ("config",) and before.get(key) != now[key]]
+    # through TrainConfig: a key that is newer than the folder has its default there
+    before = {**found, **TrainConfig.model_validate(found["config"]).model_dump(mode="json")}
+    now = {**wanted, **wanted["config"]}
+    different = [key for key in now if key != "config" and before.get(key) != now[key]]
     if different:
         key = different[0]
         raise ConfigError(

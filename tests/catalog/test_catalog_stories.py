@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from autointerp.catalog import convert, sampled_text
+from autointerp.catalog import convert, fetch, sampled_text
 from autointerp.catalog.entries import ENTRIES, Entry
 from autointerp.catalog.sample import draw, sample_batch
 
@@ -56,6 +56,7 @@ def writer(stories15m: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         AutoTokenizer.from_pretrained(stories15m).save_pretrained(folder)
 
     monkeypatch.setattr(convert, "tiny", tiny, raising=False)
+    monkeypatch.setattr(fetch, "fetch_payload", lambda entry, folder: ({}, "the test"))
     monkeypatch.setenv("AUTOINTERP_CACHE", str(tmp_path / "cache"))
     common = {"about": "", "licence": "MIT", "size": 0, "disk": 0, "sources": (), "payload": {}}
     monkeypatch.setitem(ENTRIES, "tiny", Entry("tiny", "model", convert="tiny", **common))

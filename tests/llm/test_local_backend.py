@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -41,16 +42,14 @@ SHAPE: dict[str, object] = {
     "eos_token_id": 3,
     "pad_token_id": 3,
 }
+LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 TEN = [str(n) for n in range(11)]
 
 
 def tokenizer(template: str = TEMPLATE) -> PreTrainedTokenizerFast:
     """A token a character, so that "10" is "1" and "0" as with Qwen and SmolLM."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
     specials = ["<s>", "<u>", "<a>", "<end>"]
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = Tokenizer(models.BPE({token: i for i, token in enumerate([*specials, *letters])}, []))
+    raw = Tokenizer(models.BPE({token: i for i, token in enumerate([*specials, *LETTERS])}, []))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     made = PreTrainedTokenizerFast(
@@ -66,6 +65,8 @@ def save(folder: Path, kind: str = "qwen2", template: str = TEMPLATE, **changes:
     model = Qwen2ForCausalLM(Qwen2Config(**shape)) if kind == "qwen2" else LlamaForCausalLM(LlamaConfig(**shape))  # type: ignore[arg-type]
     with torch.no_grad():
         model.lm_head.weight.mul_(12)  # random weights give flat answers; these have opinions
+        # and write printable characters, which text and tokens tell alike
+        model.lm_head.weight[[0, 1, 2, *(i for i, c in enumerate(LETTERS, start=4) if not "!" <= c <= "~")]] = 0
     model.save_pretrained(folder)
     tokenizer(template).save_pretrained(folder)
     return folder
@@ -213,7 +214,7 @@ async def test_later_request_is_served_from_a_kept_beginning(backend: LocalBacke
     await backend.choose(user("about food: apples"), ["0", "1"])
     reply = await backend.choose(user("about food: houses"), ["0", "1"])
     assert reply.prompt_tokens - reply.cached_tokens == len("houses") + len(["<end>", "<a>"])
-    again = await backend.choose(user("about food: houses"), ["0", "1"])
+    again = await backend.choose(user("about food: apples"), ["0", "1"])
     assert again.prompt_tokens - again.cached_tokens == 1  # the last token's logits must be computed
 
 

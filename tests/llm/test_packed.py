@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autointerp.llm.packed import PrefixCache, common, pack
@@ -12,6 +12,7 @@ token_tuples = st.lists(st.integers(0, 2), max_size=12).map(tuple)
 prompts_of = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=10).map(tuple), min_size=1, max_size=6)
 
 
+@settings(deadline=None)
 @given(token_tuples, token_tuples)
 def test_common_beginning_is_the_longest(a, b):
     n = common(a, b)
@@ -19,6 +20,7 @@ def test_common_beginning_is_the_longest(a, b):
     assert a[n : n + 1] != b[n : n + 1] or n == len(a) == len(b)
 
 
+@settings(deadline=None)
 @given(prompts_of, st.data())
 def test_every_prompt_reads_along_its_path_and_sees_its_ancestors_only(prompts, data):
     prompts = sorted(prompts)
@@ -41,6 +43,7 @@ def test_every_prompt_reads_along_its_path_and_sees_its_ancestors_only(prompts, 
         assert list(packed.positions[seen]) == list(range(base, base + len(text)))
 
 
+@settings(deadline=None)
 @given(prompts_of)
 def test_each_distinct_beginning_is_computed_once(prompts):
     packed = pack(sorted(prompts), 0, [()] * len(prompts))
@@ -48,6 +51,7 @@ def test_each_distinct_beginning_is_computed_once(prompts):
     assert len(packed.tokens) == sum(packed.fresh) == len(beginnings)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), token_tuples), max_size=30), st.integers(1, 40))
 def test_prefix_cache_gives_the_longest_match_it_holds_within_its_bytes(steps, limit):
     cache = PrefixCache[tuple[int, ...]](limit)

@@ -182,7 +182,8 @@ def test_wrong_shapes_nan_and_missing_tensors_are_refused(copy) -> None:
     path = copy("saelens/2-topk")
     whole = load_file(path / "sae_weights.safetensors")
     for damage, message in (
-        ({"W_dec": whole["W_dec"][:-1]}, "shape"),
+        ({"W_dec": whole["W_dec"][:-1]}, "no whole saelens checkpoint|shape"),
+        ({"b_dec": whole["b_dec"][:-1]}, "b_dec has the shape"),
         ({"b_enc": whole["b_enc"] * float("nan")}, "NaN"),
         ({"surplus": whole["b_enc"]}, "surplus"),
     ):

@@ -19,11 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autointerp.errors import AutointerpError, ConfigError
-from autointerp.sae import ArraySource, StreamSource, TrainConfig, load_sae, train_sae
+from autointerp.sae import ArraySource, StreamSource, TrainConfig, check_sae, load_sae, train_sae
 from autointerp.sae.recipes import RECIPES
 
 
-def planted(n: int = 4000, d: int = 16, features: int = 24, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def planted(n: int = 4000, d: int = 32, features: int = 24, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """(activations [n, d], directions [features, d]): 3 of the features a token, each with a strength, and a mean."""
     rng = np.random.default_rng(seed)
     directions = rng.normal(size=(features, d))
@@ -43,14 +43,15 @@ def small(**options: object) -> TrainConfig:
 
 
 class Stops:
-    """A source that breaks at a given step, as a killed process would."""
+    """A source that breaks at a given step of the training; the inputs' statistics are taken before it."""
 
-    def __init__(self, inner: ArraySource, at: int) -> None:
-        self.inner, self.at, self.d_in = inner, at, inner.d_in
+    def __init__(self, inner: ArraySource, at: int, calls: int) -> None:
+        self.inner, self.at, self.calls, self.d_in = inner, at, calls, inner.d_in
 
     def batches(self, seed: int, start_step: int, batch_size: int) -> Iterator[torch.Tensor]:
+        self.calls -= 1
         for step, batch in enumerate(self.inner.batches(seed, start_step, batch_size), start_step):
-            if step == self.at:
+            if self.calls == 0 and step == self.at:
                 raise KeyboardInterrupt
             yield batch
 
@@ -61,9 +62,9 @@ def test_a_stopped_training_ends_with_the_same_weights_bit_for_bit(tmp_path: Pat
     source = ArraySource(planted(1000)[0])
     config = small(architecture=architecture, dtype=dtype, tokens=256 * 40)
     straight = train_sae(source, config, tmp_path / "straight")
-    for at in (13, 31):
+    for at, calls in ((13, 2), (31, 1)):
         with pytest.raises(KeyboardInterrupt):
-            train_sae(Stops(source, at), config, tmp_path / "stopped")
+            train_sae(Stops(source, at, calls), config, tmp_path / "stopped")
         assert (tmp_path / "stopped" / "checkpoint.pt").exists()
     resumed = train_sae(source, config, tmp_path / "stopped")
     for name, tensor in straight.state_dict().items():
@@ -82,9 +83,11 @@ def test_a_process_killed_in_training_goes_on(tmp_path: Path) -> None:
         import os, signal, sys, numpy as np
         from autointerp.sae import ArraySource, TrainConfig, train_sae
         class Source(ArraySource):
+            calls = 0
             def batches(self, *where):
+                self.calls += 1
                 for step, batch in enumerate(super().batches(*where), where[1]):
-                    if step == int(sys.argv[2]):
+                    if self.calls == 2 and step == int(sys.argv[2]):
                         os.kill(os.getpid(), signal.SIGKILL)
                     yield batch
         config = TrainConfig.model_validate_json(sys.argv[3])
@@ -94,6 +97,7 @@ def test_a_process_killed_in_training_goes_on(tmp_path: Path) -> None:
     arguments = [str(tmp_path / "acts.npy"), "17", config.model_dump_json(), str(tmp_path / "killed")]
     ended = subprocess.run([sys.executable, "-c", program, *arguments], env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert ended.returncode == -signal.SIGKILL
+    assert (tmp_path / "killed" / "checkpoint.pt").exists()
     source = ArraySource(np.load(tmp_path / "acts.npy"))
     resumed = train_sae(source, config, tmp_path / "killed")
     straight = train_sae(source, config, tmp_path / "straight")
@@ -117,13 +121,31 @@ def test_topk_finds_the_planted_directions(tmp_path: Path) -> None:
 
 
 def test_auxk_brings_dead_latents_back(tmp_path: Path) -> None:
-    x = planted()[0]
+    source, held_out = ArraySource(planted(8000, features=64)[0]).hold_out(3000)
     dead = {}
     for aux_k in (0, None):
-        config = small(d_sae=64, tokens=256 * 150, centre=False, tied_start=False, aux_k=aux_k, dead_after=1000)
-        train_sae(ArraySource(x), config, tmp_path / str(aux_k))
-        dead[aux_k] = json.loads((tmp_path / str(aux_k) / "train.json").read_text())["figures"]["dead_fraction"]
+        config = small(d_sae=64, tokens=256 * 300, lr=2e-2, aux_k=aux_k, dead_after=4000)
+        train_sae(source, config, tmp_path / str(aux_k), held_out=held_out)
+        figures = json.loads((tmp_path / str(aux_k) / "train.json").read_text())["figures"]
+        dead[aux_k] = figures["held_out"]["dead_fraction"]
     assert dead[None] < dead[0]
+
+
+@pytest.mark.parametrize("architecture", sorted(RECIPES))
+def test_every_architecture_learns_and_its_checkpoint_says_what_was_trained(tmp_path: Path, architecture) -> None:
+    source, held_out = ArraySource(planted(2000)[0]).hold_out(500)
+    config = small(architecture=architecture, tokens=256 * 150, lr=1e-2, sparsity=None, bandwidth=0.05)
+    if architecture in ("relu", "gated", "rescaled"):
+        config = config.model_copy(update={"sparsity": 1.0})
+    sae = train_sae(source, config, tmp_path, held_out=held_out)
+    check = check_sae(load_sae(tmp_path), held_out)
+    assert check.explained_variance > 0.6
+    assert 0 < check.l0 < 24
+    if sae.cfg.k:
+        assert check.l0 == pytest.approx(config.k, abs=1.5)
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    # the folded weights give the trained model: the last batches' figure is the held-out one's neighbour
+    assert check.explained_variance == pytest.approx(float(rows[-1]["explained_variance"]), abs=0.1)
 
 
 def test_a_finished_training_is_loaded_and_another_config_is_refused(tmp_path: Path) -> None:

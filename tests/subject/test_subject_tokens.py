@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,16 @@ def byte_fallback(stories15m: Path):
     return AutoTokenizer.from_pretrained(stories15m)
 
 
+@cache
+def text_of(tokenizer) -> TokenText:
+    return TokenText(tokenizer)
+
+
+@cache
+def size_of(tokenizer) -> int:
+    return len(tokenizer)
+
+
 def decoded(tokenizer, ids: list[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
@@ -42,7 +53,7 @@ def decoded(tokenizer, ids: list[int]) -> str:
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_joined_pieces_are_the_text(byte_level, byte_fallback, text: str) -> None:
     ids = byte_level(text)["input_ids"]
-    pieces = TokenText(byte_level).strings(ids)
+    pieces = text_of(byte_level).strings(ids)
     assert len(pieces) == len(ids)
     assert "".join(pieces) == text
     ids = byte_fallback(text, add_special_tokens=False)["input_ids"]
@@ -54,18 +65,11 @@ def test_joined_pieces_are_the_text(byte_level, byte_fallback, text: str) -> Non
 def test_any_ids_join_to_what_the_tokenizer_decodes(byte_level, byte_fallback, data: st.DataObject) -> None:
     for tokenizer in (byte_level, byte_fallback):
         # Byte tokens often: they are where decoding goes wrong.
-        ids = data.draw(st.lists(st.integers(0, 262) | st.integers(0, len(tokenizer) - 1), max_size=24))
+        ids = data.draw(st.lists(st.integers(0, 262) | st.integers(0, size_of(tokenizer) - 1), max_size=24))
         pieces = text_of(tokenizer).strings(ids)
         assert len(pieces) == len(ids)
         joined, expected = "".join(pieces), decoded(tokenizer, ids)
         assert joined == expected or joined.removeprefix(" ") == expected
-
-
-_made: dict[int, TokenText] = {}
-
-
-def text_of(tokenizer) -> TokenText:
-    return _made.setdefault(id(tokenizer), TokenText(tokenizer))
 
 
 def test_leading_spaces_are_kept_and_ids_past_the_vocabulary_are_empty(stories15m: Path) -> None:
