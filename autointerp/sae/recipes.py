@@ -150,7 +150,8 @@ class BatchTopK(TopK):
             positive = pre.relu().flatten()
             chosen = positive.topk(min(self.config.k * len(z), len(positive)), sorted=False).values
             least = chosen[chosen > 0].amin() if bool((chosen > 0).any()) else self.threshold
-            self.threshold = least if step == 0 else torch.lerp(least, self.threshold, 0.999)
+            keep = min(0.999, step / (step + 10))  # at first over fewer steps: the threshold still moves fast
+            self.threshold = torch.lerp(least, self.threshold, keep)
         return torch.where(pre >= least, pre, 0.0), pre.detach()
 
     def result_tensors(self) -> dict[str, Tensor]:

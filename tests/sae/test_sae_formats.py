@@ -185,7 +185,7 @@ def test_wrong_shapes_nan_and_missing_tensors_are_refused(copy) -> None:
         ({"W_dec": whole["W_dec"][:-1]}, "no whole saelens checkpoint|shape"),
         ({"b_dec": whole["b_dec"][:-1]}, "b_dec has the shape"),
         ({"b_enc": whole["b_enc"] * float("nan")}, "NaN"),
-        ({"surplus": whole["b_enc"]}, "surplus"),
+        ({"surplus": torch.zeros(3)}, "surplus"),
     ):
         save_file({**whole, **damage}, path / "sae_weights.safetensors")
         with pytest.raises(AutointerpError, match=message):

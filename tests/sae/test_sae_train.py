@@ -142,7 +142,7 @@ def test_every_architecture_learns_and_its_checkpoint_says_what_was_trained(tmp_
     assert check.explained_variance > 0.6
     assert 0 < check.l0 < 24
     if sae.cfg.k:
-        assert check.l0 == pytest.approx(config.k, abs=1.5)
+        assert check.l0 == pytest.approx(config.k, abs=2.5)
     rows = list(csv.DictReader((tmp_path / "log.csv").open()))
     # the folded weights give the trained model: the last batches' figure is the held-out one's neighbour
     assert check.explained_variance == pytest.approx(float(rows[-1]["explained_variance"]), abs=0.1)
