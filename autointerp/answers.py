@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from autointerp.records import Explanation
 
-SHORT = 25  # words: the longest answer taken for an explanation although it lacks the marker
 
 
 # --- 0 or 1 for each numbered example ---------------------------------------------------------
@@ -134,7 +133,7 @@ _REFUSAL = re.compile(
 
 
 def parse_explanation(text: str | None, *, truncated: bool = False) -> Explanation:
-    """The line after ``EXPLANATION:``, or the whole answer where that is one short line.
+    """The line after ``EXPLANATION:``. An answer without it could be anything, so it is a failure.
 
     A long explanation is kept whole: the judge, not its length, decides. A cut, empty, refused or twice and
     differently given one is a failure; the raw answer is kept either way.
@@ -143,14 +142,11 @@ def parse_explanation(text: str | None, *, truncated: bool = False) -> Explanati
     if answer is None:
         return Explanation(None, "the answer ends before it begins: only reasoning", text)
     found = list(_MARKER.finditer(answer))
-    if found:
-        lines = [(m[1] or answer[m.end() :].lstrip().partition("\n")[0]) for m in found]
-        ends = found[-1].end() == len(answer) or not found[-1][1]
-    elif len(answer.splitlines()) == 1 and len(answer.split()) <= SHORT:
-        lines, ends = [answer], True
-    else:
+    if not found:
         why = "has no line EXPLANATION: …" if answer else "is empty"
         return Explanation(None, f"the answer {why}", text)
+    lines = [(m[1] or answer[m.end() :].lstrip().partition("\n")[0]) for m in found]
+    ends = found[-1].end() == len(answer) or not found[-1][1]
     phrases = list(dict.fromkeys(_bare(line) for line in lines))
     if len(phrases) > 1:
         return Explanation(None, f"the answer gives {len(phrases)} different explanations", text)

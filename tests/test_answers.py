@@ -165,7 +165,6 @@ def test_explanations_never_raise_and_stand_in_the_answer(text, truncated):
         ("EXPLANATION: a\nEXPLANATION: a", "a"),
         ('{"explanation": "words for animals"}', "words for animals"),
         ('EXPLANATION: "and" or "or"', '"and" or "or"'),
-        ("words for animals", "words for animals"),
         ("EXPLANATION: " + "word " * 80 + "end", "word " * 80 + "end"),
     ],
 )
@@ -180,7 +179,7 @@ def test_an_explanation_is_found_whatever_stands_around_it(text, phrase):
         (None, "is empty"),
         ("EXPLANATION: ", "is empty"),
         ("EXPLANATION: ...", "is empty"),
-        ("I'm sorry, but I can't help with that.", "declined"),
+        ("EXPLANATION: I'm sorry, but I can't help with that.", "declined"),
         ("EXPLANATION: no clear pattern.", "declined"),
         ("EXPLANATION: unknown", "declined"),
         ("first\nsecond", "no line EXPLANATION"),

@@ -257,8 +257,21 @@ class LocalBackend:
         self._window = getattr(text, "sliding_window", None)
         ends = self._model.generation_config.eos_token_id
         self._ends = {self._tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        self._exact = False
+        if self._config.dtype != "float32":
+            self._model.get_output_embeddings().register_forward_hook(self._float_logits)
         self._pass_tokens = PASS_TOKENS.get(self._model.device.type, PASS_TOKENS["cuda"])
         self._check()
+
+    def _float_logits(self, head: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
+        """Logits in float32: bfloat16 ones near 20 come in steps of 1/8, which are ties among judgements."""
+        import torch
+
+        if not self._exact:
+            return None
+        hidden = args[0].float()
+        logits = torch.cat([hidden @ rows.float().T for rows in head.weight.split(16384)], dim=-1)
+        return logits if head.bias is None else logits + head.bias
 
     def _check(self) -> None:
         """Tokens in a tree give what they give in a row, or this architecture cannot be packed."""
@@ -303,6 +316,7 @@ class LocalBackend:
     def _run(self, jobs: list[_Job]) -> list[Reply]:
         import torch
 
+        self._exact = jobs[0].kind  # sampling does not need it
         with torch.inference_mode():
             replies = self._read(jobs) if jobs[0].kind else self._generate(jobs)
         return [replies[job] for job in jobs]

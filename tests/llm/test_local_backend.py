@@ -193,6 +193,20 @@ async def test_choose_is_the_same_alone_and_in_company(folder: Path, dtype: str)
     await backend.close()
 
 
+async def test_bfloat16_judgements_are_not_rounded_to_bfloat16_logits(folder: Path):
+    backend = LocalBackend(folder, config(dtype="bfloat16"))
+    await backend.start()
+    got = odds(await backend.choose(user("some text"), ["0", "1", "2"]))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    ids = torch.tensor([backend._chat(user("some text"))])
+    with torch.no_grad():
+        hidden = model(ids, output_hidden_states=True).hidden_states[-1][0, -1].float()
+    logits = (model.lm_head.weight.float() @ hidden)[[backend._encode(answer)[0] for answer in "012"]]
+    assert got == pytest.approx(logits.softmax(-1).tolist(), abs=2e-3)
+    assert got != pytest.approx(logits.bfloat16().float().softmax(-1).tolist(), abs=1e-6)
+    await backend.close()
+
+
 async def test_answers_that_cannot_be_told_apart_are_refused(backend: LocalBackend):
     for answers in ([], ["a", ""], ["a", "a"]):
         with pytest.raises(ValueError, match="distinct"):
