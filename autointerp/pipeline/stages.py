@@ -137,8 +137,8 @@ def _plugin_section(config: Config, registry: Any, kind: str, plugin: PluginConf
     section: dict[str, Any] = {"name": plugin.name, "label": plugin.key, "options": options, "code": _code(function)}
     if kind != "control" and needs_llm(function):
         llm = llm_config(config, plugin)
-        section["llm"] = {"model": model_identity(llm.model, None), "base_url": llm.base_url, "dtype": llm.dtype}
-        section["llm"]["logprobs"] = llm.logprobs
+        served = llm.model if llm.base_url else model_identity(llm.model.removeprefix("vllm:"), None)
+        section["llm"] = llm.model_dump(include={"base_url", "dtype", "logprobs", "server_args"}) | {"model": served}
         section["prompts"] = prompts_hash(getattr(inspect.getmodule(function), "PROMPTS", ()))
     return section
 
