@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 from autointerp.records import Explanation
 
-
-
 # --- 0 or 1 for each numbered example ---------------------------------------------------------
 
 

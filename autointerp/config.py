@@ -161,9 +161,19 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Co
         raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{file}: a config is a mapping of keys, this is {type(raw).__name__}")
+    _anchor(raw, file.parent)
     for key, value in (overrides or {}).items():
         _set(raw, key, value)
     return parse_config(raw, where=str(file))
+
+
+def _anchor(raw: dict[str, Any], folder: Path) -> None:
+    """Paths in the file that lie beside it are made independent of the working directory."""
+    for section, key in (("subject", "model"), ("corpus", "source"), ("sae", "load"), ("composites", "union")):
+        given = raw.get(section)
+        path = given.get(key) if isinstance(given, dict) else None
+        if isinstance(path, str) and not Path(path).exists() and (folder / path).exists():
+            given[key] = str((folder / path).resolve())
 
 
 def parse_config(raw: dict[str, Any], where: str = "config") -> Config:
@@ -203,29 +213,22 @@ def _keys_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
 
 
 def _set(raw: dict[str, Any], key: str, value: Any) -> None:
-    """``a.b.0.c`` = value; list positions are numbers."""
-    parts = key.split(".")
+    """``a.b.0.c`` = value; positions in a list are numbers."""
+    *path, last = key.split(".")
     at: Any = raw
-    for i, part in enumerate(parts[:-1]):
-        following = parts[i + 1]
-        if isinstance(at, list):
-            at = _item(at, part, key)
-        else:
-            if at.get(part) is None:
-                at[part] = [] if following.isdigit() else {}
-            at = at[part]
-        if isinstance(at, str) and not isinstance(at, dict):
-            raise ConfigError(f"--set {key}: {'.'.join(parts[: i + 1])!r} holds {at!r}, not a section")
-    if isinstance(at, list):
-        _item(at, parts[-1], key)
-        at[int(parts[-1])] = value
-    elif isinstance(at, dict):
-        at[parts[-1]] = value
-    else:
-        raise ConfigError(f"--set {key}: {'.'.join(parts[:-1])!r} is not a section")
+    for part, following in zip(path, [*path[1:], last]):
+        if isinstance(at, dict) and at.get(part) is None:
+            at[part] = [] if following.isdigit() else {}
+        at = at[_place(at, part, key)]
+    at[_place(at, last, key)] = value
 
 
-def _item(items: list[Any], part: str, key: str) -> Any:
-    if not part.isdigit() or int(part) >= len(items):
-        raise ConfigError(f"--set {key}: the list there has {len(items)} items, {part!r} is none of them")
-    return items[int(part)]
+def _place(section: Any, part: str, key: str) -> Any:
+    """`part` as a key of a mapping or a position in a list."""
+    if isinstance(section, dict):
+        return part
+    if not isinstance(section, list):
+        raise ConfigError(f"--set {key}: {part!r} would be inside of {section!r}, which is no section")
+    if not part.isdigit() or int(part) >= len(section):
+        raise ConfigError(f"--set {key}: the list there has {len(section)} items, {part!r} is none of them")
+    return int(part)

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-BATCH = 256  # documents; part of what a seed means
+BATCH = 128  # documents; part of what a seed means
+DRAWN_AT_ONCE = 16  # rows of the distribution: few enough to stay in the cache of a core
 
 
 def sampled_text(name: str, *, tokens: int, seed: int, device: str = "auto") -> Path:
@@ -49,7 +50,11 @@ def sampled_text(name: str, *, tokens: int, seed: int, device: str = "auto") -> 
                 return file
             tokenizer = AutoTokenizer.from_pretrained(weights)
             where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-            model: Any = AutoModelForCausalLM.from_pretrained(weights, dtype=torch.float32)
+            # Half the memory traffic is nearly twice the speed, but only where the CPU multiplies bfloat16 itself.
+            native = where != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                weights, dtype=torch.bfloat16 if native else torch.float32
+            )
             model.to(where).eval()
             with progress(f"sample {name}", tokens, "tokens") as bar, open(file, "ab") as lines:
                 bar.advance(made.tokens, skipped=True)
@@ -146,7 +151,9 @@ def draw(logits: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
     """
     import torch
 
-    cumulative = torch.softmax(logits, dim=-1, dtype=torch.float32).cumsum(-1)
     uniform = torch.rand(len(logits), 1, generator=chance).to(logits.device)
-    at = torch.searchsorted(cumulative, uniform * cumulative[:, -1:])
-    return at.clamp_(max=logits.shape[-1] - 1)
+    drawn = []
+    for some, number in zip(logits.split(DRAWN_AT_ONCE), uniform.split(DRAWN_AT_ONCE)):
+        cumulative = torch.softmax(some, dim=-1, dtype=torch.float32).cumsum(-1)
+        drawn.append(torch.searchsorted(cumulative, number * cumulative[:, -1:]))
+    return torch.cat(drawn).clamp_(max=logits.shape[-1] - 1)

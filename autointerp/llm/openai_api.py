@@ -120,14 +120,8 @@ class OpenAIBackend:
     def _connect(self) -> openai.AsyncOpenAI:
         import openai
 
-        local = (urlsplit(self.base_url).hostname or "") in ("localhost", "127.0.0.1", "::1", "0.0.0.0")
         if self._api_key is None:
-            variable = self._config.api_key_env
-            self._api_key = (os.environ.get(variable) if variable else None) or (
-                "none" if local or not variable else None
-            )
-            if self._api_key is None:
-                raise ConfigError(f"{self._where} needs a key: set the environment variable {variable}")
+            self._api_key = find_key(self._config, self.base_url)
         # openai 3 stands on another httpx than openai 2: take the one that its own client derives from
         base = next(each for each in openai.DefaultAsyncHttpxClient.__mro__ if each.__name__ == "AsyncClient")
         httpx = importlib.import_module(base.__module__.partition(".")[0])
@@ -141,7 +135,7 @@ class OpenAIBackend:
             http_client=openai.DefaultAsyncHttpxClient(
                 limits=httpx.Limits(max_connections=many, max_keepalive_connections=many),
                 timeout=self._config.timeout,
-                trust_env=not local,  # a proxy for the outside world is none for this machine
+                trust_env=not _local(self.base_url),  # a proxy for the outside world is none for this machine
             ),
         )
 
@@ -395,6 +389,18 @@ class OpenAIBackend:
             text = text.replace(self._api_key, "[key]")
         text = re.sub(r"\b(sk-|Bearer )[\w*.-]{4,}", r"\1[key]", text)
         return text if len(text) <= 300 else text[:299] + "…"
+
+
+def find_key(config: LLMConfig, base_url: str) -> str:
+    """The key from the environment; servers of this machine need none. Raises ConfigError, naming the variable."""
+    key = os.environ.get(config.api_key_env) if config.api_key_env else "none"
+    if not key and not _local(base_url):
+        raise ConfigError(f"{_public(base_url)} needs a key: set the environment variable {config.api_key_env}")
+    return key or "none"
+
+
+def _local(url: str) -> bool:
+    return (urlsplit(url).hostname or "") in ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
 
 # --- reading what came back -------------------------------------------------------------------

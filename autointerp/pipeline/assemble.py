@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from autointerp.config import Config
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from autointerp.pipeline.dag import Job
+
+Frame: TypeAlias = Any  # a pandas.DataFrame: its own types call every second column an array
 
 TABLES = ("features", "explanations", "scores", "judgements", "contexts", "composites", "neighbours", "logits")
 
@@ -30,7 +30,7 @@ def assemble(config: Config, job: Job) -> None:
     judgements.to_parquet(out / "judgements.parquet", index=False)
 
     shown = config.explainers[0].key
-    features = pd.read_parquet(job.inputs["select"] / "selection.parquet").rename(columns={"failure": "_unfit"})
+    features: Frame = pd.read_parquet(job.inputs["select"] / "selection.parquet").rename(columns={"failure": "_unfit"})
     mine = explanations[explanations["explainer"] == shown]
     features = features.merge(
         mine[["feature", "explanation", "explainer", "status", "failure"]].rename(columns={"status": "_explained"}),
@@ -40,7 +40,7 @@ def assemble(config: Config, job: Job) -> None:
     for scorer in config.scorers:
         features = features.merge(_wide(scores, shown, scorer.key), on="feature", how="left")
     if "composites" in job.inputs:
-        composites = pd.read_parquet(job.inputs["composites"] / "composites.parquet")
+        composites: Frame = pd.read_parquet(job.inputs["composites"] / "composites.parquet")
         composites.to_parquet(out / "composites.parquet", index=False)
         features = features.merge(
             composites[["feature", "label"]].rename(columns={"label": "composite"}), on="feature", how="left"
@@ -57,7 +57,7 @@ def assemble(config: Config, job: Job) -> None:
     job.facts |= {"features": len(features), "status": features["status"].value_counts().to_dict()}
 
 
-def _concat(job: Job, prefix: str, table: str) -> pd.DataFrame:
+def _concat(job: Job, prefix: str, table: str) -> Frame:
     """One table over all stages whose name starts with `prefix`, columns united."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -68,13 +68,13 @@ def _concat(job: Job, prefix: str, table: str) -> pd.DataFrame:
     return pa.concat_tables(found, promote_options="default").to_pandas() if found else _empty(table)
 
 
-def _empty(table: str) -> pd.DataFrame:
+def _empty(table: str) -> Frame:
     from autointerp.tables import to_table
 
     return to_table(table, []).to_pandas()
 
 
-def _wide(scores: pd.DataFrame, explainer: str, scorer: str) -> pd.DataFrame:
+def _wide(scores: Frame, explainer: str, scorer: str) -> Frame:
     """One scorer's columns of features.parquet: value, interval, counts, and the control's value."""
     import pandas as pd
 
@@ -99,7 +99,7 @@ def _wide(scores: pd.DataFrame, explainer: str, scorer: str) -> pd.DataFrame:
     return wide.merge(control, on="feature", how="left")
 
 
-def _unscored(scores: pd.DataFrame, explainer: str, features: pd.DataFrame) -> Any:
+def _unscored(scores: Frame, explainer: str, features: Frame) -> Any:
     """For each row of `features` the reasons of scorers that gave it no value, joined, or null."""
     failed = scores[(scores["explainer"] == explainer) & scores["control"].isna() & scores["value"].isna()]
     reasons = {

@@ -80,6 +80,7 @@ def run(config: str | Path | Config, *, set: dict[str, Any] | None = None, out: 
     try:
         with FileLock(folder / ".lock", timeout=0), Session(resolved, folder / "usage.jsonl") as session:
             dag = Dag(build_stages(resolved, session), store())
+            session.check_keys()
             stages: dict[str, Any] = {}
             before = previous_stages(folder)
 

@@ -80,6 +80,17 @@ class Session:
 
     # --- language models
 
+    def check_keys(self) -> None:
+        """Raise ConfigError for a key that is missing, before an hour of harvest rather than after it."""
+        from autointerp.llm.openai_api import find_key
+        from autointerp.plugins import explainers, needs_llm, scorers
+
+        for registry, plugins in ((explainers, self.config.explainers), (scorers, self.config.scorers)):
+            for plugin in plugins:
+                chosen = llm_config(self.config, plugin) if needs_llm(registry.get(plugin.name)) else None
+                if chosen is not None and chosen.base_url is not None:
+                    find_key(chosen, chosen.base_url)
+
     def llm(self, plugin: PluginConfig) -> Client:
         """The client for a plug-in's own `llm` or the run's; one client a distinct configuration."""
         chosen = llm_config(self.config, plugin)

@@ -22,8 +22,8 @@ from planted import config, oracle, plant
 import autointerp as ai
 from autointerp.config import parse_config
 from autointerp.errors import AutointerpError, EndpointDown
+from autointerp.pipeline.assemble import TABLES
 
-TABLES = "features explanations scores judgements contexts composites neighbours logits".split()
 CONCURRENCY = 4
 
 
@@ -134,7 +134,8 @@ def test_a_bad_endpoint_costs_rows_with_reasons_and_no_wrong_score(
     assert failed["prediction"].isna().all()
 
     right = set(features[features["explanation"].fillna("").str.fullmatch(r"the word \w{3,}")]["feature"])
-    real = judgements[(judgements["control"] == "") & (judgements["status"] == "ok") & judgements["feature"].isin(right)]
+    real = judgements[(judgements["control"] == "") & (judgements["status"] == "ok")]
+    real = real[real["feature"].isin(right)]
     detected = real[real["scorer"] == "detection"]
     assert len(detected) > 100
     assert (detected["prediction"] == detected["truth"]).all(), "nothing malformed became a judgement"
