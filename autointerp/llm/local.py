@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("autointerp")
 
 PREFIX_BYTES = 1 << 29  # of kept keys and values; 28 kB a token for a 1.5B model
+WORTH_A_PASS = 64  # tokens that may be computed again to spare a pass of its own
 WORTH_KEEPING = 16  # tokens by which a shared beginning must exceed what is kept
 PASS_TOKENS = {"cpu": 1024, "cuda": 8192}  # new tokens in one pass: enough to keep the device busy
 IDLE_TURNS = 5  # turns of the event loop without a new request: everybody has asked
@@ -322,18 +323,31 @@ class LocalBackend:
         return [replies[job] for job in jobs]
 
     def _passes(self, jobs: list[_Job]) -> Iterator[list[_Job]]:
-        """Jobs sorted by their tokens, in groups of about as many new tokens as one pass should have."""
+        """Jobs sorted by their tokens, in groups of about as many new tokens as one pass should have.
+
+        A pass goes on from what all of its jobs share. A job whose own beginning is kept to a later
+        point is better off alone, unless the difference is small.
+        """
         group: list[_Job] = []
-        new = 0
+        nodes = cost = 0
         for job in sorted(jobs, key=lambda job: job.tokens):
-            known = self._prefixes.match(job.tokens)[0]
-            cost = len(job.tokens) - max(known, common(group[-1].tokens, job.tokens) if group else 0)
-            if group and new + cost > self._pass_tokens:
+            alone = len(job.tokens) - self._start([job])
+            if group:
+                joined = nodes + len(job.tokens) - common(group[-1].tokens, job.tokens)
+                together = joined - self._start([*group, job])
+                if together <= min(self._pass_tokens, cost + alone + WORTH_A_PASS):
+                    group.append(job)
+                    nodes, cost = joined, together
+                    continue
                 yield group
-                group, new, cost = [], 0, len(job.tokens) - self._prefixes.match(job.tokens)[0]
-            group.append(job)
-            new += cost
+                alone = len(job.tokens) - self._start([job])  # that pass may have kept something for it
+            group, nodes, cost = [job], len(job.tokens), alone
         yield group
+
+    def _start(self, jobs: Sequence[_Job]) -> int:
+        """How many tokens of `jobs`, sorted, one pass over them need not compute."""
+        trunk = common(jobs[0].tokens, jobs[-1].tokens)
+        return self._prefixes.match(jobs[0].tokens[: min(trunk, *(min(job.reads) for job in jobs))])[0]
 
     def _prefill(self, jobs: list[_Job]) -> tuple[Packed, torch.Tensor, dict[int, int], Any]:
         """One pass over `jobs`, sorted by tokens: (tree, logits [R, vocab], node -> its row in them, cache)."""

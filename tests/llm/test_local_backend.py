@@ -232,6 +232,15 @@ async def test_later_request_is_served_from_a_kept_beginning(backend: LocalBacke
     assert again.prompt_tokens - again.cached_tokens == 1  # the last token's logits must be computed
 
 
+async def test_long_prompts_that_are_kept_are_not_computed_again_for_being_asked_together(backend: LocalBackend):
+    texts = [letter * 120 for letter in "abc"]
+    await asyncio.gather(*(backend.choose(user(text), ["0", "1"]) for text in texts))
+    for text in texts:  # each alone, so that all of it is kept
+        await backend.choose(user(text), ["0", "1"])
+    replies = await asyncio.gather(*(backend.choose(user(text), ["0", "1"]) for text in texts))
+    assert [reply.prompt_tokens - reply.cached_tokens for reply in replies] == [1, 1, 1]
+
+
 async def test_requests_that_begin_alike_go_together(folder: Path, monkeypatch: pytest.MonkeyPatch):
     backend = LocalBackend(folder, config(batch=2))
     await backend.start()
