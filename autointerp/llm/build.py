@@ -25,7 +25,11 @@ def open_llm(
     `cache` is the SQLite file of answered requests, shared between runs; `journal` the run's usage rows;
     `resolve_model` turns a catalogue name into a folder. Raises ConfigError.
     """
-    return Client(_backend(config, resolve_model), config, cache=RequestCache(cache), journal=journal, seed=seed)
+    backend = _backend(config, resolve_model)
+    if config.base_url is None and not config.model.startswith("vllm:"):
+        # In-process, requests that wait cost nothing, and the more there are, the better they go together.
+        config = config.model_copy(update={"concurrency": max(config.concurrency, 4 * config.batch)})
+    return Client(backend, config, cache=RequestCache(cache), journal=journal, seed=seed)
 
 
 def _backend(config: LLMConfig, resolve_model: Callable[[str], Path] | None) -> Backend:
