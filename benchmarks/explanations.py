@@ -44,7 +44,9 @@ def main() -> None:
         first, *others = explainers
         for other in others:
             found[f"{scorer}, {first} − {other}"] = paired(wide[scorer, first, ""], wide[scorer, other, ""])
-    shown = run.features[["feature", "detection", "detection_low", "detection_high", "detection_control", "explanation"]]
+    shown = run.features[
+        ["feature", "detection", "detection_low", "detection_high", "detection_control", "explanation"]
+    ]
     found["table"] = json.loads(shown.sort_values("detection", ascending=False).round(3).to_json(orient="records"))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
