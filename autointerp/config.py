@@ -23,7 +23,7 @@ class SubjectConfig(Section):
     device: str = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     revision: str | None = None
-    batch_tokens: int = Field(8192, ge=1)  # tokens in one forward pass
+    batch_tokens: int = Field(default=8192, ge=1)  # tokens in one forward pass
 
 
 class CorpusConfig(Section):
@@ -33,8 +33,8 @@ class CorpusConfig(Section):
     name: str | None = None  # a hub dataset's configuration
     split: str = "train"
     text_column: str = "text"
-    tokens: int = Field(1_000_000, ge=1)
-    context: int = Field(128, ge=2)  # tokens in a row, BOS included
+    tokens: int = Field(default=1_000_000, ge=1)
+    context: int = Field(default=128, ge=2)  # tokens in a row, BOS included
     bos: bool | None = None  # None: as the subject was trained
     seed: int | None = None  # of sampled text; None: the run's seed
 
@@ -53,20 +53,20 @@ class SaeConfig(Section):
 
 class FeaturesConfig(Section):
     select: Literal["random", "first", "top", "all"] = "random"  # top: most firings first
-    count: int = Field(100, ge=1)
+    count: int = Field(default=100, ge=1)
     ids: list[int] | None = None  # just these, whatever select and count say
-    min_firings: int = Field(60, ge=1)  # fewer: status too_rare
+    min_firings: int = Field(default=60, ge=1)  # fewer: status too_rare
 
 
 class ContextsConfig(Section):
-    window: int = Field(32, ge=2)  # tokens
-    quantiles: int = Field(5, ge=1)
-    train: int = Field(20, ge=1)  # activating windows an explainer may see; as many silent ones
-    test_activating: int = Field(50, ge=1)
-    test_random: int = Field(25, ge=0)
-    test_near: int = Field(25, ge=0)
-    neighbours: int = Field(10, ge=1)  # features near by decoder cosine whose contexts are near misses
-    test_share: float = Field(0.5, gt=0, lt=1)  # of documents
+    window: int = Field(default=32, ge=2)  # tokens
+    quantiles: int = Field(default=5, ge=1)
+    train: int = Field(default=20, ge=1)  # activating windows an explainer may see; as many silent ones
+    test_activating: int = Field(default=50, ge=1)
+    test_random: int = Field(default=25, ge=0)
+    test_near: int = Field(default=25, ge=0)
+    neighbours: int = Field(default=10, ge=1)  # features near by decoder cosine whose contexts are near misses
+    test_share: float = Field(default=0.5, gt=0, lt=1)  # of documents
 
 
 class LLMConfig(Section):
@@ -75,18 +75,18 @@ class LLMConfig(Section):
     model: str  # catalogue name, vllm:ORG/NAME, a local folder, or a model behind base_url
     base_url: str | None = None  # any OpenAI-compatible endpoint
     api_key_env: str | None = "OPENAI_API_KEY"  # the variable's name, never the key
-    concurrency: int = Field(16, ge=1)  # requests in flight at most; falls and rises with rate limits
-    timeout: float = Field(120.0, gt=0)  # seconds for one answer
-    retries: int = Field(8, ge=0)  # of rate limits and passing errors, each with a growing pause
+    concurrency: int = Field(default=16, ge=1)  # requests in flight at most; falls and rises with rate limits
+    timeout: float = Field(default=120.0, gt=0)  # seconds for one answer
+    retries: int = Field(default=8, ge=0)  # of rate limits and passing errors, each with a growing pause
     logprobs: bool | None = None  # token probabilities; None: tried once
-    batch: int = Field(16, ge=1)  # in-process: sequences in one forward pass
+    batch: int = Field(default=16, ge=1)  # in-process: sequences in one forward pass
     device: str = "auto"  # in-process and vLLM
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    price_in: float | None = Field(None, ge=0)  # per million prompt tokens
-    price_out: float | None = Field(None, ge=0)
-    max_requests: int | None = Field(None, ge=0)  # spending limits of a run: it stops cleanly there
-    max_tokens: int | None = Field(None, ge=0)
-    max_cost: float | None = Field(None, ge=0)
+    price_in: float | None = Field(default=None, ge=0)  # per million prompt tokens
+    price_out: float | None = Field(default=None, ge=0)
+    max_requests: int | None = Field(default=None, ge=0)  # spending limits of a run: it stops cleanly there
+    max_tokens: int | None = Field(default=None, ge=0)
+    max_cost: float | None = Field(default=None, ge=0)
     server_args: list[str] = []  # vLLM
     env: dict[str, str] = {}  # vLLM
 
@@ -116,7 +116,7 @@ class PluginConfig(Section):
 class CompositesConfig(Section):
     enabled: bool = True
     union: str | None = None  # another SAE of the same activations, as extra candidates
-    neighbours: int = Field(32, ge=2)
+    neighbours: int = Field(default=32, ge=2)
 
 
 class ExecutorConfig(Section):
@@ -172,7 +172,7 @@ def _anchor(raw: dict[str, Any], folder: Path) -> None:
     for section, key in (("subject", "model"), ("corpus", "source"), ("sae", "load"), ("composites", "union")):
         given = raw.get(section)
         path = given.get(key) if isinstance(given, dict) else None
-        if isinstance(path, str) and not Path(path).exists() and (folder / path).exists():
+        if given is not None and isinstance(path, str) and not Path(path).exists() and (folder / path).exists():
             given[key] = str((folder / path).resolve())
 
 

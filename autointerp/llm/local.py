@@ -90,10 +90,14 @@ class LocalBackend:
     def model(self) -> str:
         return self._config.model
 
-    @cached_property
+    @property
     def identity(self) -> str:
         """Changes with the weights, the tokenizer, the chat template or the dtype."""
-        return f"local:{_fingerprint(self._folder)}:{self._config.dtype}"
+        return f"local:{self._weights}:{self._config.dtype}"
+
+    @cached_property
+    def _weights(self) -> str:
+        return _fingerprint(self._folder)
 
     @property
     def capabilities(self) -> frozenset[Capability]:
