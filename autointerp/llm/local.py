@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from autointerp.config import LLMConfig
 from autointerp.errors import AutointerpError
+from autointerp.hashing import file_sha256
 from autointerp.llm.backend import FinalFailure, Reply
 from autointerp.llm.packed import Packed, PrefixCache, Tokens, common, pack
 from autointerp.records import Capability, Choices, Message
@@ -566,7 +567,7 @@ def _row_cache(buffers: list[tuple[torch.Tensor, torch.Tensor]], used: int) -> A
 
 
 def _fingerprint(folder: Path) -> str:
-    """Sixteen hex digits of what the answers depend on; of large weights the header, the size and both ends."""
+    """Sixteen hex digits of what the answers depend on."""
     digest = hashlib.sha256()
     names = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
     for file in (folder / name for name in names):
@@ -576,14 +577,7 @@ def _fingerprint(folder: Path) -> str:
         digest.update(json.dumps(json.loads(mark.read_text()).get("sha256"), sort_keys=True).encode())
         return digest.hexdigest()[:16]
     for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
-        with file.open("rb") as opened:
-            header = int.from_bytes(opened.read(8), "little") if file.suffix == ".safetensors" else 0
-            opened.seek(0)
-            digest.update(opened.read(min(header, 1 << 26) + (1 << 20)))
-            opened.seek(max(size - (1 << 20), 0))
-            digest.update(opened.read())
+        digest.update(f"{file.name} {file_sha256(file)}".encode())
     return digest.hexdigest()[:16]
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from autointerp.config import LLMConfig
 from autointerp.errors import AutointerpError
+from autointerp.hashing import fingerprint
 from autointerp.llm import guard
 from autointerp.llm.openai_api import OpenAIBackend
 from autointerp.progress import clock
@@ -46,7 +47,9 @@ class VllmBackend(OpenAIBackend):
     @property
     def identity(self) -> str:
         """Of the model and how it is served; the port changes from run to run and says nothing."""
-        return " ".join(["vllm", self._model, self._config.dtype, *self._config.server_args])
+        folder = Path(self._model).expanduser()
+        model = fingerprint(folder) if folder.is_dir() else self._model
+        return " ".join(["vllm", model, self._config.dtype, *self._config.server_args])
 
     async def start(self) -> None:
         """Raises AutointerpError with the server's last lines when it does not come up."""

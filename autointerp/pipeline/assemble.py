@@ -117,3 +117,5 @@ def copy_tables(source: Path, target: Path) -> None:
         file = source / f"{name}.parquet"
         if file.exists():
             write_atomically(target / file.name, lambda temporary, file=file: shutil.copyfile(file, temporary))
+        else:  # of an earlier config
+            (target / file.name).unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """The DAG: what a stage is, which stages are done, and running the others in order.
 
-A stage's key is the hash of its name and version, its own section of the config, and the *content*
-of its inputs; so an upstream stage that runs again and writes the same bytes stales nothing.
+A stage's key is the hash of its name, its code, its own section of the config, and the *content* of
+its inputs; so an upstream stage that runs again and writes the same bytes stales nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, Literal
 
-from autointerp.pipeline.store import Manifest, Store, digest
+from autointerp.hashing import digest
+from autointerp.pipeline.store import Manifest, Store
 from autointerp.progress import clock
 
 log = logging.getLogger("autointerp")
@@ -36,7 +37,7 @@ class Stage:
     work: Callable[[Job], None]
     section: Mapping[str, Any]  # all of the config, and of the world outside, that the work depends on
     needs: tuple[str, ...] = ()
-    version: int = 1  # raised when the same section and inputs would give other files
+    code: str = ""  # digest of the code that does the work
     resumable: bool = False  # the work goes on from files it left when it was killed
 
 
@@ -88,7 +89,7 @@ class Dag:
 
     @staticmethod
     def _key(stage: Stage, contents: Mapping[str, str]) -> str:
-        return digest([stage.name, stage.version, dict(stage.section), dict(contents)])
+        return digest([stage.name, stage.code, dict(stage.section), dict(contents)])
 
     def run(self, on_stage: Callable[[Stage, Manifest, bool], None] | None = None) -> dict[str, Manifest]:
         """Run what is not done; returns every stage's manifest. `on_stage` hears of each: (stage, manifest, ran)."""

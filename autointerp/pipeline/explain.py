@@ -58,9 +58,9 @@ def explain_stage(
     for part in parts(job.folder):
         rows += part.tables.get("explanations", [])
         job.to_retry += part.to_retry
+    forget_parts(job.folder)
     _all_failed_alike(stage, [row["failure"] for row in rows if row["status"] == "failed"], len(rows))
     write_rows(job.folder / "explanations.parquet", "explanations", rows)
-    forget_parts(job.folder)
     failed = sum(row["status"] == "failed" for row in rows)
     job.facts |= {"features": len(rows), "failed": failed}
     if failed:
@@ -81,7 +81,7 @@ def score_stage(
     score = scorers.get(plugin.name)
     options = bind_options("scorer", plugin.name, score, plugin.options, session.config.seed)
     llm = session.llm(plugin) if needs_llm(score) else None
-    stage = "/".join(["score", plugin.key, explainer] + ([control.key] if control else []))
+    stage = score_name(plugin, explainer, control)
     label = control.key if control else None
     texts = dict(explanations)
     if control:
@@ -126,13 +126,19 @@ def score_stage(
         rows += part.tables.get("scores", [])
         judged += part.tables.get("judgements", [])
         job.to_retry += part.to_retry
+    forget_parts(job.folder)
     if not control:
-        _all_failed_alike(stage, [row["failure"] for row in rows if row["value"] is None], len(rows))
+        asked = [row["failure"] for row in rows if texts[row["feature"]]]
+        _all_failed_alike(stage, [why for why in asked if why], len(asked))
     metrics = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
     write_rows(job.folder / "scores.parquet", "scores", [row | row["metrics"] for row in rows], metrics)
     write_rows(job.folder / "judgements.parquet", "judgements", judged)
-    forget_parts(job.folder)
     job.facts |= {"features": len(rows), "unscored_examples": sum(row["n_unscored"] for row in rows)}
+
+
+def score_name(scorer: PluginConfig, explainer: str, control: PluginConfig | None) -> str:
+    """The name of a scoring stage: score/SCORER/EXPLAINER[/CONTROL]."""
+    return "/".join(["score", scorer.key, explainer] + ([control.key] if control else []))
 
 
 async def _guarded(plugin: Any, first: Any, llm: Any, options: Mapping[str, Any], failed: Callable[[str], Any]) -> Any:
@@ -162,6 +168,6 @@ def _failed_score(examples: Sequence[Context]) -> Callable[[str], Score]:
 
 
 def _all_failed_alike(stage: str, failures: Sequence[str | None], total: int) -> None:
-    """When every feature fails for one reason, the reason is the run's, not the features'."""
-    if total > 1 and len(failures) == total and len(set(failures)) == 1 and not str(failures[0]).startswith("no "):
+    """When every feature that was asked about fails for one reason, the reason is the run's, not the features'."""
+    if total > 1 and len(failures) == total and len(set(failures)) == 1:
         raise AutointerpError(f"{stage}: all {total} features failed: {failures[0]}")

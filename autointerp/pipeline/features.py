@@ -41,7 +41,7 @@ async def in_parts(
     for number, start in enumerate(range(0, len(features), PART)):
         some = features[start : start + PART]
         path = folder / f"part-{number:05d}.json"
-        if path.exists():
+        if path.exists() and not json.loads(path.read_text())["to_retry"]:
             bar.advance(len(some), skipped=True)
             continue
         given = read(some)

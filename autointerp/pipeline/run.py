@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -93,11 +94,11 @@ def run(config: str | Path | Config, *, set: dict[str, Any] | None = None, out: 
                     "facts": dict(manifest.facts),
                 }
 
-            _write_config(folder, resolved)
             manifests = dag.run(note)
             keys = {name: stage["key"] for name, stage in stages.items()}
             fresh = any(stage["status"] == "ran" for stage in stages.values())
             if fresh or keys != {name: stage.get("key") for name, stage in before.items()} or not _complete(folder):
+                _write_config(folder, resolved)
                 copy_tables(dag.store.folder("tables", manifests["tables"].key), folder)
                 _write_usage(folder)
                 _write_json(folder / "run.json", _describe(resolved, stages, folder, started))
@@ -135,8 +136,21 @@ def _complete(folder: Path) -> bool:
 def _write_config(folder: Path, config: Config) -> None:
     import yaml
 
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(_without_secrets(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
     write_atomically(folder / "config.yaml", lambda path: path.write_text(text))
+
+
+def _without_secrets(value: Any) -> Any:
+    """The config without what may hold a secret: a server's environment, its API key, credentials in an address."""
+    if isinstance(value, dict):
+        hidden = {key: dict.fromkeys(part, "hidden") if key == "env" and part else part for key, part in value.items()}
+        return {key: _without_secrets(part) for key, part in hidden.items()}
+    if isinstance(value, list):
+        keys = {i + 1 for i, part in enumerate(value) if part == "--api-key"}
+        return ["hidden" if i in keys else _without_secrets(part) for i, part in enumerate(value)]
+    if isinstance(value, str):
+        return re.sub(r"(--api-key=).*", r"\1hidden", re.sub(r"://[^/@\s]+@", "://hidden@", value))
+    return value
 
 
 def _write_usage(folder: Path) -> None:
@@ -166,7 +180,6 @@ def _describe(config: Config, stages: dict[str, Any], folder: Path, started: flo
         "python": platform.python_version(),
         "packages": _versions(),
         "git": _git(),
-        "command": " ".join(sys.argv),
         "seeds": {"run": config.seed, "corpus": config.corpus.seed if config.corpus.seed is not None else config.seed},
         "hardware": _hardware(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
@@ -179,7 +192,6 @@ def _describe(config: Config, stages: dict[str, Any], folder: Path, started: flo
             "failed": sum(row["outcome"] != "ok" for row in asked),
             "prompt_tokens": sum(row["prompt_tokens"] or 0 for row in asked),
             "completion_tokens": sum(row["completion_tokens"] or 0 for row in asked),
-            "seconds": round(sum(row["seconds"] or 0 for row in asked), 1),
         },
     }
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from autointerp.config import Config, PluginConfig
 from autointerp.errors import AutointerpError, ConfigError
+from autointerp.hashing import code_digest, digest, fingerprint, module_digest
 from autointerp.pipeline.assemble import assemble
 from autointerp.pipeline.dag import Job, Stage
-from autointerp.pipeline.explain import explain_stage, score_stage
+from autointerp.pipeline.explain import explain_stage, score_name, score_stage
 from autointerp.pipeline.session import Session, llm_config
-from autointerp.pipeline.store import digest, fingerprint
 from autointerp.plugins import bind_options, controls, explainers, needs_llm, scorers
 from autointerp.progress import progress
 from autointerp.records import Context, FeatureEvidence
@@ -33,78 +33,76 @@ HELD_OUT = 50_000  # tokens on which a trained SAE is measured
 CHECK_TOKENS = 4096  # on which a loaded SAE's L0 and explained variance are looked at
 
 
+# The code that each stage's work runs, beside its function in this file.
+CODE: dict[str, tuple[str, ...]] = {
+    "corpus": ("subject", "catalog", "artifacts.py"),
+    "activations": ("subject", "activations/dense.py", "artifacts.py"),
+    "sae": ("subject", "sae", "artifacts.py"),
+    "harvest": ("subject", "sae", "activations/harvest.py", "artifacts.py"),
+    "select": ("activations/evidence.py", "artifacts.py", "tables.py"),
+    "directions": ("subject", "sae", "composites/neighbours.py", "tables.py"),
+    "contexts": ("subject/tokens.py", "activations/contexts.py", "artifacts.py"),
+    "composites": ("sae", "composites"),
+    "explain": ("activations", "subject/tokens.py", "explainers", "answers.py", "prompting.py", "pipeline/explain.py"),
+    "score": ("activations", "scorers", "controls", "answers.py", "prompting.py", "stats.py", "pipeline/explain.py"),
+    "tables": ("pipeline/assemble.py", "tables.py"),
+}
+
+
 def build_stages(config: Config, session: Session) -> list[Stage]:
     """Every stage of `config`. Plug-ins and their options are checked here, before anything runs."""
     subject = {"model": model_identity(config.subject.model, config.subject.revision)}
     seeds = {"seed": config.seed}
-    corpus = config.corpus.model_dump(exclude={"tokens", "context"}) | {
-        "tokens": config.corpus.tokens,
-        "context": config.corpus.context,
+    numbers = {"dtype": config.subject.dtype, "hook": config.subject.hook}
+    stages: list[Stage] = []
+
+    def add(
+        name: str, work: Callable[..., None], section: Mapping[str, Any], *needs: str, resumable: bool = False
+    ) -> None:
+        function = work.func if isinstance(work, partial) else work
+        own = inspect.getsource(function)
+        code = digest([code_digest(*CODE[name.split("/")[0]]), own])
+        stages.append(Stage(name, work, section, needs, code, resumable))
+
+    text = {
         "seed": config.corpus.seed if config.corpus.seed is not None else config.seed,
         "text": source_identity(config.corpus.source),
     }
-    numbers = {"dtype": config.subject.dtype, "hook": config.subject.hook}
-    stages = [Stage("corpus", partial(_corpus, session), corpus | subject)]
+    add("corpus", partial(_corpus, session), config.corpus.model_dump() | text | subject)
     if config.sae.train is not None:
-        stages += [
-            Stage("activations", partial(_activations, session), subject | numbers, ("corpus",), resumable=True),
-            Stage(
-                "sae",
-                partial(_train_sae, session),
-                {"train": train_config(config).model_dump()},
-                ("corpus", "activations"),
-                resumable=True,
-            ),
-        ]
+        trained = {"train": train_config(config).model_dump()}
+        add("activations", partial(_activations, session), subject | numbers, "corpus", resumable=True)
+        add("sae", partial(_train_sae, session), trained, "corpus", "activations", resumable=True)
     else:
-        spec = {"sae": source_identity(config.sae.load or ""), "format": config.sae.format}
-        stages += [Stage("sae", partial(_load_sae, session), spec | subject | numbers, ("corpus",))]
-    features = config.features.model_dump() | seeds
-    contexts = config.contexts.model_dump()
-    stages += [
-        Stage("harvest", partial(_harvest, session), subject | numbers, ("corpus", "sae"), resumable=True),
-        Stage("select", partial(_select, session), features, ("harvest",)),
-        Stage(
-            "directions",
-            partial(_directions, session),
-            subject | {"neighbours": config.contexts.neighbours},
-            ("sae", "select"),
-        ),
-        Stage("contexts", partial(_contexts, session), contexts | seeds, ("corpus", "harvest", "select", "directions")),
-    ]
+        loaded = {"sae": source_identity(config.sae.load or ""), "format": config.sae.format}
+        add("sae", partial(_load_sae, session), loaded | subject | numbers, "corpus")
+    add("harvest", partial(_harvest, session), subject | numbers, "corpus", "sae", resumable=True)
+    add("select", partial(_select, session), config.features.model_dump() | seeds, "harvest")
+    near = {"neighbours": config.contexts.neighbours}
+    add("directions", partial(_directions, session), subject | near, "sae", "select")
+    sizes = config.contexts.model_dump() | seeds
+    add("contexts", partial(_contexts, session), sizes, "corpus", "harvest", "select", "directions")
+    tables = ["select", "directions", "contexts"]
     if config.composites.enabled:
-        stages.append(
-            Stage("composites", partial(_composites, session), config.composites.model_dump(), ("sae", "harvest"))
-        )
-    tables = ["select", "directions", "contexts"] + (["composites"] if config.composites.enabled else [])
+        union = {"union": source_identity(config.composites.union) if config.composites.union else None}
+        add("composites", partial(_composites, session), config.composites.model_dump() | union, "sae", "harvest")
+        tables.append("composites")
     for explainer in config.explainers:
-        stages.append(
-            Stage(
-                f"explain/{explainer.key}",
-                partial(_explain, session, explainer),
-                _plugin_section(config, explainers, "explainer", explainer) | seeds,
-                ("corpus", "harvest", "select", "directions", "contexts"),
-                resumable=True,
-            )
-        )
-        tables.append(f"explain/{explainer.key}")
+        asked = _plugin_section(config, explainers, "explainer", explainer) | seeds
+        name = f"explain/{explainer.key}"
+        evidence = ("corpus", "harvest", "select", "directions", "contexts")
+        add(name, partial(_explain, session, explainer), asked, *evidence, resumable=True)
+        tables.append(name)
         for scorer in config.scorers:
-            section = _plugin_section(config, scorers, "scorer", scorer) | seeds
+            judged = _plugin_section(config, scorers, "scorer", scorer) | seeds
             for control in [None, *config.controls]:
-                name = "/".join(["score", scorer.key, explainer.key] + ([control.key] if control else []))
-                own = _plugin_section(config, controls, "control", control) if control else {}
-                stages.append(
-                    Stage(
-                        name,
-                        partial(_score, session, scorer, explainer.key, control),
-                        section | {"control": own},
-                        ("contexts", f"explain/{explainer.key}"),
-                        resumable=True,
-                    )
-                )
+                own = {"control": _plugin_section(config, controls, "control", control) if control else None}
+                work = partial(_score, session, scorer, explainer.key, control)
+                name = score_name(scorer, explainer.key, control)
+                add(name, work, judged | own, "contexts", f"explain/{explainer.key}", resumable=True)
                 tables.append(name)
-    shown = {"explainers": [e.key for e in config.explainers], "scorers": [s.key for s in config.scorers]}
-    stages.append(Stage("tables", partial(assemble, config), shown, tuple(tables)))
+    shown = {kind: [p.key for p in getattr(config, kind)] for kind in ("explainers", "scorers", "controls")}
+    add("tables", partial(assemble, config), shown, *tables)
     return stages
 
 
@@ -115,7 +113,7 @@ def model_identity(name: str, revision: str | None) -> str:
     """The pinned hash of a catalogue entry, the content of a local folder, or the hub id with its revision."""
     from autointerp.catalog import entries
 
-    path = Path(name)
+    path = Path(name).expanduser()
     if name in entries():
         return f"{name}:{entries()[name].sha256}"
     if path.exists():
@@ -144,8 +142,9 @@ def _plugin_section(config: Config, registry: Any, kind: str, plugin: PluginConf
 
 
 def _code(function: Callable[..., Any]) -> str:
+    """A plug-in's file stands for its code."""
     try:
-        return digest(Path(inspect.getfile(function)).read_text())
+        return module_digest(Path(inspect.getfile(function)))
     except (OSError, TypeError):  # defined at a prompt
         return digest(repr(function))
 
@@ -163,14 +162,14 @@ def _corpus(session: Session, job: Job) -> None:
 
 
 def _open_sae(session: Session, folder: Path) -> SAE:
-    pointer = folder / "log" / "source.txt"
-    if pointer.exists():
-        return session.load_sae(pointer.read_text(), format=session.config.sae.format)
-    return session.load_sae(folder)
+    """The SAE that the run trained into `folder`, or the one that its config names."""
+    if session.config.sae.load is None:
+        return session.load_sae(folder)
+    return session.load_sae(session.sae_spec, format=session.config.sae.format)
 
 
 def _load_sae(session: Session, job: Job) -> None:
-    """Check the SAE against the subject; keep where it lies and what it says of itself, not a copy."""
+    """Check the SAE against the subject; keep what it says of itself and a hash of it, not a copy."""
     from dataclasses import asdict
 
     from autointerp.artifacts import Corpus
@@ -182,8 +181,6 @@ def _load_sae(session: Session, job: Job) -> None:
     found = check_sae(sae, _some_activations(session, Corpus(job.inputs["corpus"]), subject, CHECK_TOKENS))
     for warning in found.warnings:
         log.warning("SAE: %s", warning)
-    (job.folder / "log").mkdir(exist_ok=True)
-    (job.folder / "log" / "source.txt").write_text(session.sae_spec)
     (job.folder / "sae.json").write_text(
         json.dumps({"cfg": asdict(sae.cfg), "content": source_identity(session.sae_spec)}, indent=2, default=str)
     )

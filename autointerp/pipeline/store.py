@@ -7,9 +7,7 @@ but the manifest decides what is done.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,37 +17,9 @@ from typing import Any
 
 from autointerp.artifacts import write_atomically
 from autointerp.errors import AutointerpError
+from autointerp.hashing import digest, file_sha256
 
 LOG = "log"  # files in this subfolder of an artifact are kept but are no part of its content
-
-
-def digest(value: Any) -> str:
-    """A short, stable hash of JSON-able data."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def fingerprint(path: Path) -> str:
-    """Content hash of a file, or of the files in a folder: name, size, and first and last MiB of each.
-
-    A model of many gigabytes is told from another by its edges in milliseconds; a whole hash takes minutes.
-    """
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    total = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        total.update(f"{file.relative_to(path) if path.is_dir() else file.suffix}:{size}".encode())
-        with open(file, "rb") as opened:
-            total.update(opened.read(1 << 20))
-            if size > 1 << 20:
-                opened.seek(-(1 << 20), os.SEEK_END)
-                total.update(opened.read())
-    return total.hexdigest()[:20]
 
 
 @dataclass(frozen=True)

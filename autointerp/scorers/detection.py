@@ -21,6 +21,7 @@ from autointerp.prompting import REPEAT_TEMPERATURE, render
 from autointerp.records import LLM, Context, Judgement, Score
 
 PROMPTS = ("judge_one", "judge_list")
+LEAST_MASS = 0.05  # of Yes and No among all next tokens; below it their odds say little
 Mode = Literal["auto", "each", "list"]
 
 
@@ -69,6 +70,8 @@ async def _judge_one(explanation: str, example: Context, llm: LLM) -> Verdict:
     heard = await llm.choose(messages, ("Yes", "No"))
     if heard.probabilities is None:
         return heard.failure or "the judge gave no probabilities"
+    if heard.mass is not None and heard.mass < LEAST_MASS:
+        return f"the judge gave Yes and No together a probability of {heard.mass:.2g}: it wanted to say something else"
     yes, no = heard.probabilities
     if yes == no == 0:
         return "the judge gave neither Yes nor No any probability"

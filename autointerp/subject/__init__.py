@@ -1,6 +1,6 @@
 """The language model under study and its text."""
 
-from autointerp.subject.corpus import build_corpus, corpus_fingerprint
+from autointerp.subject.corpus import build_corpus
 from autointerp.subject.hooks import ResolvedHook, resolve_hook
 from autointerp.subject.model import Subject, load_subject
 from autointerp.subject.tokens import TokenText, bos_of, token_strings
@@ -11,7 +11,6 @@ __all__ = [
     "TokenText",
     "bos_of",
     "build_corpus",
-    "corpus_fingerprint",
     "load_subject",
     "resolve_hook",
     "token_strings",

@@ -101,20 +101,6 @@ def model_context(folder: Path) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def corpus_fingerprint(config: CorpusConfig) -> str:
-    """What a corpus depends on beside its config: the content of local files, the pinned hash of a catalogue
-    text, or a hub dataset's id."""
-    if config.source in entries():
-        return f"{config.source}:{entries()[config.source].sha256}"
-    path = Path(config.source).expanduser()
-    if not path.exists():
-        return f"hub:{config.source}"
-    digest = hashlib.sha256()
-    for file in _files(path):
-        digest.update(f"{file.relative_to(path)}\0{fetch.sha256_of(file)}\n".encode())
-    return digest.hexdigest()
-
-
 # --- sources ----------------------------------------------------------------------------------
 
 

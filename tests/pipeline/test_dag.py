@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from autointerp.errors import AutointerpError
+from autointerp.hashing import fingerprint, module_digest
 from autointerp.pipeline.dag import Dag, Job, Stage
-from autointerp.pipeline.store import Store, fingerprint
+from autointerp.pipeline.store import Store
 
 
 class Kitchen:
@@ -22,7 +23,7 @@ class Kitchen:
     def __init__(self, root: Path) -> None:
         self.store, self.ran = Store(root), []
 
-    def dag(self, flour: str = "wheat", oven: int = 200, version: int = 1) -> Dag:
+    def dag(self, flour: str = "wheat", oven: int = 200, code: str = "v1") -> Dag:
         def dough(job: Job) -> None:
             self.ran.append("dough")
             (job.folder / "dough.txt").write_text(flour.lower())
@@ -33,7 +34,7 @@ class Kitchen:
 
         return Dag(
             [
-                Stage("bread", bread, {"oven": oven}, ("dough",), version),
+                Stage("bread", bread, {"oven": oven}, ("dough",), code),
                 Stage("dough", dough, {"flour": flour}),
             ],
             self.store,
@@ -65,9 +66,9 @@ def test_a_stage_that_writes_the_same_bytes_again_stales_nothing(kitchen: Kitche
     assert kitchen.ran == ["dough", "bread", "dough"]
 
 
-def test_a_new_version_of_the_code_runs_the_stage_again(kitchen: Kitchen) -> None:
+def test_other_code_runs_the_stage_again(kitchen: Kitchen) -> None:
     kitchen.dag().run()
-    kitchen.dag(version=2).run()
+    kitchen.dag(code="v2").run()
     assert kitchen.ran == ["dough", "bread", "bread"]
 
 
@@ -188,13 +189,30 @@ def test_a_torn_manifest_is_named_with_what_to_do(tmp_path: Path) -> None:
         dag.standings()
 
 
-def test_a_fingerprint_sees_a_changed_byte_and_a_new_name(tmp_path: Path) -> None:
-    (tmp_path / "m").mkdir()
-    (tmp_path / "m" / "a.bin").write_bytes(b"x" * (3 << 20))
-    before = fingerprint(tmp_path / "m")
-    (tmp_path / "m" / "a.bin").write_bytes(b"x" * (3 << 20) + b"")
-    assert fingerprint(tmp_path / "m") == before
-    (tmp_path / "m" / "a.bin").write_bytes(b"y" + b"x" * ((3 << 20) - 1))
-    assert fingerprint(tmp_path / "m") != before
-    (tmp_path / "m" / "a.bin").rename(tmp_path / "m" / "b.bin")
-    assert fingerprint(tmp_path / "m") != before
+def test_a_fingerprint_sees_a_changed_byte_anywhere_and_a_new_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOINTERP_CACHE", str(tmp_path / "cache"))
+    big, small = tmp_path / "m" / "a.bin", tmp_path / "m" / "b.json"
+    big.parent.mkdir()
+    big.write_bytes(bytes(20 << 20))
+    small.write_text("{}")
+    found = [fingerprint(big.parent), fingerprint(big.parent)]
+    assert found[0] == found[1]
+    with open(big, "r+b") as file:
+        file.seek(10 << 20)
+        file.write(b"x")
+    found.append(fingerprint(big.parent))
+    small.rename(small.with_name("c.json"))
+    found.append(fingerprint(big.parent))
+    assert len(set(found)) == 3
+
+
+def test_code_that_means_the_same_has_the_same_digest(tmp_path: Path) -> None:
+    file = tmp_path / "a.py"
+    file.write_text('"""One."""\ndef f(x):\n    """Two."""\n    return x + 1  # three\n')
+    one = module_digest(file)
+    file.write_text("def f( x ):\n    return x+1\n")
+    assert module_digest(file) == one
+    file.write_text("def f( x ):\n    return x+2\n")
+    assert module_digest(file) != one

@@ -38,6 +38,19 @@ async def test_rows_come_back_in_the_order_of_the_features(tmp_path: Path) -> No
     assert sum(part.to_retry for part in found) == 1
 
 
+async def test_a_part_with_something_to_ask_again_is_worked_again(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    async def work(feature: int, _: None) -> Rows:
+        asked.append(feature)
+        return Rows({"t": [{"feature": feature}]}, to_retry=feature == 5 and len(asked) < 8)
+
+    await in_parts(tmp_path, range(8), nothing, work, width=1, bar=bar())
+    await in_parts(tmp_path, range(8), nothing, work, width=1, bar=bar())
+    assert asked == [0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6, 7]
+    assert sum(part.to_retry for part in parts(tmp_path)) == 0
+
+
 async def test_never_more_than_width_at_once(tmp_path: Path) -> None:
     now = most = 0
 

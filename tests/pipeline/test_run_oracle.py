@@ -107,3 +107,32 @@ def test_a_slow_endpoint_is_kept_busy(stories15m: Path, planted, tmp_path: Path,
         wanted["llm"]["concurrency"] = 64
         ai.run(parse_config(wanted), out=tmp_path / "run")
         assert 60 <= endpoint.max_in_flight <= 64
+
+
+def test_a_run_folder_keeps_no_secret(stories15m: Path, planted, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("AUTOINTERP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("SOME_KEY", "sk-very-secret")
+    with serving(oracle) as endpoint:
+        address = endpoint.url.replace("http://", "http://user:pass-word@")
+        wanted = config(stories15m, planted[0], address, scorers=[], controls=[])
+        wanted["llm"] |= {
+            "api_key_env": "SOME_KEY",
+            "env": {"HF_TOKEN": "hf_secret"},
+            "server_args": ["--api-key", "k3y"],
+        }
+        ai.run(parse_config(wanted), out=tmp_path / "run")
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        for secret in (b"sk-very-secret", b"pass-word", b"hf_secret", b"k3y"):
+            assert secret not in path.read_bytes(), path
+
+
+def test_tables_of_an_earlier_config_do_not_stay(stories15m: Path, planted, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("AUTOINTERP_CACHE", str(tmp_path / "cache"))
+    with serving(oracle) as endpoint:
+        wanted = config(stories15m, planted[0], endpoint.url, explainers=["token_stats"], scorers=[], controls=[])
+        ai.run(parse_config(wanted), out=tmp_path / "run")
+        assert (tmp_path / "run" / "composites.parquet").exists()
+        ai.run(parse_config(wanted | {"composites": {"enabled": False}}), out=tmp_path / "run")
+        assert not (tmp_path / "run" / "composites.parquet").exists()
