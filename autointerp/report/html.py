@@ -112,11 +112,13 @@ def _about(run: RunFolder) -> list[tuple[str, str]]:
             value = value.get(key) if isinstance(value, dict) else None
         return value
 
-    def models(section: str) -> str:
+    def models(section: str, asked: dict[str, str | None] | None = None) -> str:
+        """Names with their models: those in `asked` where it says who asked one, else those of the config."""
         found = [
             (p.get("label") or p["name"], (p.get("llm") or at("llm") or {}).get("model")) for p in at(section) or []
         ]
-        return ", ".join(f"{name} ({model})" if model else name for name, model in found)
+        known = [(name, model if asked is None else asked.get(name)) for name, model in found]
+        return ", ".join(f"{name} ({model})" if model else name for name, model in known)
 
     sae = at("sae", "load") or ("trained by this run" if at("sae", "train") else None)
     tokens = at("corpus", "tokens")
@@ -125,12 +127,13 @@ def _about(run: RunFolder) -> list[tuple[str, str]]:
     packages = info.get("packages") or {}
     seeds = info.get("seeds") or {}
     hardware = info.get("hardware") or {}
+    explained = run.rows("explanations", columns=["explainer", "model"])
     rows = [
         ("Subject", at("subject", "model")),
         ("SAE", sae),
         ("Hook", at("subject", "hook") or "the SAE's own"),
         ("Text", at("corpus", "source") and f"{at('corpus', 'source')}, {tokens:,} tokens"),
-        ("Explainers", models("explainers")),
+        ("Explainers", models("explainers", {row["explainer"]: row["model"] for row in explained})),
         ("Scorers (judge)", models("scorers")),
         ("Seeds", ", ".join(f"{name} {seed}" for name, seed in seeds.items())),
         ("autointerp", info.get("autointerp") and f"{info['autointerp']}, Python {info.get('python', '–')}"),
