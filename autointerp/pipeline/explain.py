@@ -59,7 +59,9 @@ def explain_stage(
         rows += part.tables.get("explanations", [])
         job.to_retry += part.to_retry
     forget_parts(job.folder)
-    _all_failed_alike(stage, [row["failure"] for row in rows if row["status"] == "failed"], len(rows))
+    failures = [row["failure"] for row in rows if row["status"] == "failed"]
+    if len(rows) > 1 and len(failures) == len(rows) and len(set(failures)) == 1:
+        raise AutointerpError(f"{stage}: all {len(rows)} features failed: {failures[0]}")
     write_rows(job.folder / "explanations.parquet", "explanations", rows)
     failed = sum(row["status"] == "failed" for row in rows)
     job.facts |= {"features": len(rows), "failed": failed}
@@ -127,9 +129,11 @@ def score_stage(
         judged += part.tables.get("judgements", [])
         job.to_retry += part.to_retry
     forget_parts(job.folder)
-    if not control:
-        asked = [row["failure"] for row in rows if texts[row["feature"]]]
-        _all_failed_alike(stage, [why for why in asked if why], len(asked))
+    unscored = [row["failure"] for row in rows if row["value"] is None]
+    if unscored:
+        log.warning(
+            "%s: %d of %d features have no score, for example: %s", stage, len(unscored), len(rows), unscored[0]
+        )
     metrics = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
     write_rows(job.folder / "scores.parquet", "scores", [row | row["metrics"] for row in rows], metrics)
     write_rows(job.folder / "judgements.parquet", "judgements", judged)
@@ -165,9 +169,3 @@ def _failed_score(examples: Sequence[Context]) -> Callable[[str], Score]:
         return Score(None, None, None, 0, len(judgements), None, {}, judgements, reason)
 
     return make
-
-
-def _all_failed_alike(stage: str, failures: Sequence[str | None], total: int) -> None:
-    """When every feature that was asked about fails for one reason, the reason is the run's, not the features'."""
-    if total > 1 and len(failures) == total and len(set(failures)) == 1:
-        raise AutointerpError(f"{stage}: all {total} features failed: {failures[0]}")

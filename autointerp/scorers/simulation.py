@@ -25,7 +25,9 @@ Mode = Literal["auto", "slots", "json"]
 
 # Answers at a slot must differ in their first token, and "10" begins as "1" does in most tokenizers: 0 to 9 it is.
 DIGITS = tuple("0123456789")
-FILLER = "unknown"
+# What each slot is filled with when the next one is read. "unknown", as in the neuron explainer, is what a small model
+# then expects everywhere, and no digit; "0" is what most tokens have.
+FILLER = "0"
 
 
 @scorer("simulation")
@@ -42,7 +44,7 @@ async def score(
     """Pearson correlation of predicted and true activations over all tokens of up to `sequences` windows pooled.
 
     ``slots`` reads the expected digit at every token in one forward pass a window, the model's turn being filled
-    with "unknown"; ``json`` has the model write [token, number] pairs, each checked against the token sent. ``auto``
+    with "0"; ``json`` has the model write [token, number] pairs, each checked against the token sent. ``auto``
     takes ``slots`` where the model can. A window whose answer does not line up is unscored, with the reason.
     A judgement's truths are in the feature's own units, its predictions from 0 to 10.
     """
