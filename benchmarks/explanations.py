@@ -29,7 +29,6 @@ def main() -> None:
         "features": len(wide),
         "revision": run.info["git"],
         "packages": run.info["packages"],
-        "usage": run.info["usage"],
         "unscored": int(scores["n_unscored"].sum()),
     }
     for scorer in sorted(scores["scorer"].unique()):
