@@ -113,10 +113,12 @@ def test_a_bad_endpoint_costs_rows_with_reasons_and_no_wrong_score(
     stories15m: Path, sae: Path, fresh_cache: Path, tmp_path: Path
 ) -> None:
     with serving(oracle, limit=0.3, retry_after=0.05, error=0.05, drop=0.05, malformed=0.1) as endpoint:
-        run = ai.run(parse_config(config(stories15m, sae, endpoint.url)), out=tmp_path / "run")
+        wanted = config(stories15m, sae, endpoint.url, features={"ids": list(range(12)), "min_firings": 30})
+        wanted["scorers"] = ["detection", {"name": "simulation", "sequences": 6}]
+        run = ai.run(parse_config(wanted), out=tmp_path / "run")
         assert min(endpoint.outcomes[fault] for fault in ("limit", "error", "drop")) > 3
     features, scores, judgements = run.features, run.scores, run.judgements
-    assert len(features) == 24
+    assert len(features) == 12
     unscored = features[features["detection"].isna() | features["simulation"].isna()]
     assert unscored["failure"].notna().all(), "every feature is scored or carries its reason"
 
