@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from autointerp.pipeline.dag import Dag
 from autointerp.pipeline.session import Session, llm_config
 from autointerp.plugins import bind_options, explainers, needs_llm, scorers
 from autointerp.records import Capability, Choices, Completion, Context, FeatureEvidence, Message
+from autointerp.registry import Registry
 
 UNWRITTEN = "(the explanation, once it is written)"
 
@@ -63,31 +65,29 @@ def expected_capabilities(config: LLMConfig) -> frozenset[Capability]:
     return frozenset({"choices"}) if config.logprobs else frozenset()
 
 
-def record_explain(
-    config: Config, plugin: PluginConfig, evidence: FeatureEvidence
-) -> list[tuple[str, list[Message], int]]:
+Asked = list[tuple[str, list[Message], int]]  # as `Recorder.asked`
+
+
+def record_explain(config: Config, plugin: PluginConfig, evidence: FeatureEvidence) -> Asked:
     """The requests an explainer makes for one feature."""
-    explain = explainers.get(plugin.name)
-    if not needs_llm(explain):
-        return []
-    llm = llm_config(config, plugin)
-    recorder = Recorder(llm.model, expected_capabilities(llm))
-    options = bind_options("explainer", plugin.name, explain, plugin.options, config.seed)
-    asyncio.run(explain(evidence, recorder, **options))
-    return recorder.asked
+    return _record(config, "explainer", explainers, plugin, lambda explain: partial(explain, evidence))
 
 
-def record_score(
-    config: Config, plugin: PluginConfig, explanation: str, examples: Sequence[Context]
-) -> list[tuple[str, list[Message], int]]:
+def record_score(config: Config, plugin: PluginConfig, explanation: str, examples: Sequence[Context]) -> Asked:
     """The requests a scorer makes for one explanation."""
-    score = scorers.get(plugin.name)
-    if not needs_llm(score):
+    return _record(config, "scorer", scorers, plugin, lambda score: partial(score, explanation, examples))
+
+
+def _record(
+    config: Config, kind: str, registry: Registry[Any], plugin: PluginConfig, given: Callable[..., Any]
+) -> Asked:
+    function = registry.get(plugin.name)
+    if not needs_llm(function):
         return []
     llm = llm_config(config, plugin)
     recorder = Recorder(llm.model, expected_capabilities(llm))
-    options = bind_options("scorer", plugin.name, score, plugin.options, config.seed)
-    asyncio.run(score(explanation, examples, recorder, **options))
+    options = bind_options(kind, plugin.name, function, plugin.options, config.seed)
+    asyncio.run(given(function)(recorder, **options))
     return recorder.asked
 
 
@@ -147,9 +147,7 @@ def _counter(config: Config, plugin: PluginConfig) -> Callable[[Sequence[Message
     return token_counter(plugin.llm or config.llm) if (plugin.llm or config.llm) else len  # type: ignore[arg-type]
 
 
-def _views(
-    stage: str, feature: int, asked: list[tuple[str, list[Message], int]], count: Callable[[Sequence[Message]], int]
-) -> Iterator[PromptView]:
+def _views(stage: str, feature: int, asked: Asked, count: Callable[[Sequence[Message]], int]) -> Iterator[PromptView]:
     for number, (kind, messages, _) in enumerate(asked, start=1):
         yield PromptView(stage, feature, f"{kind} {number} of {len(asked)}", messages, count(messages))
 

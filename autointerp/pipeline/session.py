@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Coroutine, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from autointerp.sae.model import SAE
     from autointerp.subject import Subject
 
-log = logging.getLogger("autointerp")
 T = TypeVar("T")
 
 

@@ -49,11 +49,6 @@ class Store:
         except (ValueError, TypeError) as error:
             raise AutointerpError(f"{path} cannot be read ({error}); delete the folder {path.parent}") from error
 
-    def earlier(self, stage: str) -> bool:
-        """Was this stage ever completed with another key?"""
-        parent = self.folder(stage, "x").parent
-        return any(parent.glob("*/manifest.json"))
-
     @contextmanager
     def writing(self, stage: str, key: str, *, resumable: bool) -> Iterator[Path]:
         """The folder to write into. One process at a time; others wait and then find it done."""
