@@ -9,6 +9,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from autointerp.composites import find_composites as find_composites
+    from autointerp.pipeline.alone import evaluate as evaluate
+    from autointerp.pipeline.alone import train as train
     from autointerp.pipeline.run import Run as Run
     from autointerp.pipeline.run import open_run as open_run
     from autointerp.pipeline.run import run as run
@@ -30,6 +32,8 @@ _WHERE = {
     "run": "autointerp.pipeline.run",
     "open_run": "autointerp.pipeline.run",
     "Run": "autointerp.pipeline.run",
+    "train": "autointerp.pipeline.alone",
+    "evaluate": "autointerp.pipeline.alone",
     "load_sae": "autointerp.sae",
     "find_composites": "autointerp.composites",
     **dict.fromkeys(("explainer", "scorer", "control"), "autointerp.plugins"),

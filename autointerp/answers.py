@@ -6,11 +6,12 @@ No parser raises, whatever the text, and none yields a value that does not stand
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from autointerp.records import Explanation
+from autointerp.records import Choices, Explanation
 
 # --- 0 or 1 for each numbered example ---------------------------------------------------------
 
@@ -117,6 +118,33 @@ def parse_activations(text: str, tokens: Sequence[str]) -> Activations:
     if len(pairs) != len(tokens):
         return Activations(None, f"the answer has {len(pairs)} tokens, {len(tokens)} were sent")
     return Activations(tuple(values))
+
+
+# --- yes or no --------------------------------------------------------------------------------
+
+LEAST_MASS = 0.05  # of Yes and No among all next tokens; below it their odds say little
+
+
+def read_yes_no(heard: Choices) -> tuple[float, float] | str:
+    """(log odds of Yes, P(Yes)) from the probabilities of the answers ("Yes", "No"), or why there is neither."""
+    if heard.probabilities is None:
+        return heard.failure or "the judge gave no probabilities"
+    if heard.mass is not None and heard.mass < LEAST_MASS:
+        return f"the judge gave Yes and No together a probability of {heard.mass:.2g}: it wanted to say something else"
+    yes, no = heard.probabilities
+    if yes == no == 0:
+        return "the judge gave neither Yes nor No any probability"
+    # The log odds still rank where P(Yes) itself has rounded to 1.
+    return math.inf if no == 0 else -math.inf if yes == 0 else math.log(yes) - math.log(no), yes / (yes + no)
+
+
+def parse_yes_no(text: str) -> bool | str:
+    """An answer that begins with Yes or No (``**Yes**, …``, ``Answer: no``); else why it could not be read."""
+    answer = _said(text)
+    if answer is None:
+        return "the answer ends before it begins: only reasoning"
+    said = re.match(r"\W*(?:answer\W+)?(yes|no)\b", answer, re.IGNORECASE)
+    return said[1].casefold() == "yes" if said else f"the answer begins with neither Yes nor No: {_quote(answer)}"
 
 
 # --- an explanation ---------------------------------------------------------------------------

@@ -39,6 +39,16 @@ Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run'
 Verbose = Annotated[bool, typer.Option("--verbose", help="Log everything; a traceback when something fails.")]
 
 
+DecoderArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SAE", help="An SAE, or its decoder alone: a matrix [latents, d_model] in .npy, .safetensors or .pt."
+    ),
+]
+Transpose = Annotated[bool, typer.Option("--transpose", help="The bare matrix is [d_model, latents].")]
+Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1; auto: a GPU if there is.")]
+
+
 class Format(StrEnum):
     table = "table"
     csv = "csv"
@@ -181,6 +191,116 @@ def report(
     print(write_report(run, out))
 
 
+@command("composites my-sae --union wider-sae --out composites.parquet")
+def composites(
+    sae: DecoderArgument,
+    union: Annotated[
+        str | None,
+        typer.Option(metavar="SAE2", help="Another SAE of the same activations, whose directions may be constituents."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="All latents, as .parquet, .csv or .json by its suffix.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=0, metavar="N", help="Show so many composites.")] = 20,
+    transpose: Transpose = False,
+    device: Device = "auto",
+    memory: Annotated[
+        float, typer.Option(min=0, metavar="GB", help="For directions; more than fit are read as needed.")
+    ] = 3.0,
+    verbose: Verbose = False,
+) -> None:
+    """Find composite features, duplicates and split families in a decoder alone: no language model is needed."""
+    from autointerp.pipeline import decoder
+
+    if out is not None and out.suffix not in decoder.WRITES:
+        raise ConfigError(f"--out {out}: the suffix must be one of {', '.join(decoder.WRITES)}")
+    found = decoder.check_decoder(sae, union, transpose=transpose, device=device, memory=int(memory * 2**30))
+    if out is not None:
+        decoder.write_table(found, out)
+    _print_composites(found, limit)
+    if out is not None:
+        print(out)
+
+
+@command("sweep relu-vs-topk")
+def sweep(
+    config: ConfigArgument,
+    set: Set = None,
+    out: Out = None,
+    verbose: Verbose = False,
+) -> None:
+    """Train and evaluate the variants of a config on the same tokens; ends with their figures side by side."""
+    from autointerp.pipeline.sweep import sweep as run_sweep
+    from autointerp.report.sweep import print_sweep
+
+    found = run_sweep(config, set=_overrides(set), out=out)
+    print_sweep(found)
+    print(f"picture: {found.folder / 'sweep.png'}")
+
+
+@command("train train-demo --set sae.train.k=16")
+def train(config: ConfigArgument, set: Set = None, out: Out = None, verbose: Verbose = False) -> None:
+    """Train the SAE of a config and stop there."""
+    from autointerp.pipeline.alone import train as train_alone
+
+    folder, figures = train_alone(config, set=_overrides(set), out=out)
+    rows = [[name, f"{value:.4g}"] for name, value in figures.items() if isinstance(value, int | float)]
+    print("\n".join(_columns(["figure", "value"], rows)))
+    print(f"SAE: {folder}")
+
+
+@command("evaluate pipelines/saes/stories15m-l1 demo --set evaluation.tokens=20000")
+def evaluate(
+    sae: Annotated[str, typer.Argument(metavar="SAE", help="A folder, file or hub id: any SAE that loads.")],
+    config: ConfigArgument,
+    set: Set = None,
+    out: Out = None,
+    verbose: Verbose = False,
+) -> None:
+    """Measure an SAE on the subject and the text of a config: sparsity, reconstruction, the patched model, latents."""
+    from autointerp.pipeline.alone import evaluate as evaluate_alone
+    from autointerp.report.evaluation import print_evaluation
+
+    folder = evaluate_alone(sae, config, set=_overrides(set), out=out).folder
+    print_evaluation(folder)
+    print(f"tables, saebench.json, evaluation.png: {folder}")
+
+
+@command("geometry my-sae --other wider-sae --out geometry")
+def geometry(
+    sae: DecoderArgument,
+    other: Annotated[
+        str | None, typer.Option(metavar="SAE2", help="Another SAE of the same activations: which latents has it not?")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="For geometry.json and geometry.png.")] = Path(
+        "geometry"
+    ),
+    meta_passes: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Over the rows, in training the meta-SAEs; 0: none.")
+    ] = 50,
+    transpose: Transpose = False,
+    device: Device = "auto",
+    verbose: Verbose = False,
+) -> None:
+    """Report how the directions of an SAE lie: cosines beside two nulls, hubs, meta-SAE, what another SAE has not."""
+    from autointerp.pipeline import decoder
+    from autointerp.pipeline.geometry import geometry_report
+
+    rows = decoder.load_decoder(sae, transpose=transpose)
+    others = decoder.load_decoder(other) if other else None
+    device = decoder.usable_device(device)
+    found = geometry_report(rows, out, other=others, meta_passes=meta_passes, device=device)
+    lines = []
+    for name, mean in found.mmcs.items():
+        meta = found.meta_sae[name] if found.meta_sae else None
+        explained = [f"{meta.explained_variance:.3f}", f"{meta.dead_fraction:.0%}"] if meta else ["–", "–"]
+        lines.append([name, f"{mean:.3f}", *explained])
+    print("\n".join(_columns(["directions", "mean highest cosine", "meta-SAE explains", "dead"], lines)))
+    if found.other:
+        print(f"\nto {other}: mean highest cosine {found.other.mmcs:.3f}, {found.other.distinct:.1%} distinct (< .2)")
+    print(out / "geometry.png")
+
+
 @app.callback(invoke_without_command=True)
 def _version(
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
@@ -223,6 +343,28 @@ def _costs(plan: Plan) -> str:
         known.append(f"${plan.money:,.2f}")
     known.append("time not known" if plan.seconds is None else f"about {clock(plan.seconds)}")
     return "to do: " + ", ".join(known)
+
+
+def _print_composites(found: Any, limit: int) -> None:
+    """Counts by label, then the flagged latents: composite before possible, then by R²."""
+    counts = found["label"].value_counts()
+    rows = [[label, f"{count:,}", f"{count / len(found):.1%}"] for label, count in counts.items()]
+    print("\n".join(_columns(["label", "latents", "share"], rows)))
+    flagged = found[found["atoms"].str.len() > 0].sort_values(["label", "r2"], ascending=[True, False], kind="stable")
+    if not len(flagged) or not limit:
+        return
+    rows = []
+    for row in flagged.head(limit).to_dict("records"):
+        names = [*map(str, row["constituents"]), *(f"union:{part}" for part in row["union_constituents"])]
+        parts = " + ".join(f"{weight:.2f}·{name}" for weight, name in zip(row["coefficients"], names))
+        told = {*row["atoms"]} in ({*row["constituents"]}, {row["feature"]})  # nothing is expanded
+        atoms = "" if told else " ".join(map(str, row["atoms"]))
+        figures = [f"{row['r2']:.3f}", f"{row['partial_r2']:.3f}", f"{row['p_value']:.0e}"]
+        rows.append([str(row["feature"]), row["label"], *figures, parts, atoms])
+    print()
+    print("\n".join(_columns(["feature", "label", "R²", "partial", "p", "constituents", "atoms"], rows)))
+    if limit < len(flagged):
+        print(f"{limit} of {len(flagged):,} shown")
 
 
 def _cell(value: object) -> str:

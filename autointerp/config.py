@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ class SubjectConfig(Section):
     device: str = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     revision: str | None = None
+    hook_out: str | None = None  # where a transcoder's output belongs; None: what it was trained on
     batch_tokens: int = Field(default=8192, ge=1)  # tokens in one forward pass
 
 
@@ -52,8 +54,10 @@ class SaeConfig(Section):
 
 
 class FeaturesConfig(Section):
-    select: Literal["random", "first", "top", "all"] = "random"  # top: most firings first
+    # top: most firings first; composites: confirmed ones, then composite, then possible
+    select: Literal["random", "first", "top", "all", "composites"] = "random"
     count: int = Field(default=100, ge=1)
+    constituents: bool = False  # the constituents of selected composites too, beyond count
     ids: list[int] | None = None  # just these, whatever select and count say
     min_firings: int = Field(default=60, ge=1)  # fewer: status too_rare
 
@@ -113,10 +117,31 @@ class PluginConfig(Section):
         return dict(self.__pydantic_extra__ or {})
 
 
+class SemanticConfig(Section):
+    """Whether explanations of composites entail those of their constituents, by a judge."""
+
+    explainer: str | None = None  # whose explanations; None: the first that does not itself read constituents'
+    llm: LLMConfig | None = None  # None: the run's
+
+
 class CompositesConfig(Section):
     enabled: bool = True
     union: str | None = None  # another SAE of the same activations, as extra candidates
     neighbours: int = Field(default=32, ge=2)
+    tokens: int = Field(default=400, ge=1)  # on which a latent is tested, at most; 100 are needed
+    semantic: SemanticConfig | None = None  # six calls a composite of two; true: with nothing set
+
+    @field_validator("semantic", mode="before")
+    @classmethod
+    def switched(cls, value: Any) -> Any:
+        return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+
+class EvaluationConfig(Section):
+    """What `evaluate` measures an SAE on: documents from the corpus' end."""
+
+    tokens: int = Field(default=50_000, ge=1)
+    context: int | None = Field(default=None, ge=2)  # tokens in a row, BOS included; None: corpus.context
 
 
 class ExecutorConfig(Section):
@@ -136,7 +161,15 @@ class Config(Section):
     scorers: list[PluginConfig] = [PluginConfig(name="detection"), PluginConfig(name="simulation")]
     controls: list[PluginConfig] = [PluginConfig(name="other_feature")]
     composites: CompositesConfig = CompositesConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     executor: ExecutorConfig = ExecutorConfig()
+
+    @model_validator(mode="after")
+    def composites_are_known(self) -> Config:
+        wanted = "composites" if self.features.select == "composites" else "constituents"
+        if not self.composites.enabled and (wanted == "composites" or self.features.constituents):
+            raise ValueError(f"features asks for {wanted}, and composites.enabled is false")
+        return self
 
     @field_validator("explainers", "scorers", "controls")
     @classmethod
@@ -148,8 +181,16 @@ class Config(Section):
         return plugins
 
 
-def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Config:
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
     """Read a YAML file (or the name of one in ``pipelines/``), apply ``{"key.path": value}``, check it."""
+    raw, file = read_config(path)
+    if "variants" in raw:
+        raise ConfigError(f"{file} has variants, it is no single run: autointerp sweep {path}")
+    return resolve_config(raw, overrides or {}, str(file))
+
+
+def read_config(path: str | Path) -> tuple[dict[str, Any], Path]:
+    """The keys of a YAML file as they stand there, unchecked, and the file."""
     import yaml
 
     from autointerp.resources import find_pipeline
@@ -162,9 +203,14 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Co
     if not isinstance(raw, dict):
         raise ConfigError(f"{file}: a config is a mapping of keys, this is {type(raw).__name__}")
     _anchor(raw, file.parent)
-    for key, value in (overrides or {}).items():
+    return raw, file
+
+
+def resolve_config(raw: dict[str, Any], overrides: Mapping[str, Any], where: str) -> Config:
+    """`raw` (changed in place) with ``{"key.path": value}`` applied, checked."""
+    for key, value in overrides.items():
         _set(raw, key, value)
-    return parse_config(raw, where=str(file))
+    return parse_config(raw, where=where)
 
 
 def _anchor(raw: dict[str, Any], folder: Path) -> None:

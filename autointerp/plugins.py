@@ -39,6 +39,8 @@ explainers: Registry[Callable[..., Any]] = Registry(
     {
         "default": "autointerp.explainers.default:explain",
         "token_stats": "autointerp.explainers.token_stats:explain",
+        "conjunction": "autointerp.explainers.constituents:conjunction",
+        "constituents": "autointerp.explainers.constituents:explain",
     },
     _async,
 )
@@ -59,8 +61,15 @@ controls: Registry[Callable[..., Any]] = Registry(
 )
 
 
-def explainer(name: str, *, needs_llm: bool = True) -> Callable[[Any], Any]:
-    return _decorate(explainers, name, needs_llm)
+def explainer(name: str, *, needs_llm: bool = True, needs_constituents: bool = False) -> Callable[[Any], Any]:
+    """`needs_constituents`: it explains composites alone, from their constituents' explanations by the explainer
+    that its option `of` names (the config's first other one, where None); its option `pair` may ask for controls."""
+
+    def add(target: Any) -> Any:
+        target.needs_constituents = needs_constituents
+        return _decorate(explainers, name, needs_llm)(target)
+
+    return add
 
 
 def scorer(name: str, *, needs_llm: bool = True) -> Callable[[Any], Any]:
@@ -81,6 +90,10 @@ def _decorate(registry: Registry[Any], name: str, needs_llm: bool) -> Callable[[
 
 def needs_llm(plugin: Callable[..., Any]) -> bool:
     return getattr(plugin, "needs_llm", True)
+
+
+def needs_constituents(plugin: Callable[..., Any]) -> bool:
+    return getattr(plugin, "needs_constituents", False)
 
 
 def bind_options(

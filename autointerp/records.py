@@ -52,6 +52,17 @@ class TokenStat:
 
 
 @dataclass(frozen=True, slots=True)
+class Constituent:
+    """A latent that a composite is the sum of, or one that stands in for it as a control."""
+
+    feature: int
+    coefficient: float  # f/‖f‖ ≈ Σ coefficient · g/‖g‖ over the decoder's rows
+    explanation: str | None
+    failure: str | None = None  # why it has no explanation
+    contexts: tuple[Context, ...] = ()  # in which it fires, of the train split, strongest first
+
+
+@dataclass(frozen=True, slots=True)
 class FeatureEvidence:
     """All that an explainer may see of a feature. Contexts are of the train split only."""
 
@@ -66,6 +77,7 @@ class FeatureEvidence:
     logits_up: tuple[tuple[str, float], ...] = ()  # tokens that W_dec[feature] raises most, with the logit weight
     logits_down: tuple[tuple[str, float], ...] = ()
     train_firings: int | None = None  # all that `token_stats` counts from; None: what it lists is all
+    constituents: tuple[Constituent, ...] = ()  # of a composite, for explainers that ask for them
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ def schema(table: str) -> pa.Schema:
             "firings": whole,
             "frequency": real,
             "max_activation": real,
+            "selected": text,  # how it came among the features: features.select, "ids", or "constituent"
             "status": text,
             "failure": text,
         },
@@ -78,6 +79,25 @@ def schema(table: str) -> pa.Schema:
             "outcome": text,
             "prompt_hash": text,
         },
+        "cofiring": {
+            "feature": whole,  # the composite
+            "example": whole,
+            "latent": whole,  # the composite itself, then each of its constituents, on the same tokens
+            "document": whole,
+            "position": whole,
+            "tokens": pa.list_(text),
+            "activations": pa.list_(pa.float32()),
+        },
+        "semantic": {
+            "feature": whole,
+            "pair": text,  # own, swapped or random
+            "constituents": pa.list_(whole),
+            "probabilities": pa.list_(real),
+            "semantic": real,
+            "failure": text,
+        },
+        "evaluation": {"metric": text, "value": real, "low": real, "high": real, "n": whole, "note": text},
+        "evaluation_positions": {"position": whole, "last": whole, "n": whole, "beyond": pa.bool_()},
         "neighbours": {"feature": whole, "rank": whole, "neighbour": whole, "cosine": real},
         "logits": {"feature": whole, "direction": text, "rank": whole, "token": text, "weight": real},
     }

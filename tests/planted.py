@@ -15,16 +15,11 @@ STORIES = Path(__file__).parent / "data" / "stories.jsonl"
 HOOK = "hook_embed"
 
 
-def plant(model: Path, folder: Path, count: int = 24) -> dict[int, str]:
-    """Write an SAE of `count` one-word latents in SAELens' format; returns latent -> its word.
-
-    Words are chosen so that the text tells where the latent fires: as often a token as a substring.
-    """
+def choose_words(model: Path, embedding: Any, count: int) -> dict[int, str]:
+    """token -> word, the most frequent first, of words whose places the text tells: as often a token as a substring."""
     import torch
-    from safetensors.torch import load_file, save_file
     from transformers import AutoTokenizer
 
-    embedding = load_file(model / "model.safetensors")["model.embed_tokens.weight"].float()
     tokenizer = AutoTokenizer.from_pretrained(model)
     texts = [json.loads(line)["text"] for line in STORIES.read_text().splitlines()]
     ids = [token for one in tokenizer(texts, add_special_tokens=False).input_ids for token in one]
@@ -43,22 +38,84 @@ def plant(model: Path, folder: Path, count: int = 24) -> dict[int, str]:
             words[token] = word
         if len(words) == count:
             break
+    return words
+
+
+def plant(model: Path, folder: Path, count: int = 24) -> dict[int, str]:
+    """Write an SAE of `count` one-word latents in SAELens' format; returns latent -> its word."""
+    import torch
+    from safetensors.torch import load_file
+
+    embedding = load_file(model / "model.safetensors")["model.embed_tokens.weight"].float()
+    words = choose_words(model, embedding, count)
     rows = embedding[list(words)]
     nearest = (rows @ embedding.T).topk(2, dim=-1).values  # itself, and who comes nearest
+    tensors = {
+        "W_enc": rows.T.contiguous(),
+        "W_dec": torch.nn.functional.normalize(rows, dim=-1),
+        "b_enc": -nearest.mean(-1),
+        "b_dec": torch.zeros(rows.shape[1]),
+    }
+    _write_sae(folder, "standard", tensors)
+    return dict(enumerate(words.values()))
+
+
+def plant_composites(model: Path, folder: Path, count: int = 12, composites: int = 3) -> tuple[dict[int, str], Parts]:
+    """Write a subject and an SAE of one-word latents, the first `composites` of which are sums of two others.
+
+    In ``folder/model``, a copy of `model`, the embedding of each composite's word is the sum of its parts' words';
+    its latent fires on that word, in place of the parts, whose encoders shun each other. Returns latent -> word, and
+    composite's word -> its parts' words.
+    """
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    changed = folder / "model"
+    shutil.copytree(model, changed)
+    weights = load_file(model / "model.safetensors")
+    embedding = weights["model.embed_tokens.weight"].float()
+    words = choose_words(model, embedding, count)
+    tokens = list(words)
+    pairs = {i: (composites + 2 * i, composites + 2 * i + 1) for i in range(composites)}
+    for whole, (g, h) in pairs.items():
+        embedding[tokens[whole]] = embedding[tokens[g]] + embedding[tokens[h]]
+    save_file(weights | {"model.embed_tokens.weight": embedding}, changed / "model.safetensors", {"format": "pt"})
+    rows = torch.nn.functional.normalize(embedding[tokens], dim=-1)
+    encoder = rows.clone()
+    for g, h in pairs.values():
+        encoder[g], encoder[h] = rows[g] - rows[h], rows[h] - rows[g]
+    reached = encoder @ embedding.T
+    own = reached[torch.arange(count), tokens].clone()
+    reached[torch.arange(count), tokens] = -torch.inf
+    highest = reached.max(-1).values
+    assert (own > highest).all()
+    tensors = {
+        "W_enc": encoder.T.contiguous(),
+        "W_dec": rows,
+        "b_enc": torch.zeros(count),
+        "b_dec": torch.zeros(rows.shape[1]),
+        "threshold": (own + highest) / 2,
+    }
+    _write_sae(folder / "sae", "jumprelu", tensors)
+    word = list(words.values())
+    return dict(enumerate(word)), {word[i]: (word[g], word[h]) for i, (g, h) in pairs.items()}
+
+
+Parts = dict[str, tuple[str, str]]
+
+
+def _write_sae(folder: Path, architecture: str, tensors: dict[str, Any]) -> None:
+    from safetensors.torch import save_file
+
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {
-            "W_enc": rows.T.contiguous(),
-            "W_dec": torch.nn.functional.normalize(rows, dim=-1),
-            "b_enc": -nearest.mean(-1),
-            "b_dec": torch.zeros(rows.shape[1]),
-        },
-        folder / "sae_weights.safetensors",
-    )
+    save_file(tensors, folder / "sae_weights.safetensors")
+    d_sae, d_in = tensors["W_dec"].shape
     cfg: dict[str, Any] = {
-        "architecture": "standard",
-        "d_in": rows.shape[1],
-        "d_sae": len(rows),
+        "architecture": architecture,
+        "d_in": d_in,
+        "d_sae": d_sae,
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": False,
@@ -67,7 +124,6 @@ def plant(model: Path, folder: Path, count: int = 24) -> dict[int, str]:
         "metadata": {"hook_name": HOOK, "model_name": "stories15m", "prepend_bos": True, "context_size": 256},
     }
     (folder / "cfg.json").write_text(json.dumps(cfg))
-    return dict(enumerate(words.values()))
 
 
 def oracle(messages: list[dict[str, str]], body: dict[str, Any]) -> str:
@@ -83,6 +139,25 @@ def oracle(messages: list[dict[str, str]], body: dict[str, Any]) -> str:
         return json.dumps({"pairs": [[t, 10 if word and t.strip() == word[1] else 0] for t in tokens]})
     words = re.findall(r"«(\w+)»", said)
     return f"EXPLANATION: the word {max(set(words), key=words.count)}"
+
+
+def oracle_of(parts: Parts) -> Any:
+    """`oracle` that also knows of what the composites are made: "both g and h" is the word that they are the parts
+    of, and what fits it fits each of them."""
+
+    def answer(messages: list[dict[str, str]], body: dict[str, Any]) -> str:
+        said = messages[-1]["content"]
+        words = re.findall(r"the word (\w+)", said)
+        if "Does this description imply:" in said:
+            return "Yes" if words[1] in parts.get(words[0], ()) else "No"
+        if "Simpler unit" in said:
+            return f"EXPLANATION: both the word {words[0]} and the word {words[1]}"
+        if "Property: both" in said or "responds to: both" in said:
+            whole = next((w for w, both in parts.items() if set(both) == set(words[:2])), "nothing")
+            said = re.sub(r"(Property:|responds to:) both .*", rf"\1 the word {whole}", said)
+        return oracle([*messages[:-1], {"role": "user", "content": said}], body)
+
+    return answer
 
 
 def config(model: Path, sae: Path, url: str, **more: Any) -> dict[str, Any]:

@@ -9,8 +9,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autointerp.config import Config, load_config, parse_config
+from autointerp.config import Config, load_config, parse_config, read_config
 from autointerp.errors import ConfigError
+from autointerp.pipeline.sweep import read_sweep
 from autointerp.resources import folder
 
 LEAST = {"name": "x", "subject": {"model": "m"}, "corpus": {"source": "s"}, "sae": {"load": "p"}}
@@ -59,7 +60,13 @@ def test_an_override_into_nothing_is_an_error(tmp_path: Path, key: str) -> None:
 def test_every_shipped_pipeline_is_valid_and_found_by_its_name() -> None:
     names = [path.stem for path in folder("pipelines").glob("*.yaml")]
     assert {"demo", "train-demo"} <= set(names)
-    for name in names:
+    sweeps = [name for name in names if "variants" in read_config(name)[0]]
+    assert sweeps
+    for name in sweeps:
+        assert {config.name for config in read_sweep(name, None)[1].values()} == {name}
+        with pytest.raises(ConfigError, match=f"autointerp sweep {name}"):
+            load_config(name)
+    for name in set(names) - set(sweeps):
         assert load_config(name).name == name
 
 

@@ -58,7 +58,7 @@ def harvest_dense(
         for i, row in enumerate(rows):
             tokens[i, : len(row)] = row
         x = activations(torch.from_numpy(tokens).to(device))
-        if not float(x.abs().max()) < 6e4:
+        if x.numel() and not float(x.abs().max()) < 6e4:
             raise AutointerpError("activations are too large for float16, or not finite: choose another hook point")
         for i, row in enumerate(rows):
             out[ends[start + i] : ends[start + i + 1]] = x[i, skip : len(row)].half().cpu().numpy()

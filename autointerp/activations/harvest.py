@@ -26,7 +26,7 @@ HALF_MAX = 6e4  # above it a shard keeps float32: float16 ends at 65,504
 
 def harvest(
     corpus: Corpus,
-    activations: Activations,
+    activations: Activations | np.ndarray,
     encode_sparse: EncodeSparse,
     n_latents: int,
     folder: Path,
@@ -44,6 +44,7 @@ def harvest(
     to at most `batch_tokens` tokens (one row at least); padding, and with `skip_bos` each row's BOS,
     never reach the SAE. Memory: one shard of at most `shard_tokens` tokens, about 24 bytes a firing.
     Disk: 6 bytes a firing (8 where a value is above `HALF_MAX`). `bar` advances by tokens, BOS included.
+    `activations` can also be what `harvest_dense` wrote of this corpus: then no model is run.
 
     Raises AutointerpError where the subject's activations are not finite.
     """
@@ -85,7 +86,7 @@ def _batches(
     corpus: Corpus,
     first: int,
     last: int,
-    activations: Activations,
+    activations: Activations | np.ndarray,
     encode_sparse: EncodeSparse,
     skip: int,
     batch_tokens: int,
@@ -112,11 +113,15 @@ def _batches(
         real = column < lengths[rows, None]
         kept = np.flatnonzero(real & (column >= skip))
         if len(kept):
-            tokens = np.where(real, text[np.minimum(position, len(text) - 1)], 0).astype(np.int64)
             with torch.inference_mode():
-                acts = activations(torch.from_numpy(tokens).to(device)).flatten(0, 1)
-                if len(kept) < len(acts):
-                    acts = acts[torch.from_numpy(kept).to(acts.device)]
+                if isinstance(activations, np.ndarray):  # row r of the corpus comes after r BOS that are not in it
+                    stored = start + position - skip * (1 + first + rows)[:, None]
+                    acts = torch.from_numpy(activations[stored.ravel()[kept]]).to(device, torch.float32)
+                else:
+                    tokens = np.where(real, text[np.minimum(position, len(text) - 1)], 0).astype(np.int64)
+                    acts = activations(torch.from_numpy(tokens).to(device)).flatten(0, 1)
+                    if len(kept) < len(acts):
+                        acts = acts[torch.from_numpy(kept).to(acts.device)]
                 if not torch.isfinite(acts.sum(dtype=torch.float32)):
                     raise AutointerpError(f"activations at {hook} are not finite: set subject.dtype to float32")
                 index, latent, value = encode_sparse(acts)

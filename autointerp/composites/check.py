@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from autointerp.composites import nulls
 from autointerp.composites.decompose import EDGE, decompose
 from autointerp.composites.labels import make_table
-from autointerp.composites.neighbours import BLOCK, as_tensor, search, unit_rows
+from autointerp.composites.neighbours import BLOCK, MEMORY, Rows, as_matrix, full_precision, not_zero, search
 from autointerp.errors import AutointerpError
+from autointerp.progress import Progress, progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,13 +30,15 @@ def find_composites(
     alive: np.ndarray | torch.Tensor | None = None,
     device: str | torch.device = "cpu",
     block: int = BLOCK,
+    memory: int = MEMORY,
 ) -> pd.DataFrame:
     """Which latents are two or three others in one, and which are duplicates, split children or parents.
 
     `W_dec` [n, d] and `union` [u, d] are decoder rows, floats of any width; the rows of `union` (another
     SAE of the same activations) are further candidates. `alive` [n] bool leaves out latents known to be
     dead; zero rows are dead anyway. `neighbours` candidates are tried for each latent, in all pairs.
-    `device` and `block` (rows at a time) change time and memory, not labels.
+    `device`, `block` (rows at a time) and `memory` (bytes) change time and memory, not labels: rows that
+    do not fit in `memory` are read as they are needed, from disk where `W_dec` is a map of a file.
 
     Returns a row for each latent:
       feature, label
@@ -65,40 +70,51 @@ def find_composites(
     """
     import torch
 
-    own = as_tensor(W_dec)
-    n, d = own.shape
-    if neighbours < 2 or block < 1 or not d:
-        raise AutointerpError("the composite check needs neighbours ≥ 2, block ≥ 1 and rows of width ≥ 1")
-    sources = [own]
+    if neighbours < 2 or block < 1:
+        raise AutointerpError("the composite check needs neighbours ≥ 2 and block ≥ 1")
+    sources = [as_matrix(W_dec)]
+    n, d = sources[0].shape
     if union is not None:
-        sources.append(as_tensor(union, "union"))
+        sources.append(as_matrix(union, "union"))
         if sources[1].shape[1] != d:
             raise AutointerpError(f"union has rows of width {sources[1].shape[1]}, W_dec of {d}: other activations")
-    with torch.inference_mode():
-        Z = unit_rows(sources, device)
-        living = (Z != 0).any(1)
+    with full_precision(), torch.inference_mode():
+        Z = Rows(sources, device, memory)
+        living = not_zero(Z)
         if alive is not None:
             mask = torch.as_tensor(alive, device=Z.device)
             if mask.shape != (n,) or mask.dtype != torch.bool:
                 raise AutointerpError(f"alive must be {n} booleans, this is {mask.dtype} {list(mask.shape)}")
             living[:n] &= mask
         queries = living[:n].nonzero().squeeze(1)
-        white = nulls.whiten(Z, nulls.whitener(Z, living))
-        lists, white_cosines = search(white, living, queries, neighbours, block)
+        white = Z.whitened(nulls.whitener(Z, living))
+        with _progress("neighbours", queries, Z) as bar:
+            lists, white_cosines = search(white, living, queries, neighbours, block, bar)
         copies = _copies(Z, queries, lists, white_cosines)
         leader, twin = _groups(len(Z), n, *copies[:2])
         firsts = living & (leader == torch.arange(len(Z), device=Z.device))
         lists = _without_copies(white, firsts, queries, lists, leader, block)
         candidates = max(int(firsts.sum()) - 1, 0)
-        fits = decompose(Z, white, queries, lists, candidates, block)
+        with _progress("decompositions", queries, Z) as bar:
+            fits = decompose(Z, white, queries, lists, candidates, block, bar)
         of_copies = torch.full((len(Z),), -torch.inf, device=Z.device).scatter_reduce(0, copies[0], copies[2], "amax")
         fits.highest = torch.maximum(fits.highest, of_copies[queries])
         twin_cosines = _pair_cosines(Z, queries, twin[queries].clamp_min(0))
     return make_table(n, d, candidates, queries, fits, leader[queries], twin[queries], twin_cosines)
 
 
+@contextmanager
+def _progress(what: str, queries: torch.Tensor, Z: Rows) -> Iterator[Progress | None]:
+    """A bar where the search takes more than a second or so: 2 q n d operations at 100 GFLOP/s."""
+    if 2 * len(queries) * len(Z) * Z.shape[1] < 1e11:
+        yield None
+        return
+    with progress(what, len(queries), "latents") as bar:
+        yield bar
+
+
 def _copies(
-    Z: torch.Tensor, queries: torch.Tensor, lists: torch.Tensor, white_cosines: torch.Tensor
+    Z: Rows, queries: torch.Tensor, lists: torch.Tensor, white_cosines: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Pairs (query row, row of its list) that are duplicates, and their cosines."""
     at, place = (white_cosines >= DUPLICATE_WHITE).nonzero(as_tuple=True)
@@ -108,7 +124,7 @@ def _copies(
     return left[same], right[same], cosines[same]
 
 
-def _pair_cosines(Z: torch.Tensor, left: torch.Tensor, right: torch.Tensor, block: int = 8192) -> torch.Tensor:
+def _pair_cosines(Z: Rows, left: torch.Tensor, right: torch.Tensor, block: int = 8192) -> torch.Tensor:
     import torch
 
     parts = [(Z[left[s : s + block]] * Z[right[s : s + block]]).sum(1) for s in range(0, len(left), block)]
@@ -139,7 +155,7 @@ def _groups(total: int, n: int, left: torch.Tensor, right: torch.Tensor) -> tupl
 
 
 def _without_copies(
-    white: torch.Tensor,
+    white: Rows,
     firsts: torch.Tensor,
     queries: torch.Tensor,
     lists: torch.Tensor,

@@ -17,6 +17,9 @@ from autointerp.composites import nulls
 if TYPE_CHECKING:
     import torch
 
+    from autointerp.composites.neighbours import Rows
+    from autointerp.progress import Progress
+
 LEVEL = 1e-3  # chance flags fewer than this share of latents
 SHARE = 0.2  # least share of the smaller coefficient in the sum of the smaller and the largest
 TRIPLE_GAIN = 0.05  # R² that a third term must add
@@ -56,32 +59,37 @@ class _Products:
     G: torch.Tensor  # [b, m, m]
 
     @staticmethod
-    def of(rows: torch.Tensor, queries: torch.Tensor, index: torch.Tensor) -> _Products:
-        """For latents `queries` [b] and candidates `index` [b, m], all numbers of rows [n, d]."""
+    def of(rows: Rows, queries: torch.Tensor, index: torch.Tensor) -> _Products:
+        """For latents `queries` [b] and candidates `index` [b, m]."""
         import torch
 
         b, m = index.shape
         family = torch.cat([index, queries[:, None]], 1)
         gram = torch.empty(b, m + 1, m + 1, device=rows.device)
         # a processor wants the gathered rows to fit its cache, a GPU wants few large products
-        room = 500_000 if rows.device.type == "cpu" else 50_000_000
+        room = 500_000 if rows.held is not None and rows.device.type == "cpu" else 50_000_000
         step = max(1, min(b, room // ((m + 1) * rows.shape[1])))
         buffer = torch.empty(step * (m + 1), rows.shape[1], device=rows.device)
         for start in range(0, b, step):
             some = family[start : start + step]
             held = buffer[: some.numel()]
-            torch.index_select(rows, 0, some.flatten(), out=held)
-            held = held.view(*some.shape, -1)
+            held = rows.take(some.flatten(), held.view(-1, rows.shape[1])).view(*some.shape, -1)
             torch.bmm(held, held.transpose(1, 2), out=gram[start : start + step])
         return _Products(gram[:, :m, m], gram[:, :m, :m])
 
 
 def decompose(
-    Z: torch.Tensor, white: torch.Tensor, queries: torch.Tensor, lists: torch.Tensor, candidates: int, block: int
+    Z: Rows,
+    white: Rows,
+    queries: torch.Tensor,
+    lists: torch.Tensor,
+    candidates: int,
+    block: int,
+    bar: Progress | None = None,
 ) -> Fits:
     """Fit each latent of `queries` [q] by its candidates `lists` [q, m] (-1: none), rows of Z and white [n, d].
 
-    `candidates` is how many rows the lists were chosen from: it sets what chance may reach.
+    `candidates` is how many rows the lists were chosen from: it sets what chance may reach. `bar` advances by latents.
     """
     import torch
 
@@ -93,16 +101,16 @@ def decompose(
         "third": nulls.threshold(LEVEL, 1, d - 2, candidates),
     }
     step = max(1, min(block, 4_000_000 // lists.shape[1] ** 2))  # a dozen [b, m, m] tensors live at once
-    done = [
-        _fit_block(Z, white, queries[start : start + step], lists[start : start + step], bars)
-        for start in range(0, max(len(queries), 1), step)
-    ]
+    done = []
+    for start in range(0, max(len(queries), 1), step):
+        some = queries[start : start + step]
+        done.append(_fit_block(Z, white, some, lists[start : start + step], bars))
+        if bar is not None:
+            bar.advance(len(some))
     return Fits(**{field.name: torch.cat([getattr(part, field.name) for part in done]) for field in fields(Fits)})
 
 
-def _fit_block(
-    Z: torch.Tensor, white: torch.Tensor, queries: torch.Tensor, index: torch.Tensor, bars: dict[str, float]
-) -> Fits:
+def _fit_block(Z: Rows, white: Rows, queries: torch.Tensor, index: torch.Tensor, bars: dict[str, float]) -> Fits:
     import torch
 
     present = index >= 0

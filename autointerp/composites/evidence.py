@@ -2,10 +2,12 @@
 
 Arrays only; the pipeline gathers them from a harvest. A vector x here is what f and its parts have to
 explain on a token: the hook's activation less b_dec and less what all *other* active latents decode to.
+It enters by its projections x·g on the raw decoder rows g of the parts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Literal
@@ -18,11 +20,12 @@ if TYPE_CHECKING:
 REACH = 0.4  # of the 95th percentile for the latent itself, of the typical value for its parts
 CONFIRM_SHARE, CONFIRM_TOKENS = 0.6, 100
 SELDOM = 0.1  # a part fires on less than this share of the latent's tokens: it is as good as off
+PER_ROW = 4  # tokens of one row that are tested before those of another are
 
 
 @dataclass(frozen=True)
 class Reencoding:
-    """The re-encode test: on what share of the tokens both parts come out at a fair strength."""
+    """The re-encode test: on what share of the tokens all parts come out at a fair strength."""
 
     share: float | None  # None: no token to test on
     tokens: int
@@ -42,36 +45,49 @@ def strong_tokens(activations: np.ndarray) -> np.ndarray:
     return activations >= REACH * np.quantile(activations, 0.95)
 
 
-def reencode(vectors: np.ndarray, parts: np.ndarray, typical: np.ndarray) -> Reencoding:
-    """Drop f and refit `vectors` [t, d], those of its strong tokens, by its parts alone, none negative.
+def draw(rows: np.ndarray, turn: np.ndarray, count: int) -> np.ndarray:
+    """Which `count` of a latent's strong tokens are tested, as places in `rows` [t], their rows of the corpus, rising.
 
-    `parts` [k, d] are the raw decoder rows and `typical` [k] the activation each usually has where it
-    fires (its median), in the same scale. A token counts when every coefficient reaches .4 of that.
+    `turn` [n_rows] says in which order rows are looked at. It is the same for all latents, so that they share rows
+    and the subject runs on few; from a row comes a handful of tokens before others have given theirs.
     """
     import numpy as np
 
-    if vectors.ndim != 2 or parts.ndim != 2 or vectors.shape[1] != parts.shape[1] or typical.shape != (len(parts),):
+    place = np.arange(len(rows)) - np.searchsorted(rows, rows)  # among the tokens of its row
+    return np.sort(np.lexsort((turn[rows], place // PER_ROW))[:count])
+
+
+def reencode(projections: np.ndarray, gram: np.ndarray, typical: np.ndarray) -> Reencoding:
+    """Drop f and refit the vectors x of its strong tokens by its parts alone, none negative.
+
+    `projections` [t, k] are x·g on the parts' raw decoder rows, `gram` [k, k] the rows' own products and
+    `typical` [k] the activation each part usually has where it fires (its median), in the same scale. A
+    token counts when every coefficient reaches .4 of that.
+    """
+    import numpy as np
+
+    k = len(typical)
+    if projections.ndim != 2 or projections.shape[1] != k or gram.shape != (k, k):
         raise AutointerpError(
-            f"re-encode: shapes {vectors.shape}, {parts.shape} and {typical.shape} do not fit together"
+            f"re-encode: shapes {projections.shape}, {gram.shape} and {typical.shape} do not fit together"
         )
-    coefficients = nonnegative_fit(vectors, parts)
+    coefficients = nonnegative_fit(projections, gram)
     reached = (coefficients >= REACH * typical).all(1) & (typical > 0).all()
-    return Reencoding(float(np.mean(reached)) if len(vectors) else None, len(vectors), coefficients)
+    return Reencoding(float(np.mean(reached)) if len(projections) else None, len(projections), coefficients)
 
 
-def nonnegative_fit(vectors: np.ndarray, parts: np.ndarray) -> np.ndarray:
-    """Non-negative least squares of `vectors` [t, d] by the few rows of `parts` [k, d], exactly: [t, k].
+def nonnegative_fit(projections: np.ndarray, gram: np.ndarray) -> np.ndarray:
+    """Non-negative least squares by a few rows of known products `gram` [k, k], exactly: [t, k] -> [t, k].
 
-    The solution is the unconstrained one of some subset of the parts, so every subset is tried.
+    The solution is the unconstrained one of some subset of the rows, so every subset is tried.
     """
     import numpy as np
 
-    x, rows = np.asarray(vectors, dtype=np.float64), np.asarray(parts, dtype=np.float64)
-    gram, projections = rows @ rows.T, x @ rows.T
-    best = np.zeros((len(x), len(rows)))
-    gained = np.zeros(len(x))
-    for size in range(1, len(rows) + 1):
-        for subset in map(list, combinations(range(len(rows)), size)):
+    projections, gram = np.asarray(projections, dtype=np.float64), np.asarray(gram, dtype=np.float64)
+    best = np.zeros_like(projections)
+    gained = np.zeros(len(projections))
+    for size in range(1, len(gram) + 1):
+        for subset in map(list, combinations(range(len(gram)), size)):
             some = projections[:, subset] @ np.linalg.pinv(gram[np.ix_(subset, subset)])
             gain = (some * projections[:, subset]).sum(1)
             better = (some >= 0).all(1) & (gain > gained)
@@ -97,7 +113,7 @@ def lift(f: np.ndarray, g: np.ndarray, tokens: int) -> float | None:
     return None if given is None or not len(g) else given / (len(g) / tokens)
 
 
-def mode(f: np.ndarray, parts: list[np.ndarray]) -> Literal["replacing", "additive"] | None:
+def mode(f: np.ndarray, parts: Sequence[np.ndarray]) -> Literal["replacing", "additive"] | None:
     """Whether f fires in place of its parts, each seldom on with it, or on top of them; None if f is silent.
 
     A sub-type to record, no criterion: the parts of most composites do not fall silent.
@@ -110,16 +126,55 @@ def mode(f: np.ndarray, parts: list[np.ndarray]) -> Literal["replacing", "additi
     return "replacing" if together < SELDOM else "additive"
 
 
-def absorbs(f: np.ndarray, g: np.ndarray, vectors: np.ndarray, direction: np.ndarray, typical: float) -> bool | None:
+def absorbs(together: float | None, strengths: np.ndarray, typical: float) -> bool | None:
     """Whether f has absorbed g: g is seldom on with f, though most of f's tokens project on g's direction.
 
-    `vectors` [t, d] of f's strong tokens, `direction` [d] the raw decoder row of g and `typical` its
-    usual activation. None without tokens.
+    `together` is P(g | f), `strengths` [t] are x·g / ‖g‖² on f's strong tokens, with g's raw decoder row,
+    and `typical` is g's usual activation. None without tokens.
     """
     import numpy as np
 
-    if not len(f) or not len(vectors):
+    if together is None or not len(strengths):
         return None
-    strength = vectors @ direction / float(direction @ direction)
-    seldom = np.isin(f, g).mean() < SELDOM
-    return bool(seldom and np.mean(strength >= REACH * typical) >= CONFIRM_SHARE)
+    return bool(together < SELDOM and np.mean(strengths >= REACH * typical) >= CONFIRM_SHARE)
+
+
+# --- controls ---------------------------------------------------------------------------------
+
+ALIKE = 32  # latents of the nearest frequency, of which one stands in
+
+
+def swapped_parts(flagged: Mapping[int, Sequence[int]], seed: int) -> dict[int, list[int]]:
+    """For each flagged latent the parts of another one, drawn among those of as many that share none with it.
+
+    Latents for which there is no such other are left out.
+    """
+    import numpy as np
+
+    found = {}
+    for f, parts in flagged.items():
+        own = {f, *parts}
+        others = [g for g, theirs in flagged.items() if len(theirs) == len(parts) and own.isdisjoint({g, *theirs})]
+        if others:
+            found[f] = list(flagged[others[np.random.default_rng([seed, f]).integers(len(others))]])
+    return found
+
+
+def random_parts(f: int, parts: Sequence[int], pool: np.ndarray, counts: np.ndarray, seed: int) -> list[int] | None:
+    """For each part of f a latent of `pool` [n] that fires about as often, none twice; None where too few are left.
+
+    `counts` are the firings of all latents.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng([seed, f, 1])
+    left = pool[~np.isin(pool, [f, *parts])]
+    chosen: list[int] = []
+    for part in parts:
+        if not len(left):
+            return None
+        away = np.abs(np.log1p(counts[left]) - np.log1p(counts[part]))
+        near = np.argsort(away, kind="stable")[:ALIKE]
+        chosen.append(int(left[rng.choice(near)]))
+        left = left[left != chosen[-1]]
+    return chosen

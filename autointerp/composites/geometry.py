@@ -7,7 +7,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from autointerp.composites import nulls
-from autointerp.composites.neighbours import BLOCK, as_tensor, search, unit_rows
+from autointerp.composites.neighbours import BLOCK, Rows, as_matrix, full_precision, not_zero, search
+from autointerp.errors import AutointerpError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +35,7 @@ def geometry(
     *,
     seed: int = 0,
     sample: int = 4096,
-    bins: int = 100,
+    bins: int = 200,
     device: str | torch.device = "cpu",
     block: int = BLOCK,
 ) -> Geometry:
@@ -47,21 +48,25 @@ def geometry(
     import pandas as pd
     import torch
 
-    Z = unit_rows([as_tensor(W_dec)], device, block)
-    Z = Z[(Z != 0).any(1)]
-    n, d = Z.shape
     edges = np.linspace(-1, 1, bins + 1)
     rows, mmcs = [], {}
     hubs = pd.DataFrame()
+    Z = Rows([as_matrix(W_dec)], device)
+    with full_precision(), torch.inference_mode():
+        living = not_zero(Z)
+        n, d = int(living.sum()), Z.shape[1]
+        L = nulls.whitener(Z, living)
     for name in ("dictionary", "random", "covariance"):
-        if name == "random":
-            held = nulls.random_directions(n, d, seed).to(Z.device)
+        if name == "dictionary":
+            among, allowed, asked = Z, living, living.nonzero().squeeze(1)
         else:
-            held = Z if name == "dictionary" else nulls.matched_directions(Z, n, seed)
-        asked = torch.arange(n if name == "dictionary" else min(n, sample), device=Z.device)
-        index, cosines = search(held, torch.ones(n, dtype=torch.bool, device=Z.device), asked, max(RANKS), block)
+            among = Rows([nulls.random_directions(n, d, seed, L if name == "covariance" else None)], device)
+            allowed = torch.ones(n, dtype=torch.bool, device=Z.device)
+            asked = torch.arange(min(n, sample), device=Z.device)
+        with full_precision(), torch.inference_mode():
+            index, cosines = search(among, allowed, asked, max(RANKS), block)
         found = cosines.cpu().numpy()
-        mmcs[name] = float(found[np.isfinite(found[:, 0]), 0].mean()) if n > 1 else float("nan")
+        mmcs[name] = float(found[:, 0].mean()) if n > 1 else float("nan")
         for rank in RANKS:
             values = found[:, rank - 1]
             counts, _ = np.histogram(values[np.isfinite(values)], edges)
@@ -97,7 +102,7 @@ def hub_bands(nearest: np.ndarray, cosine: np.ndarray) -> pd.DataFrame:
                 "hub": None if top is None else int(named[top]),
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype({"hub": "Int64"})
 
 
 def highest_to(
@@ -113,13 +118,19 @@ def highest_to(
     """
     import torch
 
-    own, rest = as_tensor(W), as_tensor(other, "other")
-    both = unit_rows([own, rest], device, block)
-    allowed = (both != 0).any(1) & (torch.arange(len(both), device=both.device) >= len(own))
-    index, cosines = search(both, allowed, torch.arange(len(own), device=both.device), 1, block)
+    own, rest = as_matrix(W), as_matrix(other, "other")
+    if own.shape[1] != rest.shape[1]:
+        raise AutointerpError(f"other has rows of width {rest.shape[1]}, W of {own.shape[1]}: other activations")
+    both = Rows([own, rest], device)
+    with full_precision(), torch.inference_mode():
+        asked = torch.arange(len(both), device=both.device)
+        index, cosines = search(both, not_zero(both) & (asked >= len(own)), asked[: len(own)], 1, block)
     return torch.where(index[:, 0] >= 0, index[:, 0] - len(own), -1), cosines[:, 0]
 
 
-def distinct_share(W: np.ndarray | torch.Tensor, other: np.ndarray | torch.Tensor) -> float:
-    """The fraction of W's rows whose highest cosine to `other` is below .2."""
-    return float((highest_to(W, other)[1] < DISTINCT).float().mean())
+def distinct_share(
+    W: np.ndarray | torch.Tensor, other: np.ndarray | torch.Tensor, *, device: str | torch.device = "cpu"
+) -> float:
+    """The fraction of W's rows whose highest cosine to `other` is below .2; zero rows do not count."""
+    _, cosines = highest_to(W, other, device=device)
+    return float((cosines[cosines != 0] < DISTINCT).float().mean())

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from autointerp.composites.neighbours import Rows
+
 
 def beta_tail(x: np.ndarray, k: int, d: int) -> np.ndarray:
     """P(Beta(k/2, (d − k)/2) > x), [n] -> [n]; 1 where d ≤ k: k directions then span everything."""
@@ -74,7 +76,7 @@ def threshold(p: float, k: int, d: int, candidates: int) -> float:
     return high
 
 
-def whitener(Z: torch.Tensor, living: torch.Tensor | None = None, block: int = 8192) -> torch.Tensor:
+def whitener(Z: Rows | torch.Tensor, living: torch.Tensor | None = None, block: int = 4096) -> torch.Tensor:
     """L [d, d] with z ↦ L⁻¹z making the second moment of the unit rows Z [n, d] isotropic; only `living` [n] count.
 
     The moment M = mean zzᵀ is not centred, so that the shared mean is one of its directions, and is
@@ -98,34 +100,16 @@ def whitener(Z: torch.Tensor, living: torch.Tensor | None = None, block: int = 8
     return torch.linalg.cholesky(moment)
 
 
-def whiten(Z: torch.Tensor, L: torch.Tensor, block: int = 8192) -> torch.Tensor:
-    """Unit rows of Z L⁻ᵀ in float32; zero rows stay zero."""
+def random_directions(n: int, d: int, seed: int, L: torch.Tensor | None = None) -> torch.Tensor:
+    """[n, d] unit rows, uniform on the sphere; with L [d, d] of `whitener`, Gaussian of the moment LLᵀ: those are
+    the covariance-matched surrogate."""
     import torch
 
     from autointerp.composites.neighbours import unit
 
-    inverse = torch.linalg.solve_triangular(L, torch.eye(len(L), dtype=L.dtype, device=L.device), upper=False)
-    inverse = inverse.T.float().contiguous()
-    out = torch.empty_like(Z)
-    for start in range(0, len(Z), block):
-        out[start : start + block] = unit(Z[start : start + block] @ inverse)
-    return out
-
-
-def random_directions(n: int, d: int, seed: int) -> torch.Tensor:
-    """[n, d] unit rows, uniform on the sphere."""
-    import torch
-
-    from autointerp.composites.neighbours import unit
-
-    return unit(torch.randn(n, d, generator=torch.Generator().manual_seed(seed)))
-
-
-def matched_directions(Z: torch.Tensor, n: int, seed: int) -> torch.Tensor:
-    """[n, d] unit Gaussian directions with the second moment of Z: the covariance-matched surrogate."""
-    import torch
-
-    from autointerp.composites.neighbours import unit
-
-    normal = torch.randn(n, Z.shape[1], generator=torch.Generator().manual_seed(seed)).to(Z.device)
-    return unit(normal @ whitener(unit(Z)).T.float())
+    rows = torch.empty(n, d)
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, n, 8192):
+        normal = torch.randn(min(8192, n - start), d, generator=generator)
+        rows[start : start + 8192] = unit(normal if L is None else normal @ L.T.float().cpu())
+    return rows

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from autointerp.config import Config
+from autointerp.pipeline.composites import PAIRS
 
 if TYPE_CHECKING:
     from autointerp.pipeline.dag import Job
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 Frame: TypeAlias = Any  # a pandas.DataFrame: its own types call every second column an array
 
 TABLES = ("features", "explanations", "scores", "judgements", "contexts", "composites", "neighbours", "logits")
+OF_COMPOSITES = ("cofiring", "semantic")  # may have no row
 
 
 def assemble(config: Config, job: Job) -> None:
@@ -39,19 +41,16 @@ def assemble(config: Config, job: Job) -> None:
     )
     for scorer in config.scorers:
         features = features.merge(_wide(scores, shown, scorer.key), on="feature", how="left")
-    if "composites" in job.inputs:
-        composites: Frame = pd.read_parquet(job.inputs["composites"] / "composites.parquet")
-        composites.to_parquet(out / "composites.parquet", index=False)
-        features = features.merge(
-            composites[["feature", "label"]].rename(columns={"label": "composite"}), on="feature", how="left"
-        )
+    if "reencode" in job.inputs:
+        composites = _composites(job)
+        features = features.merge(composites, on="feature", how="left")
     else:
-        features["composite"] = None
+        features["composite"] = features["constituents"] = None
     features["failure"] = features["_unfit"].fillna(features["failure"])
     features.loc[features["_explained"] == "failed", "status"] = "failed"
     features["failure"] = features["failure"].fillna(_unscored(scores, shown, features))
     features = features.drop(columns=["_unfit", "_explained"])
-    last = ["composite", "status", "failure"]
+    last = ["composite", "constituents", "status", "failure"]
     features = features[[c for c in features.columns if c not in last] + last]
     features.to_parquet(out / "features.parquet", index=False)
     job.facts |= {"features": len(features), "status": features["status"].value_counts().to_dict()}
@@ -99,6 +98,41 @@ def _wide(scores: Frame, explainer: str, scorer: str) -> Frame:
     return wide.merge(control, on="feature", how="left")
 
 
+def _composites(job: Job) -> Frame:
+    """Write composites.parquet, with what explanations say where that was asked, and the tables beside it; returns
+    the columns of features.parquet: the label, and the constituents of what is flagged as text, "12+407"."""
+    import pandas as pd
+
+    from autointerp.composites import FLAGGED
+    from autointerp.pipeline.composites import save_composites
+
+    source, out = job.inputs["reencode"], job.folder
+    shutil.copyfile(source / "cofiring.parquet", out / "cofiring.parquet")
+    table: Frame = pd.read_parquet(source / "composites.parquet")
+    if "semantic" in job.inputs:
+        shutil.copyfile(job.inputs["semantic"] / "semantic.parquet", out / "semantic.parquet")
+        judged: Frame = pd.read_parquet(job.inputs["semantic"] / "semantic.parquet")
+        by_pair = {pair: rows.set_index("feature") for pair, rows in judged.groupby("pair")}
+        place = table.columns.get_loc("semantic")
+        table = table.drop(columns="semantic")
+        for i, pair in enumerate(PAIRS):
+            values = by_pair[pair]["semantic"] if pair in by_pair else pd.Series(dtype=float)
+            name = "semantic" if pair == "own" else f"semantic_{pair}"
+            table.insert(place + i, name, table["feature"].map(values).astype(float))
+        why = by_pair["own"]["failure"].dropna().to_dict() if "own" in by_pair else {}
+        table["failure"] = [
+            "; ".join([*([before] if isinstance(before, str) else []), f"semantic: {why[f]}"]) if f in why else before
+            for f, before in zip(table["feature"], table["failure"])
+        ]
+    save_composites(table, out / "composites.parquet")
+    flagged = table["label"].isin(FLAGGED)
+    named = [
+        "+".join([*map(str, own), *(f"union {part}" for part in other)]) if shown else None
+        for own, other, shown in zip(table["constituents"], table["union_constituents"], flagged)
+    ]
+    return pd.DataFrame({"feature": table["feature"], "composite": table["label"], "constituents": named})
+
+
 def _unscored(scores: Frame, explainer: str, features: Frame) -> Any:
     """For each row of `features` the reasons of scorers that gave it no value, joined, or null."""
     failed = scores[(scores["explainer"] == explainer) & scores["control"].isna() & scores["value"].isna()]
@@ -113,7 +147,7 @@ def copy_tables(source: Path, target: Path) -> None:
     """Put the assembled tables into the run's folder, each whole or as it was."""
     from autointerp.artifacts import write_atomically
 
-    for name in TABLES:
+    for name in (*TABLES, *OF_COMPOSITES):
         file = source / f"{name}.parquet"
         if file.exists():
             write_atomically(target / file.name, lambda temporary, file=file: shutil.copyfile(file, temporary))

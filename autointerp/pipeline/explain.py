@@ -28,8 +28,9 @@ def explain_stage(
     plugin: PluginConfig,
     features: Sequence[int],
     evidence: Callable[[Sequence[int]], Mapping[int, FeatureEvidence]],
+    skipped: Mapping[int, str] | None = None,
 ) -> None:
-    """Write explanations.parquet: a row a feature."""
+    """Write explanations.parquet: a row a feature. `skipped` are no composites, and why: the explainer is not asked."""
     explain = explainers.get(plugin.name)
     options = bind_options("explainer", plugin.name, explain, plugin.options, session.config.seed)
     llm = session.llm(plugin) if needs_llm(explain) else None
@@ -62,11 +63,14 @@ def explain_stage(
     failures = [row["failure"] for row in rows if row["status"] == "failed"]
     if len(rows) > 1 and len(failures) == len(rows) and len(set(failures)) == 1:
         raise AutointerpError(f"{stage}: all {len(rows)} features failed: {failures[0]}")
-    write_rows(job.folder / "explanations.parquet", "explanations", rows)
     failed = sum(row["status"] == "failed" for row in rows)
     job.facts |= {"features": len(rows), "failed": failed}
+    for feature, why in (skipped or {}).items():
+        rows.append({"feature": feature, "explainer": plugin.key, "status": "not_composite", "failure": why})
+    rows.sort(key=lambda row: row["feature"])
+    write_rows(job.folder / "explanations.parquet", "explanations", rows)
     if failed:
-        log.warning("%s: %d of %d features have no explanation; their rows say why", stage, failed, len(rows))
+        log.warning("%s: %d of %d features have no explanation; their rows say why", stage, failed, len(features))
 
 
 def score_stage(

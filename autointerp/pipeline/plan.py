@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from autointerp.config import Config, PluginConfig
+from autointerp.pipeline.composites import PAIRS
 from autointerp.pipeline.dag import Dag, Standing
-from autointerp.pipeline.prompts import UNWRITTEN, record_explain, record_score, token_counter
+from autointerp.pipeline.prompts import UNWRITTEN, record_entails, record_explain, record_score, token_counter
 from autointerp.pipeline.run import previous_stages, run_folder, store
+from autointerp.pipeline.semantic import read_flagged, reads, semantic_judge
 from autointerp.pipeline.session import Session, llm_config
 from autointerp.plugins import explainers, needs_llm, scorers
-from autointerp.records import Context, FeatureEvidence
+from autointerp.records import Constituent, Context, FeatureEvidence
 
 SAMPLED = 3  # features whose prompts are rendered to estimate the rest
 WORD = " example"  # stands for a token of a context that is not there yet
+COMPOSITES = 0.05  # of the features, before the check has told
+CONSTITUENTS = 2  # of a composite
 
 # Rough speeds of one core, for the estimate of time only; measured on 2 cores of a 2024 server CPU.
 HARVEST_TOKENS = 5_000.0  # a second and core, a 15M-parameter subject
@@ -71,9 +76,9 @@ def plan(config: Config, out: str | Path | None = None) -> Plan:
         dag = Dag(build_stages(config, session), store())
         previous = {name: stage.get("key", "") for name, stage in previous_stages(folder).items()}
         standings = dag.standings(previous)
-        samples, count = _samples(config, session, dag, standings)
+        sampled = _samples(config, session, dag, standings)
         costs = {
-            name: _cost(config, name, samples, count) if standing.state != "done" else _Cost()
+            name: _cost(config, name, sampled) if standing.state != "done" else _Cost()
             for name, standing in standings.items()
         }
     return Plan(
@@ -86,22 +91,34 @@ def plan(config: Config, out: str | Path | None = None) -> Plan:
     )
 
 
-def _samples(
-    config: Config, session: Session, dag: Dag, standings: Mapping[str, Standing]
-) -> tuple[list[tuple[FeatureEvidence, list[Context]]], int]:
-    """A few features' evidence and held-out examples, and how many features there will be."""
+@dataclass(frozen=True)
+class _Sampled:
+    few: list[tuple[FeatureEvidence, list[Context]]]  # evidence and held-out examples
+    features: int  # that there will be
+    composites: int  # among them
+
+
+def _samples(config: Config, session: Session, dag: Dag, standings: Mapping[str, Standing]) -> _Sampled:
+    """A few features' evidence and held-out examples, and how many features and composites there will be."""
     from autointerp.pipeline.stages import evidence_of, held_out, selected
 
     needed = ("corpus", "harvest", "select", "directions", "contexts")
     if any(standings[name].manifest is None for name in needed):
         count = len(config.features.ids) if config.features.ids else config.features.count
-        return [_imagined(config)], count
+        composites = count if config.features.select == "composites" else math.ceil(COMPOSITES * count)
+        return _Sampled(
+            [_imagined(config)], count + CONSTITUENTS * composites * config.features.constituents, composites
+        )
     inputs = {name: dag.store.folder(name, standings[name].key or "") for name in needed}
     features = [row["feature"] for row in selected(inputs["select"]) if row["status"] == "ok"]
     some = features[:SAMPLED]
     evidence = evidence_of(session, inputs)(some)
     examples = held_out(inputs["contexts"] / "contexts.parquet")(some)
-    return [(evidence[feature], examples[feature]) for feature in some], len(features)
+    composites = math.ceil(COMPOSITES * len(features))
+    if "reencode" in standings and standings["reencode"].manifest is not None:
+        inputs["reencode"] = dag.store.folder("reencode", standings["reencode"].key or "")
+        composites = len(read_flagged(inputs, None, config.seed).parts["own"])
+    return _Sampled([(evidence[feature], examples[feature]) for feature in some], len(features), composites)
 
 
 def _imagined(config: Config) -> tuple[FeatureEvidence, list[Context]]:
@@ -120,32 +137,39 @@ def _imagined(config: Config) -> tuple[FeatureEvidence, list[Context]]:
     return FeatureEvidence(0, 100, 0.001, 1.0, train, silent, ()), test
 
 
-def _cost(config: Config, stage: str, samples: list[tuple[FeatureEvidence, list[Context]]], count: int) -> _Cost:
+def _cost(config: Config, stage: str, sampled: _Sampled) -> _Cost:
     import os
 
     cores = os.cpu_count() or 1
     if stage == "harvest":
         return _Cost(seconds=config.corpus.tokens / HARVEST_TOKENS / cores)
-    kind, _, rest = stage.partition("/")
-    if kind not in ("explain", "score"):
-        return _Cost()
-    plugins = config.explainers if kind == "explain" else config.scorers
-    plugin = next(p for p in plugins if p.key == rest.split("/")[0])
-    if not needs_llm((explainers if kind == "explain" else scorers).get(plugin.name)):
+    kind, *rest = stage.split("/")
+    few, count = sampled.few, sampled.features
+    if kind == "semantic":
+        plugin, few, count = semantic_judge(config), few[:1], sampled.composites
+    elif kind in ("explain", "score"):
+        registry, plugins = (explainers, config.explainers) if kind == "explain" else (scorers, config.scorers)
+        plugin = next(p for p in plugins if p.key == rest[0])
+        explainer = next(p for p in config.explainers if p.key == rest[kind == "score"])
+        if not needs_llm(registry.get(plugin.name)):
+            return _Cost()
+        if reads(config, explainer) is not None:
+            few, count = [(_with_parts(evidence), examples) for evidence, examples in few], sampled.composites
+    else:
         return _Cost()
     llm = llm_config(config, plugin)
     tokens = token_counter(llm)
     total = _Cost()
-    for evidence, examples in samples:
+    for evidence, examples in few:
         asked = _asked(config, kind, plugin, evidence, examples)
         total.calls += len(asked)
         total.prompt += sum(tokens(messages) for _, messages, _ in asked)
         total.answer += sum(most for _, _, most in asked)
-    scale = count / len(samples)
+    scale = count / len(few)
     total.calls, total.prompt, total.answer = (x * scale for x in (total.calls, total.prompt, total.answer))
     if llm.base_url is None:
         # The shared prefix is read once; what is left of a prompt is about a third.
-        fresh = total.prompt / 3 if kind == "score" else total.prompt
+        fresh = total.prompt / 3 if kind != "explain" else total.prompt
         total.seconds = (fresh / PROMPT_TOKENS + total.answer / ANSWER_TOKENS) / cores
     else:
         total.seconds = total.calls * API_SECONDS / llm.concurrency
@@ -154,7 +178,14 @@ def _cost(config: Config, stage: str, samples: list[tuple[FeatureEvidence, list[
     return total
 
 
+def _with_parts(evidence: FeatureEvidence) -> FeatureEvidence:
+    part = Constituent(evidence.feature, 1 / CONSTITUENTS, UNWRITTEN, contexts=evidence.activating)
+    return replace(evidence, constituents=(part,) * CONSTITUENTS)
+
+
 def _asked(config: Config, kind: str, plugin: PluginConfig, evidence: FeatureEvidence, examples: list[Context]) -> Any:
+    if kind == "semantic":
+        return record_entails(config, [(UNWRITTEN, UNWRITTEN)] * CONSTITUENTS * len(PAIRS))
     if kind == "explain":
         return record_explain(config, plugin, evidence)
     return record_score(config, plugin, UNWRITTEN, examples)

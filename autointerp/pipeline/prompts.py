@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from autointerp.config import Config, LLMConfig, PluginConfig
 from autointerp.errors import AutointerpError
+from autointerp.pipeline.composites import PAIRS
 from autointerp.pipeline.dag import Dag
+from autointerp.pipeline.semantic import (
+    Flagged,
+    constituents_of,
+    explained_by,
+    pair_of,
+    read_flagged,
+    reads,
+    semantic_judge,
+)
 from autointerp.pipeline.session import Session, llm_config
 from autointerp.plugins import bind_options, explainers, needs_llm, scorers
 from autointerp.records import Capability, Choices, Completion, Context, FeatureEvidence, Message
@@ -91,6 +101,21 @@ def _record(
     return recorder.asked
 
 
+def record_entails(config: Config, pairs: Sequence[tuple[str, str]]) -> Asked:
+    """The requests by which a judge compares explanations (of a composite, of a constituent)."""
+    from autointerp.composites.semantics import entails
+
+    llm = llm_config(config, semantic_judge(config))
+    recorder = Recorder(llm.model, expected_capabilities(llm))
+
+    async def ask() -> None:
+        for whole, part in pairs:
+            await entails(whole, part, recorder)
+
+    asyncio.run(ask())
+    return recorder.asked
+
+
 def token_counter(config: LLMConfig) -> Callable[[Sequence[Message]], int]:
     """Tokens of a prompt: by the model's own tokenizer where its files are here, else characters / 4."""
     tokenizer = None
@@ -135,12 +160,39 @@ def prompts(config: Config, feature: int | None = None, out: Path | None = None)
         examples = held_out(inputs["contexts"] / "contexts.parquet")([wanted])[wanted]
         for explainer in config.explainers:
             count = _counter(config, explainer)
+            of = reads(config, explainer)
+            if of is not None:
+                flagged = _flagged(config, dag, standings, inputs, of)
+                if flagged is None or wanted not in flagged.parts["own"]:
+                    continue
+                parts = constituents_of(flagged, pair_of(config, explainer), inputs["contexts"] / "contexts.parquet")
+                written = [replace(part, explanation=part.explanation or UNWRITTEN) for part in parts(wanted)]
+                evidence = replace(evidence, constituents=tuple(written))
             yield from _views(f"explain/{explainer.key}", wanted, record_explain(config, explainer, evidence), count)
             text = _written(dag, standings, explainer.key, wanted) or UNWRITTEN
             for scorer in config.scorers:
                 count = _counter(config, scorer)
                 asked = record_score(config, scorer, text, examples)
                 yield from _views(f"score/{scorer.key}/{explainer.key}", wanted, asked, count)
+        if config.composites.semantic is not None:
+            judge = semantic_judge(config)
+            of = explained_by(config, config.composites.semantic.explainer, "composites.semantic")
+            flagged = _flagged(config, dag, standings, inputs, of)
+            parts = [] if flagged is None else [p for pair in PAIRS for p in flagged.parts[pair].get(wanted, [])]
+            texts = {} if flagged is None else flagged.texts
+            pairs = [(texts.get(wanted, UNWRITTEN), texts.get(part, UNWRITTEN)) for part in parts]
+            yield from _views("semantic", wanted, record_entails(config, pairs), _counter(config, judge))
+
+
+def _flagged(
+    config: Config, dag: Dag, standings: Mapping[str, Any], inputs: Mapping[str, Path], of: str
+) -> Flagged | None:
+    """The composites as far as they are known; None before the check has run."""
+    if standings["reencode"].manifest is None:
+        return None
+    known = ["reencode", *([f"explain/{of}"] if standings[f"explain/{of}"].manifest else [])]
+    folders = {name: dag.store.folder(name, standings[name].key) for name in known}
+    return read_flagged({**inputs, **folders}, of if len(known) > 1 else None, config.seed)
 
 
 def _counter(config: Config, plugin: PluginConfig) -> Callable[[Sequence[Message]], int]:

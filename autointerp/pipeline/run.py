@@ -10,6 +10,8 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,8 @@ from autointerp.resources import cache_dir
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from autointerp.pipeline.session import Session
 
 log = logging.getLogger("autointerp")
 
@@ -68,48 +72,77 @@ def open_run(folder_or_name: str | Path) -> Run:
 
 def run(config: str | Path | Config, *, set: dict[str, Any] | None = None, out: str | Path | None = None) -> Run:
     """Run the DAG of a config and return the run. What is done already, in this run or another, is not done again."""
-    from filelock import FileLock, Timeout
-
     from autointerp.pipeline.assemble import copy_tables
-    from autointerp.pipeline.session import Session
     from autointerp.pipeline.stages import build_stages
 
     resolved = config if isinstance(config, Config) else load_config(config, set)
     folder = run_folder(resolved, out)
-    folder.mkdir(parents=True, exist_ok=True)
     started = time.time()
+    with _session(resolved, folder) as session:
+        dag = Dag(build_stages(resolved, session), store())
+        session.check_keys()
+        stages: dict[str, Any] = {}
+        before = previous_stages(folder)
+
+        def note(stage: Stage, manifest: Manifest, ran: bool) -> None:
+            stages[stage.name] = {
+                "key": manifest.key,
+                "status": "ran" if ran else "cached",
+                "seconds": manifest.seconds,
+                **({"to_retry": manifest.to_retry} if manifest.to_retry else {}),
+                "facts": dict(manifest.facts),
+            }
+
+        manifests = dag.run(note)
+        keys = {name: stage["key"] for name, stage in stages.items()}
+        fresh = any(stage["status"] == "ran" for stage in stages.values())
+        if fresh or keys != {name: stage.get("key") for name, stage in before.items()} or not _complete(folder):
+            _write_config(folder, resolved)
+            copy_tables(dag.store.folder("tables", manifests["tables"].key), folder)
+            _write_usage(folder)
+            _write_json(folder / "run.json", _describe(resolved, stages, folder, started))
+            from autointerp.report.html import write_report
+
+            write_report(folder)
+        else:
+            log.info("nothing to do: every stage is done")
+    return Run(folder)
+
+
+def run_targets(
+    config: str | Path | Config,
+    targets: Sequence[str],
+    *,
+    set: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+) -> dict[str, Path]:
+    """Run the stages `targets` and what they need; returns the folder of each in the store.
+
+    ``run_targets("demo", ["sae", "evaluate"])``. No table is written: `out` is the folder that is locked meanwhile.
+    Raises ConfigError for a stage that the config does not have.
+    """
+    from autointerp.pipeline.stages import build_stages
+
+    resolved = config if isinstance(config, Config) else load_config(config, set)
+    with _session(resolved, run_folder(resolved, out)) as session:
+        dag = Dag(build_stages(resolved, session, targets), store())
+        manifests = dag.run()
+    return {name: dag.store.folder(name, manifests[name].key) for name in targets}
+
+
+@contextmanager
+def _session(config: Config, folder: Path) -> Iterator[Session]:
+    """The session of a run in `folder`, which no other process may work in meanwhile."""
+    from filelock import FileLock, Timeout
+
+    from autointerp.pipeline.session import Session
+
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / ".lock", timeout=0), Session(resolved, folder / "usage.jsonl") as session:
-            dag = Dag(build_stages(resolved, session), store())
-            session.check_keys()
-            stages: dict[str, Any] = {}
-            before = previous_stages(folder)
-
-            def note(stage: Stage, manifest: Manifest, ran: bool) -> None:
-                stages[stage.name] = {
-                    "key": manifest.key,
-                    "status": "ran" if ran else "cached",
-                    "seconds": manifest.seconds,
-                    **({"to_retry": manifest.to_retry} if manifest.to_retry else {}),
-                    "facts": dict(manifest.facts),
-                }
-
-            manifests = dag.run(note)
-            keys = {name: stage["key"] for name, stage in stages.items()}
-            fresh = any(stage["status"] == "ran" for stage in stages.values())
-            if fresh or keys != {name: stage.get("key") for name, stage in before.items()} or not _complete(folder):
-                _write_config(folder, resolved)
-                copy_tables(dag.store.folder("tables", manifests["tables"].key), folder)
-                _write_usage(folder)
-                _write_json(folder / "run.json", _describe(resolved, stages, folder, started))
-                from autointerp.report.html import write_report
-
-                write_report(folder)
-            else:
-                log.info("nothing to do: every stage is done")
+        with FileLock(folder / ".lock", timeout=0), Session(config, folder / "usage.jsonl") as session:
+            yield session
     except Timeout:
         raise AutointerpError(f"another process is running in {folder}: wait for it, or give --out") from None
-    return Run(folder)
 
 
 def run_folder(config: Config, out: str | Path | None) -> Path:
@@ -176,12 +209,8 @@ def _describe(config: Config, stages: dict[str, Any], folder: Path, started: flo
     asked = [row for row in usage if not row["cached"]]
     return {
         "name": config.name,
-        "autointerp": version("autointerp"),
-        "python": platform.python_version(),
-        "packages": _versions(),
-        "git": _git(),
+        **environment(),
         "seeds": {"run": config.seed, "corpus": config.corpus.seed if config.corpus.seed is not None else config.seed},
-        "hardware": _hardware(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": round(time.time() - started, 1),
         "bos": stages["corpus"]["facts"].get("bos_id"),
@@ -193,6 +222,17 @@ def _describe(config: Config, stages: dict[str, Any], folder: Path, started: flo
             "prompt_tokens": sum(row["prompt_tokens"] or 0 for row in asked),
             "completion_tokens": sum(row["completion_tokens"] or 0 for row in asked),
         },
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Which code ran on what."""
+    return {
+        "autointerp": version("autointerp"),
+        "python": platform.python_version(),
+        "packages": _versions(),
+        "git": _git(),
+        "hardware": _hardware(),
     }
 
 

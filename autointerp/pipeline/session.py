@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from autointerp.config import Config, LLMConfig, PluginConfig
-from autointerp.errors import ConfigError
+from autointerp.errors import AutointerpError, ConfigError
 from autointerp.resources import cache_dir
 
 if TYPE_CHECKING:
@@ -61,6 +61,12 @@ class Session:
 
         return load_sae(str(folder_or_spec), format=format, device=self.device)
 
+    def open_sae(self, folder: Path) -> SAE:
+        """The SAE that the run trained into `folder`, or the one that its config names."""
+        if self.config.sae.load is None:
+            return self.load_sae(folder)
+        return self.load_sae(self.sae_spec, format=self.config.sae.format)
+
     @cached_property
     def device(self) -> str:
         return pick_device(self.config.subject.device)
@@ -76,6 +82,25 @@ class Session:
             self._subject = load_subject(self.config.subject, self.subject_folder, wanted)
         return self._subject
 
+    def written(self, sae: SAE) -> Subject:
+        """The subject where the SAE's output belongs: where it reads, or elsewhere for a transcoder.
+
+        Raises ConfigError for a transcoder that does not say where, AutointerpError for one that does not fit there.
+        """
+        reads = self.subject(sae.cfg.hook_name)
+        if sae.cfg.d_out is None:
+            return reads
+        wanted = self.config.subject.hook_out or sae.cfg.hook_name_out
+        if wanted is None:
+            raise ConfigError("subject.hook_out is missing, and the transcoder's files do not say where it writes")
+        writes = reads.at(wanted)
+        if writes.d_hook != sae.cfg.d_out:
+            raise AutointerpError(
+                f"the transcoder writes vectors of {sae.cfg.d_out} numbers, {writes.hook.name} of this model has"
+                f" {writes.d_hook}: name the subject.model and subject.hook_out that it was trained on"
+            )
+        return writes
+
     # --- language models
 
     def check_keys(self) -> None:
@@ -88,6 +113,10 @@ class Session:
                 chosen = llm_config(self.config, plugin) if needs_llm(registry.get(plugin.name)) else None
                 if chosen is not None and chosen.base_url is not None:
                     find_key(chosen, chosen.base_url)
+        semantic = self.config.composites.semantic
+        judge = (semantic.llm or self.config.llm) if semantic else None
+        if judge is not None and judge.base_url is not None:
+            find_key(judge, judge.base_url)
 
     def llm(self, plugin: PluginConfig) -> Client:
         """The client for a plug-in's own `llm` or the run's; one client a distinct configuration."""

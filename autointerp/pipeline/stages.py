@@ -6,6 +6,7 @@ import inspect
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,46 +15,70 @@ from autointerp.config import Config, PluginConfig
 from autointerp.errors import AutointerpError, ConfigError
 from autointerp.hashing import code_digest, digest, fingerprint, module_digest
 from autointerp.pipeline.assemble import assemble
+from autointerp.pipeline.composites import check_stage, choose_features, constituents_among, evidence_stage
 from autointerp.pipeline.dag import Job, Stage
+from autointerp.pipeline.evaluate import evaluate_stage, held_out_of
 from autointerp.pipeline.explain import explain_stage, score_name, score_stage
+from autointerp.pipeline.semantic import (
+    SEMANTIC_PROMPTS,
+    constituents_of,
+    explained_by,
+    pair_of,
+    read_flagged,
+    reads,
+    semantic_judge,
+    semantic_stage,
+)
 from autointerp.pipeline.session import Session, llm_config
 from autointerp.plugins import bind_options, controls, explainers, needs_llm, scorers
 from autointerp.progress import progress
 from autointerp.records import Context, FeatureEvidence
+from autointerp.registry import did_you_mean
 from autointerp.tables import write_rows
 
 if TYPE_CHECKING:
     from autointerp.progress import Progress
-    from autointerp.sae import SAE, TrainConfig
+    from autointerp.sae import TrainConfig
 
 log = logging.getLogger("autointerp")
 
 LOGITS = 10  # tokens kept at each end of a feature's logit weights
-HELD_OUT = 50_000  # tokens on which a trained SAE is measured
 CHECK_TOKENS = 4096  # on which a loaded SAE's L0 and explained variance are looked at
 
 
 # The code that each stage's work runs, beside its function in this file.
 CODE: dict[str, tuple[str, ...]] = {
-    "corpus": ("subject", "catalog", "artifacts.py"),
+    "corpus": ("subject/corpus.py", "subject/tokens.py", "catalog", "artifacts.py"),
     "activations": ("subject", "activations/dense.py", "artifacts.py"),
     "sae": ("subject", "sae", "artifacts.py"),
     "harvest": ("subject", "sae", "activations/harvest.py", "artifacts.py"),
-    "select": ("activations/evidence.py", "artifacts.py", "tables.py"),
+    "select": ("activations/evidence.py", "artifacts.py", "tables.py", "pipeline/composites.py"),
     "directions": ("subject", "sae", "composites/neighbours.py", "tables.py"),
     "contexts": ("subject/tokens.py", "activations/contexts.py", "artifacts.py"),
-    "composites": ("sae", "composites"),
+    "composites": ("sae", "composites", "pipeline/composites.py"),
+    "reencode": (
+        *("subject", "sae", "composites/evidence.py", "composites/labels.py", "composites/neighbours.py"),
+        "activations/contexts.py",
+        *("artifacts.py", "stats.py", "tables.py", "pipeline/composites.py"),
+    ),
+    "semantic": ("composites", "answers.py", "prompting.py", "stats.py", "pipeline/semantic.py"),
+    "evaluate": (
+        *("subject", "sae", "evaluation", "composites/geometry.py", "composites/neighbours.py", "composites/nulls.py"),
+        *("artifacts.py", "tables.py", "pipeline/evaluate.py"),
+    ),
     "explain": ("activations", "subject/tokens.py", "explainers", "answers.py", "prompting.py", "pipeline/explain.py"),
     "score": ("activations", "scorers", "controls", "answers.py", "prompting.py", "stats.py", "pipeline/explain.py"),
     "tables": ("pipeline/assemble.py", "tables.py"),
 }
 
 
-def build_stages(config: Config, session: Session) -> list[Stage]:
-    """Every stage of `config`. Plug-ins and their options are checked here, before anything runs."""
+def build_stages(config: Config, session: Session, targets: Sequence[str] = ("tables",)) -> list[Stage]:
+    """The stages of `config` that `targets` need. Explainers, scorers and their options are checked here, before
+    anything runs; where no target needs them, they are not looked at."""
     subject = {"model": model_identity(config.subject.model, config.subject.revision)}
     seeds = {"seed": config.seed}
     numbers = {"dtype": config.subject.dtype, "hook": config.subject.hook}
+    writes = {"hook_out": config.subject.hook_out}
     stages: list[Stage] = []
 
     def add(
@@ -75,9 +100,12 @@ def build_stages(config: Config, session: Session) -> list[Stage]:
         add("sae", partial(_train_sae, session), trained, "corpus", "activations", resumable=True)
     else:
         loaded = {"sae": source_identity(config.sae.load or ""), "format": config.sae.format}
-        add("sae", partial(_load_sae, session), loaded | subject | numbers, "corpus")
-    add("harvest", partial(_harvest, session), subject | numbers, "corpus", "sae", resumable=True)
-    add("select", partial(_select, session), config.features.model_dump() | seeds, "harvest")
+        add("sae", partial(_load_sae, session), loaded | subject | numbers | writes, "corpus")
+    stored = ["activations"] if config.sae.train is not None else []
+    add("harvest", partial(_harvest, session), subject | numbers, "corpus", "sae", *stored, resumable=True)
+    # Only a selection that asks for composites waits for the check, and changes with it.
+    checked = ["reencode"] if config.features.select == "composites" or config.features.constituents else []
+    add("select", partial(_select, session), config.features.model_dump() | seeds, "harvest", *checked)
     near = {"neighbours": config.contexts.neighbours}
     add("directions", partial(_directions, session), subject | near, "sae", "select")
     sizes = config.contexts.model_dump() | seeds
@@ -85,13 +113,25 @@ def build_stages(config: Config, session: Session) -> list[Stage]:
     tables = ["select", "directions", "contexts"]
     if config.composites.enabled:
         union = {"union": source_identity(config.composites.union) if config.composites.union else None}
-        add("composites", partial(_composites, session), config.composites.model_dump() | union, "sae", "harvest")
-        tables.append("composites")
+        decoder = config.composites.model_dump(exclude={"tokens", "semantic"}) | union
+        add("composites", partial(check_stage, session), decoder, "sae", "harvest")
+        tested = {"tokens": config.composites.tokens, "window": config.contexts.window} | seeds
+        gathered = ("corpus", "sae", "harvest", "composites")
+        add("reencode", partial(evidence_stage, session), tested | subject | numbers, *gathered)
+        tables.append("reencode")
+    measured = config.evaluation.model_dump() | {"held_out": config.sae.train is not None}
+    add("evaluate", partial(evaluate_stage, session), measured | subject | numbers | writes | seeds, "corpus", "sae")
+    if {stage.name for stage in stages}.issuperset(targets):
+        return needed(stages, targets)
     for explainer in config.explainers:
         asked = _plugin_section(config, explainers, "explainer", explainer) | seeds
         name = f"explain/{explainer.key}"
-        evidence = ("corpus", "harvest", "select", "directions", "contexts")
-        add(name, partial(_explain, session, explainer), asked, *evidence, resumable=True)
+        evidence = ["corpus", "harvest", "select", "directions", "contexts"]
+        of = reads(config, explainer)
+        if of is not None:
+            evidence += ["reencode", f"explain/{of}"]
+            asked["constituents"] = code_digest("composites", "pipeline/semantic.py")
+        add(name, partial(_explain, session, explainer, of), asked, *evidence, resumable=True)
         tables.append(name)
         for scorer in config.scorers:
             judged = _plugin_section(config, scorers, "scorer", scorer) | seeds
@@ -101,9 +141,30 @@ def build_stages(config: Config, session: Session) -> list[Stage]:
                 name = score_name(scorer, explainer.key, control)
                 add(name, work, judged | own, "contexts", f"explain/{explainer.key}", resumable=True)
                 tables.append(name)
+    if config.composites.semantic is not None:
+        of = explained_by(config, config.composites.semantic.explainer, "composites.semantic")
+        judge = {"of": of} | _llm_section(config, semantic_judge(config), SEMANTIC_PROMPTS) | seeds
+        read = ("select", "reencode", f"explain/{of}")
+        add("semantic", partial(semantic_stage, session, of), judge, *read, resumable=True)
+        tables.append("semantic")
     shown = {kind: [p.key for p in getattr(config, kind)] for kind in ("explainers", "scorers", "controls")}
     add("tables", partial(assemble, config), shown, *tables)
-    return stages
+    return needed(stages, targets)
+
+
+def needed(stages: Sequence[Stage], targets: Sequence[str]) -> list[Stage]:
+    """`targets` and all that they need, in the order of `stages`."""
+    known = {stage.name: stage for stage in stages}
+    wanted: set[str] = set()
+    waiting = list(targets)
+    while waiting:
+        name = waiting.pop()
+        if name not in known:
+            raise ConfigError(f"this config has no stage {name!r}{did_you_mean(name, known)}")
+        if name not in wanted:
+            wanted.add(name)
+            waiting += known[name].needs
+    return [stage for stage in stages if stage.name in wanted]
 
 
 # --- what the keys depend on beside the config
@@ -128,17 +189,21 @@ def source_identity(source: str) -> str:
 
 def _plugin_section(config: Config, registry: Any, kind: str, plugin: PluginConfig) -> dict[str, Any]:
     """A plug-in's code, options and model. Its file's text stands for its code; so do the prompts."""
-    from autointerp.prompting import prompts_hash
-
     function = registry.get(plugin.name)
     options = bind_options(kind, plugin.name, function, plugin.options, config.seed)
     section: dict[str, Any] = {"name": plugin.name, "label": plugin.key, "options": options, "code": _code(function)}
     if kind != "control" and needs_llm(function):
-        llm = llm_config(config, plugin)
-        served = llm.model if llm.base_url else model_identity(llm.model.removeprefix("vllm:"), None)
-        section["llm"] = llm.model_dump(include={"base_url", "dtype", "logprobs", "server_args"}) | {"model": served}
-        section["prompts"] = prompts_hash(getattr(inspect.getmodule(function), "PROMPTS", ()))
+        section |= _llm_section(config, plugin, getattr(inspect.getmodule(function), "PROMPTS", ()))
     return section
+
+
+def _llm_section(config: Config, plugin: PluginConfig, prompts: Sequence[str]) -> dict[str, Any]:
+    from autointerp.prompting import prompts_hash
+
+    llm = llm_config(config, plugin)
+    served = llm.model if llm.base_url else model_identity(llm.model.removeprefix("vllm:"), None)
+    how = llm.model_dump(include={"base_url", "dtype", "logprobs", "server_args"})
+    return {"llm": how | {"model": served}, "prompts": prompts_hash(prompts)}
 
 
 def _code(function: Callable[..., Any]) -> str:
@@ -161,13 +226,6 @@ def _corpus(session: Session, job: Job) -> None:
     job.facts |= json.loads((job.folder / "corpus.json").read_text())
 
 
-def _open_sae(session: Session, folder: Path) -> SAE:
-    """The SAE that the run trained into `folder`, or the one that its config names."""
-    if session.config.sae.load is None:
-        return session.load_sae(folder)
-    return session.load_sae(session.sae_spec, format=session.config.sae.format)
-
-
 def _load_sae(session: Session, job: Job) -> None:
     """Check the SAE against the subject; keep what it says of itself and a hash of it, not a copy."""
     from dataclasses import asdict
@@ -178,7 +236,11 @@ def _load_sae(session: Session, job: Job) -> None:
     sae = session.load_sae(session.sae_spec, format=session.config.sae.format)
     subject = session.subject(sae.cfg.hook_name)
     require_width(sae, subject.d_hook, subject.hook.name)
-    found = check_sae(sae, _some_activations(session, Corpus(job.inputs["corpus"]), subject, CHECK_TOKENS))
+    if session.config.subject.hook and sae.cfg.hook_name and not subject.hook.means(sae.cfg.hook_name):
+        log.warning("SAE: it was trained on %s and reads %s here (subject.hook)", sae.cfg.hook_name, subject.hook)
+    corpus, writes = Corpus(job.inputs["corpus"]), session.written(sae)
+    outputs = _some_activations(corpus, writes, CHECK_TOKENS) if writes is not subject else None
+    found = check_sae(sae, _some_activations(corpus, subject, CHECK_TOKENS), outputs)
     for warning in found.warnings:
         log.warning("SAE: %s", warning)
     (job.folder / "sae.json").write_text(
@@ -187,7 +249,7 @@ def _load_sae(session: Session, job: Job) -> None:
     job.facts |= {"l0": found.l0, "explained_variance": found.explained_variance, "warnings": list(found.warnings)}
 
 
-def _some_activations(session: Session, corpus: Any, subject: Any, tokens: int) -> Any:
+def _some_activations(corpus: Any, subject: Any, tokens: int) -> Any:
     """[n, d] activations of the first rows of the corpus, BOS left out as in the harvest."""
     import torch
 
@@ -227,7 +289,7 @@ def _train_sae(session: Session, job: Job) -> None:
 
     config = session.config
     data = np.load(job.inputs["activations"] / "activations.npy", mmap_mode="r")
-    source, held_out = ArraySource(data).hold_out(min(HELD_OUT, len(data) // 10))
+    source, held_out = ArraySource(data).hold_out(held_out_of(len(data)))
     subject = session.subject(None)
     train_sae(
         source,
@@ -244,20 +306,26 @@ def _train_sae(session: Session, job: Job) -> None:
 
 
 def _harvest(session: Session, job: Job) -> None:
+    import numpy as np
+
     from autointerp.activations.harvest import harvest
     from autointerp.artifacts import Corpus
 
-    sae = _open_sae(session, job.inputs["sae"])
-    subject = session.subject(sae.cfg.hook_name)
+    sae = session.open_sae(job.inputs["sae"])
     corpus = Corpus(job.inputs["corpus"])
+    if "activations" in job.inputs:  # what the SAE was trained on: the subject need not run again
+        hook, source = sae.cfg.hook_name or "", np.load(job.inputs["activations"] / "activations.npy", mmap_mode="r")
+    else:
+        subject = session.subject(sae.cfg.hook_name)
+        hook, source = subject.hook.name, subject.activations
     with progress("harvest", corpus.info.n_tokens, "tokens") as bar:
         harvest(
             corpus,
-            subject.activations,
+            source,
             sae.encode_sparse,
             sae.cfg.d_sae,
             job.folder,
-            hook=subject.hook.name,
+            hook=hook,
             skip_bos=corpus.info.bos_id is not None,
             batch_tokens=session.config.subject.batch_tokens,
             device=session.device,
@@ -266,18 +334,33 @@ def _harvest(session: Session, job: Job) -> None:
 
 
 def _select(session: Session, job: Job) -> None:
+    import pandas as pd
+
     from autointerp.activations.evidence import firing_table, select_features
     from autointerp.artifacts import Firings
 
     firings, least = Firings(job.inputs["harvest"]), session.config.features.min_firings
+    config = session.config.features
     table = firing_table(firings, least)
-    chosen = sorted(select_features(table, session.config.features, session.config.seed))
+    composites = None
+    if "reencode" in job.inputs:
+        composites = pd.read_parquet(job.inputs["reencode"] / "composites.parquet")
+    if composites is not None and config.select == "composites" and config.ids is None:
+        chosen = choose_features(table, composites, config, session.config.seed)
+    else:
+        chosen = select_features(table, config, session.config.seed)
+    how = dict.fromkeys(chosen, "ids" if config.ids is not None else config.select)
+    if composites is not None and config.constituents:
+        how = dict.fromkeys(constituents_among(chosen, composites), "constituent") | how
     why = {
         "ok": None,
         "dead": f"never fires on {firings.info.n_tokens:,} tokens",
         "too_rare": f"fires on fewer than {least} of {firings.info.n_tokens:,} tokens",
     }
-    rows = [row | {"failure": why[row["status"]]} for row in table.iloc[chosen].to_dict("records")]
+    rows = [
+        row | {"selected": how[row["feature"]], "failure": why[row["status"]]}
+        for row in table.iloc[sorted(how)].to_dict("records")
+    ]
     write_rows(job.folder / "selection.parquet", "selection", rows)
     job.facts |= {"selected": len(rows), "latents": table["status"].value_counts().to_dict()}
     if not any(row["status"] == "ok" for row in rows):
@@ -301,7 +384,7 @@ def _directions(session: Session, job: Job) -> None:
     """Each selected feature's nearest features by decoder cosine, and the tokens its direction raises and lowers."""
     from autointerp.composites import top_neighbours
 
-    sae = _open_sae(session, job.inputs["sae"])
+    sae = session.open_sae(job.inputs["sae"])
     features = _ok(job.inputs["select"])
     wanted = min(session.config.contexts.neighbours, sae.cfg.d_sae - 1)
     near, cosine = top_neighbours(sae.W_dec, wanted, queries=features)
@@ -378,22 +461,19 @@ def _token_strings(session: Session) -> Callable[[Sequence[int]], list[str]]:
     return token_strings(session.subject_folder)
 
 
-def _composites(session: Session, job: Job) -> None:
-    from autointerp.artifacts import Firings
-    from autointerp.composites import find_composites
+def _explain(session: Session, plugin: PluginConfig, of: str | None, job: Job) -> None:
+    features, read = _ok(job.inputs["select"]), evidence_of(session, job.inputs)
+    if of is None:
+        explain_stage(session, job, plugin, features, read)
+        return
+    flagged = read_flagged(job.inputs, of, session.config.seed)
+    skipped = {feature: why for feature in features if (why := flagged.why_not(feature))}
+    parts = constituents_of(flagged, pair_of(session.config, plugin), job.inputs["contexts"] / "contexts.parquet")
 
-    config = session.config.composites
-    sae = _open_sae(session, job.inputs["sae"])
-    union = session.load_sae(config.union).W_dec if config.union else None
-    alive = Firings(job.inputs["harvest"]).counts > 0
-    found = find_composites(sae.W_dec, union, neighbours=config.neighbours, alive=alive, device=session.device)
-    found.to_parquet(job.folder / "composites.parquet", index=False)
-    job.facts |= {"labels": found["label"].value_counts().to_dict()}
+    def with_parts(some: Sequence[int]) -> dict[int, FeatureEvidence]:
+        return {f: replace(seen, constituents=parts(f)) for f, seen in read(some).items()}
 
-
-def _explain(session: Session, plugin: PluginConfig, job: Job) -> None:
-    features = _ok(job.inputs["select"])
-    explain_stage(session, job, plugin, features, evidence_of(session, job.inputs))
+    explain_stage(session, job, plugin, [f for f in features if f not in skipped], with_parts, skipped)
 
 
 def evidence_of(session: Session, inputs: Mapping[str, Path]) -> Callable[[Sequence[int]], dict[int, FeatureEvidence]]:
@@ -431,6 +511,7 @@ def _score(session: Session, scorer: PluginConfig, explainer: str, control: Plug
     import pyarrow.parquet as pq
 
     rows = pq.read_table(job.inputs[f"explain/{explainer}"] / "explanations.parquet").to_pylist()
+    rows = [row for row in rows if row["status"] != "not_composite"]
     score_stage(
         session,
         job,

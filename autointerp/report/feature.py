@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from autointerp.report.tables import RunFolder, compute, numbers
+from autointerp.report.tables import RunFolder, compute, number, numbers, visible
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -67,14 +67,52 @@ class FeatureView:
     mistakes: list[Mistake] = field(default_factory=list)  # the judge's surest first
     n_mistakes: int = 0
     composite: dict[str, Any] | None = None
+    cofiring: list[dict[int, Window]] = field(default_factory=list)  # windows by latent: this one, its constituents
     neighbours: list[dict[str, Any]] = field(default_factory=list)
     logits: dict[str, list[tuple[str, float]]] = field(default_factory=dict)  # "up" and "down"
+
+    def constituents(self) -> list[tuple[float, int]]:
+        """Coefficient and number of each latent that the composite check names, those of a union SAE left out."""
+        row = self.composite or {}
+        return list(zip(row.get("coefficients") or [], row.get("constituents") or []))
+
+    def evidence(self) -> list[str]:
+        """What stands beside the label of a composite, each figure with its controls, a line each."""
+        row = self.composite or {}
+
+        def held(name: str, column: str) -> list[str]:
+            if row.get(column) is None:
+                return []
+            others = [(pair, row.get(f"{column}_{pair}")) for pair in ("swapped", "random")]
+            beside = ", ".join(f"{pair} pair {number(value)}" for pair, value in others if value is not None)
+            return [f"{name} {number(row[column])}" + (f" ({beside})" if beside else "")]
+
+        decoder = [
+            f"{name} {row[column]:.2g}"
+            for name, column in (("R²", "r2"), ("partial R²", "partial_r2"), ("highest cosine", "max_cosine"))
+            if row.get(column) is not None
+        ]
+        if row.get("p_value") is not None:
+            decoder.append(f"p {row['p_value']:.2g}")
+        lines = [", ".join(decoder)]
+        if tested := held("re-encode", "reencode"):
+            lines.append(f"{tested[0]} over {row.get('tokens') or 0:.0f} tokens")
+        fires = held("lift", "lift")
+        if row.get("mode"):
+            what = {"replacing": "they are seldom on with it", "additive": "they are on with it"}[row["mode"]]
+            fires.append(f"{row['mode']} ({what})")
+        lines += [", ".join(fires), *held("explanation entails them", "semantic"), *_reason(row)]
+        return [line for line in lines if line]
 
     def groups(self) -> list[tuple[str, list[Window], int]]:
         """Title, windows and how many the run has: the strongest quantile first, near misses last."""
         top = max((q for _, q in self.n_windows if q is not None), default=0)
         keys = sorted(self.windows, key=lambda key: (key[0], -(key[1] or 0)))
         return [(_title(q, top), self.windows[kind, q], self.n_windows[kind, q]) for kind, q in keys]
+
+
+def _reason(row: dict[str, Any]) -> list[str]:
+    return [str(row["failure"])] if row.get("failure") else []
 
 
 def _title(quantile: int | None, top: int) -> str:
@@ -109,6 +147,12 @@ def gather(run: RunFolder, ids: Sequence[int], per_quantile: int) -> dict[int, F
             views[row["feature"]].scores.append(ScoreRow(row["explainer"], row["scorer"], row, controls[key]))
     for row in of("composites"):
         views[row["feature"]].composite = row
+    cofiring: dict[tuple[int, int], dict[int, Window]] = defaultdict(dict)
+    for row in of("cofiring"):
+        window = Window(row["example"], "", "activating", None, row["tokens"], row["activations"])
+        cofiring[row["feature"], row["example"]][row["latent"]] = window
+    for (feature, _), windows in sorted(cofiring.items()):
+        views[feature].cofiring.append(windows)
     for row in sorted(of("neighbours"), key=lambda row: row["rank"]):
         views[row["feature"]].neighbours.append(row)
     for row in sorted(of("logits"), key=lambda row: row["rank"]):
@@ -201,6 +245,14 @@ def _mistakes(run: RunFolder, views: dict[int, FeatureView], only: int | None) -
         if view.n_mistakes <= SURE_ERRORS:
             chosen.append(m)
     return chosen
+
+
+def fired(window: Window, most: int = 4) -> str:
+    """Where a latent fires in a window, in words: "the" 1.2, "cat" .8; off."""
+    on = [(a, visible(token.strip())) for token, a in zip(window.tokens, window.activations) if a > 0]
+    strongest = sorted(on, key=lambda pair: -pair[0])[:most]
+    more = f" and {len(on) - most} more" if len(on) > most else ""
+    return ", ".join(f"“{token}” {a:.2g}" for a, token in strongest) + more if on else "off"
 
 
 def level(activation: float, highest: float | None, levels: int) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autointerp.artifacts import write_atomically
-from autointerp.report.feature import Window, binary_judgements, gather, level
+from autointerp.report.feature import Window, binary_judgements, fired, gather, level
 from autointerp.report.tables import (
     Mean,
     RunFolder,
@@ -30,6 +30,7 @@ from autointerp.report.tables import (
     scorers_of,
     select,
     summarise,
+    verdict,
     visible,
 )
 
@@ -64,7 +65,7 @@ def render(run: RunFolder) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "visible": visible, "note": note, "words": lambda s: s.replace("_", " ")}
-    environment.globals |= {"interval": interval, "segments": _segments}
+    environment.globals |= {"interval": interval, "segments": _segments, "verdict": verdict, "fired": fired}
     script, style = ((_TEMPLATES / f"report.{kind}").read_text() for kind in ("js", "css"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
@@ -88,6 +89,7 @@ def render(run: RunFolder) -> str:
         explainers=_explainers(run),
         judged=_judged(run),
         unread=_unread(run),
+        composites=_composites(run),
         usage=_usage(run),
         stages=run.info.get("stages") or {},
         scorers=scorers_of(shown),
@@ -278,6 +280,48 @@ def _unread(run: RunFolder) -> list[tuple[str, str, int]]:
     failed = table.filter(compute().equal(table["status"], "failed")).to_pylist()
     counts = Counter((row["scorer"], row["failure"] or "no reason given") for row in failed)
     return [(scorer, reason, n) for (scorer, reason), n in counts.most_common(10)]
+
+
+def _composites(run: RunFolder) -> list[str]:
+    """What the composite check came to over all latents, as sentences; none where it was not run."""
+    facts = {name: (run.info.get("stages") or {}).get(name, {}).get("facts") or {} for name in ("reencode", "semantic")}
+    labels, lines = facts["reencode"].get("labels"), []
+    if not labels:
+        return []
+    counts = ", ".join(f"{count:,} {label.replace('_', ' ')}" for label, count in labels.items())
+    lines.append(f"Of {sum(labels.values()):,} latents: {counts}.")
+
+    def against(found: dict[str, Any]) -> str:
+        parts = []
+        for pair in ("swapped", "random"):
+            d = found.get(f"above_{pair}") or {}
+            if d.get("n"):
+                paired = interval(d["mean"], d["low"], d["high"])
+                parts.append(f"{pair} pairs {number(found[pair])} (paired difference {paired} over {d['n']})")
+        return f"; {', '.join(parts)}" if parts else ""
+
+    tested = facts["reencode"].get("reencode") or {}
+    if tested.get("own") is not None:
+        lines.append(
+            "Re-encoded by their constituents alone, on average over what is flagged, a share of "
+            f"{number(tested['own'])} of the tokens{against(tested)}."
+        )
+        plain = tested.get("no_sums") or {}
+        if plain.get("n"):
+            lines.append(
+                f"Of {plain['n']} latents that are no composites, refitted by their two nearest neighbours, "
+                f"{plain['pass']} pass the same test; their mean share is {number(plain['mean'])}."
+            )
+    said = facts["semantic"]
+    if said:
+        judged = f"{said['judged']} of {said['composites']} could be judged"
+        if said["judged"]:
+            judged += (
+                f"; of these {number(said['entailed'])} entail all their constituents' explanations; mean probability "
+                f"{number(said['own'])}{against(said)}"
+            )
+        lines.append(f"How often is the explanation of a composite the conjunction of its constituents'? {judged}.")
+    return lines
 
 
 def _usage(run: RunFolder) -> list[dict[str, Any]]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from autointerp.errors import AutointerpError
-from autointerp.report.feature import FeatureView, Window, gather, level
-from autointerp.report.tables import RunFolder, colours, interval, note, number, visible, width_of
+from autointerp.report.feature import FeatureView, Window, fired, gather, level
+from autointerp.report.tables import RunFolder, colours, interval, note, number, verdict, visible, width_of
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -47,7 +47,7 @@ def _lines(view: FeatureView, said: dict[int, str], coloured: bool) -> Iterator[
         return Text(f"\n{title}", "bold")
 
     row = view.row
-    label = (row.get("composite") or "composite check: none").replace("_", " ")
+    label = verdict(row) or "composite check: none"
     yield Text(f"feature {row['feature']} · {row['status'].replace('_', ' ')} · {label}", "bold")
     yield Text(note(row))
     firings = "–" if row.get("firings") is None else f"{row['firings']:,}"
@@ -91,10 +91,16 @@ def _lines(view: FeatureView, said: dict[int, str], coloured: bool) -> Iterator[
     if view.composite:
         c = view.composite
         yield head(f"composite check: {c['label'].replace('_', ' ')}")
-        for part, weight in zip(c["constituents"] or [], c["coefficients"] or []):
+        for weight, part in view.constituents():
             yield Text(f"  {number(weight)} × feature {part}: {said.get(part, '(not among the features of this run)')}")
-        figures = {k: v for k, v in c.items() if isinstance(v, float)}
-        yield Text("  " + ", ".join(f"{k.replace('_', ' ')} {v:.2g}" for k, v in figures.items()), "dim")
+        for line in view.evidence():
+            yield Text(f"  {visible(line)}", "dim")
+    if view.cofiring:
+        yield head(f"co-firing contexts ({len(view.cofiring)})")
+        for windows in view.cofiring:
+            own, *parts = windows.items()
+            yield Text("  ").append_text(_tokens(own[1], row.get("max_activation"), coloured))
+            yield Text("      " + "; ".join(f"{latent}: {fired(window)}" for latent, window in parts), "dim")
 
     if view.neighbours:
         yield head("neighbours by decoder cosine")

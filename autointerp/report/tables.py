@@ -337,6 +337,14 @@ def note(row: dict[str, Any]) -> str:
     return f"{visible(explanation)} ({visible(failure) if failure else status})"
 
 
+def verdict(row: dict[str, Any]) -> str:
+    """A feature's composite label, with the constituents of what is flagged: composite 12+407; "" where not checked."""
+    label = (row.get("composite") or "").replace("_", " ")
+    if row.get("constituents"):
+        label = label.replace("confirmed", "confirmed composite") + f" {row['constituents']}"
+    return label
+
+
 @dataclass
 class _Column:
     name: str
@@ -364,7 +372,8 @@ def _columns(table: pa.Table) -> list[_Column]:
             _Column("firings", ["–" if (n := row["firings"]) is None else f"{n:,.0f}" for row in rows], keep=1)
         )
     if "composite" in table.column_names and table["composite"].null_count < len(table):
-        columns.append(_Column("composite", [(row["composite"] or "–").replace("_", " ") for row in rows], False, 3))
+        short = [(row["composite"] or "–").replace("_", " ") for row in rows]
+        columns.append(_Column("composite", [verdict(row) or "–" for row in rows], False, 3, short))
     columns.append(_Column("explanation", [note(row) for row in rows], False))
     return columns
 

@@ -181,9 +181,27 @@ class SAE(nn.Module):
         _, restore = self._normalise(x)
         return restore(out)
 
+    def unexplained(self, x: Tensor, codes: Sparse) -> Tensor:
+        """What `codes`, sorted by token, leave of x [n, d_in], in their scale: normalised x less what they decode to.
+
+        AutointerpError for a transcoder, which writes elsewhere than it reads.
+        """
+        if self.is_transcoder:
+            raise AutointerpError("a transcoder writes elsewhere than it reads: nothing of its input is left over")
+        starts = torch.searchsorted(codes.token_index, torch.arange(len(x), device=x.device))
+        decoded = nn.functional.embedding_bag(
+            codes.latent_index, self.W_dec, starts, per_sample_weights=codes.value, mode="sum"
+        )
+        x, _ = self._normalise(x.to(self.W_enc.dtype))
+        return x - self.b_dec - decoded
+
     def forward(self, x: Tensor) -> Tensor:
         """The reconstruction, [..., d_in] -> [..., d_out]."""
         return self.decode(self.encode(x), x)
+
+    @property
+    def is_transcoder(self) -> bool:
+        return self.cfg.d_out is not None or "W_skip" in self._buffers
 
     @property
     def needs_input_to_decode(self) -> bool:

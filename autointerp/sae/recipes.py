@@ -32,7 +32,9 @@ class Recipe:
     def __init__(self, config: TrainConfig, d_in: int) -> None:
         self.config, self.d_in = config, d_in
         self.weights: dict[str, Tensor] = {}
-        self.threshold = torch.tensor(0.0)  # of the batchtopk kinds: it follows the weakest latent chosen
+        self.kept: dict[str, Tensor] = {}  # changes from step to step without a gradient
+        self.learning = slice(0, config.d_sae)  # latents; those before it are frozen, those after it not yet begun
+        self.dtype: torch.dtype = getattr(torch, config.dtype)  # of the large products
 
     def initialise(self, generator: torch.Generator) -> None:
         n, d = self.config.d_sae, self.d_in
@@ -40,20 +42,23 @@ class Recipe:
         encoder = decoder if self.config.tied_start else torch.randn(n, d, generator=generator) / d**0.5
         self.weights = {"W_enc": encoder.clone(), "W_dec": decoder, "b_dec": torch.zeros(d)}
         self.weights |= {name: torch.full((n,), start) for name, start in self.vectors.items()}
+        self.kept = self.keeps()
+
+    def keeps(self) -> dict[str, Tensor]:
+        return {}
 
     def to(self, device: torch.device) -> None:
         self.weights = {name: tensor.to(device).requires_grad_() for name, tensor in self.weights.items()}
-        self.threshold = self.threshold.to(device)
+        self.kept = {name: tensor.to(device) for name, tensor in self.kept.items()}
 
     def parameters(self) -> Iterator[Tensor]:
         return iter(self.weights.values())
 
     def state(self) -> dict[str, Any]:
-        return {name: tensor.detach() for name, tensor in self.weights.items()} | {"threshold": self.threshold}
+        return {"weights": {name: tensor.detach() for name, tensor in self.weights.items()}, "kept": self.kept}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.weights = dict(state)
-        self.threshold = self.weights.pop("threshold")
+        self.weights, self.kept = dict(state["weights"]), dict(state["kept"])
 
     def loss(self, z: Tensor, dead: Tensor, step: int) -> Outcome:
         """`dead` [d_sae] bool: latents that have not fired for long."""
@@ -61,14 +66,18 @@ class Recipe:
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """Take out the decoder gradient's part along each row, which the unit norm would undo."""
+        """Take out the decoder gradient's part along each row, which the unit norm would undo, and frozen rows'."""
         decoder = self.weights["W_dec"]
         if decoder.grad is not None:
             decoder.grad -= (decoder.grad * decoder).sum(1, keepdim=True) * decoder
+        if self.learning.start:
+            for name, tensor in self.weights.items():
+                if name != "b_dec" and tensor.grad is not None:
+                    tensor.grad[: self.learning.start] = 0
 
     @torch.no_grad()
     def after_step(self) -> None:
-        decoder = self.weights["W_dec"]
+        decoder = self.weights["W_dec"][self.learning]
         decoder /= decoder.norm(dim=1, keepdim=True).clamp_min(1e-8)
 
     def shift(self, tensors: dict[str, Tensor], by: Tensor) -> None:
@@ -80,8 +89,7 @@ class Recipe:
 
     def product(self, rows: Tensor, matrix: Tensor) -> Tensor:
         """rows @ matrix in the dtype of large products, with gradients."""
-        dtype = getattr(torch, self.config.dtype)
-        return (rows.to(dtype) @ matrix.to(dtype)).float()
+        return (rows.to(self.dtype) @ matrix.to(self.dtype)).float()
 
     def sparsity(self, step: int, usual: float) -> float:
         """Weight of the sparsity loss at a step: it rises linearly at the start."""
@@ -89,44 +97,49 @@ class Recipe:
         rising = self.config.sparsity_warmup * self.config.steps
         return weight * min((step + 1) / rising, 1.0) if rising else weight
 
-    def pre_activations(self, z: Tensor) -> Tensor:
-        """[b, d_in] -> [b, d_sae] in the dtype of large products, without a gradient: to choose latents by."""
-        dtype = getattr(torch, self.config.dtype)
-        with torch.no_grad():
-            return torch.addmm(self.weights["b_enc"].to(dtype), z.to(dtype), self.weights["W_enc"].to(dtype).T)
-
 
 class TopK(Recipe):
-    """2406.04093: the k largest pre-activations, and AuxK: dead latents learn what the live ones leave over."""
+    """2406.04093: the k largest pre-activations, and AuxK: dead latents learn what the live ones leave over.
+
+    In stages, the first latents are learned alone with a part of k; then they are frozen, and the next ones join
+    them with the next part.
+    """
 
     result = "topk"
 
     def loss(self, z: Tensor, dead: Tensor, step: int) -> Outcome:
-        pre = self.pre_activations(z)
-        indices = pre.topk(self.config.k, sorted=False).indices
-        values = self._values(z, indices)
-        error = sparse.decode(values, indices, self.weights["W_dec"]) + self.weights["b_dec"] - z
+        encoder, bias, decoder = (self._begun(name) for name in ("W_enc", "b_enc", "W_dec"))
+        with torch.no_grad():  # to choose latents by
+            pre = torch.addmm(bias.to(self.dtype), z.to(self.dtype), encoder.to(self.dtype).T)
+        k = max(1, round(self.config.k * self.learning.stop / self.config.d_sae))
+        indices = sparse.topk(pre, k)
+        values = sparse.encode(z, encoder, bias, indices, pre).relu()
+        error = sparse.decode(values, indices, decoder, self.dtype) + self.weights["b_dec"] - z
         residual = error.square().sum()
         loss = residual / z.numel()
         loss = loss + self._aux(z, pre, dead, error.detach())
         on = values.detach() > 0
-        fired = torch.zeros_like(dead)
-        fired[indices[on]] = True
-        return Outcome(loss, residual.detach(), on.sum(), fired)
+        fired = torch.zeros(len(dead) + 1, dtype=torch.bool, device=z.device)  # one more, for those that are off
+        fired.index_fill_(0, torch.where(on, indices, len(dead)).flatten(), True)
+        return Outcome(loss, residual.detach(), on.sum(), fired[:-1])
 
-    def _values(self, z: Tensor, indices: Tensor) -> Tensor:
-        bias = torch.nn.functional.embedding(indices, self.weights["b_enc"][:, None]).squeeze(-1)
-        return (sparse.encode(z, self.weights["W_enc"], indices) + bias).relu()
+    def _begun(self, name: str) -> Tensor:
+        tensor = self.weights[name]
+        return tensor if self.learning.stop == len(tensor) else tensor[: self.learning.stop]
 
     def _aux(self, z: Tensor, pre: Tensor, dead: Tensor, error: Tensor) -> Tensor | float:
         """Σ over d of (error left − what the strongest dead latents make of it)², relative to the input's."""
         k = self.d_in // 2 if self.config.aux_k is None else self.config.aux_k
-        if not (k and self.config.aux_coefficient and bool(dead.any())):
+        if not (k and self.config.aux_coefficient):
             return 0.0
         latents = dead.nonzero().squeeze(1)
-        chosen = pre.index_select(1, latents).topk(min(k, len(latents)), sorted=False).indices
-        indices = latents[chosen]
-        made = sparse.decode(self._values(z, indices), indices, self.weights["W_dec"])
+        if not len(latents):
+            return 0.0
+        encoder, bias, decoder = (self.weights[name].index_select(0, latents) for name in ("W_enc", "b_enc", "W_dec"))
+        pre = pre.index_select(1, latents).to(self.dtype)
+        chosen = sparse.topk(pre, min(k, len(latents)))
+        values = sparse.encode(z, encoder, bias, chosen, pre).relu()
+        made = sparse.decode(values, chosen, decoder, self.dtype)
         return self.config.aux_coefficient * (made + error).square().sum() / z.numel()
 
 
@@ -135,6 +148,9 @@ class BatchTopK(TopK):
     smallest one chosen."""
 
     result = "jumprelu"
+
+    def keeps(self) -> dict[str, Tensor]:
+        return {"threshold": torch.tensor(0.0)}
 
     def loss(self, z: Tensor, dead: Tensor, step: int) -> Outcome:
         codes, pre = self._codes(z, step)
@@ -149,13 +165,14 @@ class BatchTopK(TopK):
         with torch.no_grad():
             positive = pre.relu().flatten()
             chosen = positive.topk(min(self.config.k * len(z), len(positive)), sorted=False).values
-            least = chosen[chosen > 0].amin() if bool((chosen > 0).any()) else self.threshold
+            smallest = torch.where(chosen > 0, chosen, math.inf).amin()
+            least = torch.where(smallest < math.inf, smallest, self.kept["threshold"])
             keep = min(0.999, step / (step + 10))  # at first over fewer steps: the threshold still moves fast
-            self.threshold = torch.lerp(least, self.threshold, keep)
+            self.kept["threshold"] = torch.lerp(least, self.kept["threshold"], keep)
         return torch.where(pre >= least, pre, 0.0), pre.detach()
 
     def result_tensors(self) -> dict[str, Tensor]:
-        return super().result_tensors() | {"threshold": self.threshold.expand(self.config.d_sae).clone()}
+        return super().result_tensors() | {"threshold": self.kept["threshold"].expand(self.config.d_sae).clone()}
 
 
 class Matryoshka(BatchTopK):
@@ -176,7 +193,36 @@ class Matryoshka(BatchTopK):
         return Outcome(loss, error.detach().square().sum(), on.sum(), on.any(0))
 
 
-class ReLU(Recipe):
+class L1(Recipe):
+    """A loss with λ · the sum of codes. For `target_l0` λ is steered by e, the logarithm of L0 over the target,
+    smoothed: log λ is raised by e, by its sum over the steps, and by its change, for L0 goes on falling long after λ
+    has risen."""
+
+    at_once, summed, change = 1.0, 60.0, 20.0  # how much of each; the sum is over all steps
+
+    def keeps(self) -> dict[str, Tensor]:
+        return {} if self.config.target_l0 is None else {name: torch.zeros(()) for name in ("log", "sum", "e")}
+
+    def weight(self, step: int) -> Tensor | float:
+        weight = self.sparsity(step, 5.0)
+        return weight * self.kept["log"].exp() if self.kept else weight
+
+    def steer(self, active: Tensor, tokens: int, step: int) -> None:
+        """After `active` latents were on over the batch's tokens."""
+        if self.config.target_l0 is None:
+            return
+        before = self.kept["e"]
+        e = torch.lerp(before, (active / tokens / self.config.target_l0).clamp_min(1e-3).log(), 0.1)
+        near = e.clamp(-1, 1)
+        total = self.kept["sum"]
+        if step >= self.config.sparsity_warmup * self.config.steps:
+            # On its way to the target it is let go.
+            total = total + (self.summed / self.config.steps * near).where(e.abs() >= before.abs(), 0.0)
+        log = self.at_once * near + total + self.change * (e - before).clamp(-0.1, 0.1)
+        self.kept = {"e": e, "sum": total, "log": log}
+
+
+class ReLU(L1):
     """‖z − ẑ‖² + λ Σ f with a unit-norm decoder."""
 
     result = "relu"
@@ -184,12 +230,14 @@ class ReLU(Recipe):
     def loss(self, z: Tensor, dead: Tensor, step: int) -> Outcome:
         codes = (self.product(z, self.weights["W_enc"].T) + self.weights["b_enc"]).relu()
         residual = (self.product(codes, self.weights["W_dec"]) + self.weights["b_dec"] - z).square().sum()
-        loss = (residual + self.sparsity(step, 5.0) * codes.sum()) / z.numel()
+        loss = (residual + self.weight(step) * codes.sum()) / z.numel()
         on = codes.detach() > 0
-        return Outcome(loss, residual.detach(), on.sum(), on.any(0))
+        active = on.sum()
+        self.steer(active, len(z), step)
+        return Outcome(loss, residual.detach(), active, on.any(0))
 
 
-class Gated(Recipe):
+class Gated(L1):
     """2404.16014: which latents fire and how strongly are learned apart. The gate is taught by an L1 loss and by a
     reconstruction of its own through a frozen decoder."""
 
@@ -202,9 +250,11 @@ class Gated(Recipe):
         gate, codes = self._gate_and_codes(shared)
         residual = (self.product(codes, w["W_dec"]) + w["b_dec"] - z).square().sum()
         alone = (self.product(gate, w["W_dec"].detach()) + w["b_dec"].detach() - z).square().sum()
-        loss = (residual + alone + self.sparsity(step, 5.0) * gate.sum()) / z.numel()
+        loss = (residual + alone + self.weight(step) * gate.sum()) / z.numel()
         on = codes.detach() > 0
-        return Outcome(loss, residual.detach(), on.sum(), on.any(0))
+        active = on.sum()
+        self.steer(active, len(z), step)
+        return Outcome(loss, residual.detach(), active, on.any(0))
 
     def _gate_and_codes(self, shared: Tensor) -> tuple[Tensor, Tensor]:
         gate = shared + self.weights["b_gate"]

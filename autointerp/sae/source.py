@@ -56,7 +56,7 @@ class ArraySource:
         """(source without its last `count` rows, those rows [count, d_in]): the tail, to share no document."""
         if not 0 < count < len(self.rows):
             raise ConfigError(f"cannot hold out {count} of {len(self.rows)} activations")
-        held_out = torch.from_numpy(np.ascontiguousarray(self.rows[-count:]))
+        held_out = torch.from_numpy(np.array(self.rows[-count:]))  # a copy: the rows may be a read-only map
         return ArraySource(self.rows[:-count]), held_out
 
 

@@ -1,7 +1,7 @@
 """Products with codes of which only k entries a token are not zero: [b, k] values at [b, k] latents.
 
-On a CPU they are sparse products (width 4,096, k 24: a tenth of the time of the dense ones); a GPU's dense
-bfloat16 products are faster than its sparse ones, so there the codes are scattered.
+On a CPU they are sparse products in float32 (width 4,096, k 24: a tenth of the time of the dense ones); a GPU's dense
+bfloat16 products are faster than its sparse ones, so there the codes are scattered and `dtype` is that of the products.
 """
 
 from __future__ import annotations
@@ -14,69 +14,99 @@ from torch import Tensor
 
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
+GROUP = 8  # neighbours of which topk looks at the largest first
 
-def decode(values: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+
+def topk(pre: Tensor, k: int) -> Tensor:
+    """Columns of the k largest entries of each row of [b, n], unsorted -> [b, k].
+
+    The k groups with the largest maxima hold them, so only n / GROUP + k · GROUP entries a row are selected from.
+    """
+    b, n = pre.shape
+    if n % GROUP or n < 2 * GROUP * k:
+        return pre.topk(k, sorted=False).indices
+    groups = pre.view(b, GROUP, n // GROUP)  # of entries n / GROUP apart: their maximum is taken along memory
+    chosen = groups.amax(1).topk(k, sorted=False).indices
+    candidates = groups.gather(2, chosen[:, None].expand(-1, GROUP, -1)).flatten(1)
+    best = candidates.topk(k, sorted=False).indices
+    return best // k * groups.shape[2] + chosen.gather(1, best % k)
+
+
+def decode(values: Tensor, indices: Tensor, weights: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """values [b, k] at latents [b, k], times weights [n, d] -> [b, d], with gradients for values and weights."""
-    return _Decode.apply(values, indices, weights)  # type: ignore[return-value]
+    return _Decode.apply(values, indices, weights, dtype)  # type: ignore[return-value]
 
 
-def encode(x: Tensor, weights: Tensor, indices: Tensor) -> Tensor:
-    """x [b, d] times the rows `indices` [b, k] of weights [n, d] -> [b, k], with a gradient for weights alone."""
-    return _Encode.apply(x, weights, indices)  # type: ignore[return-value]
+def encode(x: Tensor, weights: Tensor, bias: Tensor, indices: Tensor, pre: Tensor) -> Tensor:
+    """x [b, d] times the rows `indices` [b, k] of weights [n, d], plus their bias [n] -> [b, k], with gradients for
+    weights and bias.
+
+    `pre` [b, n] is the whole product, in the dtype of large products. A GPU reads the result from it; a CPU makes
+    the few entries again in float32.
+    """
+    return _Encode.apply(x, weights, bias, indices, pre)  # type: ignore[return-value]
 
 
 class _Decode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
-        ctx.save_for_backward(values, indices, weights)
+    def forward(ctx: Any, values: Tensor, indices: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
         if values.is_cuda:
-            return (_dense(values, indices, len(weights)) @ weights.to(values.dtype)).float()
+            codes, weights = _dense(values.to(dtype), indices, len(weights)), weights.to(dtype)
+            ctx.save_for_backward(codes, indices, weights)
+            return (codes @ weights).float()
+        ctx.save_for_backward(values, indices, weights)
         return torch.nn.functional.embedding_bag(indices, weights, per_sample_weights=values, mode="sum")
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor, None]:
         (gradient,) = gradients
         values, indices, weights = ctx.saved_tensors
-        return _inner(gradient, weights, indices), None, _transposed(values, indices, gradient, len(weights))
+        if gradient.is_cuda:
+            gradient = gradient.to(weights.dtype)
+            for_values = (gradient @ weights.T).gather(1, indices).float()
+            return for_values, None, (values.T @ gradient).float(), None
+        return inner(gradient, weights, indices), None, transposed(values, indices, gradient, len(weights)), None
 
 
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Tensor, indices: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weights: Tensor, bias: Tensor, indices: Tensor, pre: Tensor) -> Tensor:
         ctx.save_for_backward(x, indices)
-        ctx.n = len(weights)
-        return _inner(x, weights, indices)
+        ctx.n, ctx.dtype = len(weights), pre.dtype
+        if x.is_cuda:
+            return pre.gather(1, indices).float()
+        return inner(x, weights, indices) + bias[indices]
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, Tensor, None, None]:
         (gradient,) = gradients
         x, indices = ctx.saved_tensors
-        return None, _transposed(gradient, indices, x, ctx.n), None
+        for_bias = gradient.new_zeros(ctx.n).index_add_(0, indices.flatten(), gradient.flatten())
+        if x.is_cuda:
+            codes = _dense(gradient.to(ctx.dtype), indices, ctx.n)
+            return None, (codes.T @ x.to(ctx.dtype)).float(), for_bias, None, None
+        return None, transposed(gradient, indices, x, ctx.n), for_bias, None, None
 
 
-def _inner(rows: Tensor, weights: Tensor, indices: Tensor) -> Tensor:
-    """Inner products of rows [b, d] with weights[indices], [b, k, d] -> [b, k]."""
+def inner(rows: Tensor, weights: Tensor, indices: Tensor) -> Tensor:
+    """Inner products of rows [b, d] with weights[indices], [b, k, d] -> [b, k]. On a CPU."""
     b, k = indices.shape
-    if rows.is_cuda:
-        return (rows.bfloat16() @ weights.bfloat16().T).gather(1, indices).float()
-    pattern = _csr(torch.zeros(b * k, dtype=rows.dtype), indices.reshape(-1), k, (b, len(weights)))
+    starts = torch.arange(0, b * k + 1, k)
+    zeros = torch.zeros(b * k, dtype=rows.dtype)
+    pattern = torch.sparse_csr_tensor(
+        starts, indices.reshape(-1), zeros, size=(b, len(weights)), check_invariants=False
+    )
     return torch.sparse.sampled_addmm(pattern, rows, weights.T, beta=0.0).values().view(b, k)
 
 
-def _transposed(values: Tensor, indices: Tensor, rows: Tensor, n: int) -> Tensor:
-    """codesᵀ @ rows, [n, b] @ [b, d] -> [n, d]: the gradient of either weight matrix."""
-    if rows.is_cuda:
-        return (_dense(values, indices, n).bfloat16().T @ rows.bfloat16()).float()
+def transposed(values: Tensor, indices: Tensor, rows: Tensor, n: int) -> Tensor:
+    """codesᵀ @ rows, [n, b] @ [b, d] -> [n, d]: the gradient of either weight matrix. On a CPU."""
     b, k = indices.shape
     flat = indices.reshape(-1)
     order = flat.argsort(stable=True)
     starts = torch.zeros(n + 1, dtype=torch.int64)
     torch.cumsum(torch.bincount(flat, minlength=n), 0, out=starts[1:])
     return torch.sparse_csr_tensor(starts, order // k, values.reshape(-1)[order], (n, b), check_invariants=False) @ rows
-
-
-def _csr(values: Tensor, columns: Tensor, k: int, shape: tuple[int, int]) -> Tensor:
-    return torch.sparse_csr_tensor(torch.arange(0, len(values) + 1, k), columns, values, shape, check_invariants=False)
 
 
 def _dense(values: Tensor, indices: Tensor, n: int) -> Tensor:

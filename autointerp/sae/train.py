@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import json
 import logging
 import math
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,10 +27,18 @@ from autointerp.sae.check import check_sae
 from autointerp.sae.formats.saelens import save_sae
 from autointerp.sae.load import load_sae
 from autointerp.sae.model import SAE, SAEConfig
-from autointerp.sae.recipes import RECIPES, Recipe
+from autointerp.sae.penalties import PENALTIES, Batch, PenaltyConfig, mmcs
+from autointerp.sae.recipes import RECIPES, Outcome, Recipe
 from autointerp.sae.source import ActivationSource
 
 log = logging.getLogger("autointerp")
+
+
+class WandbConfig(Section):
+    """The log's rows also go to Weights & Biases, whose own environment variables say how."""
+
+    project: str
+    name: str | None = None
 
 
 class TrainConfig(Section):
@@ -35,6 +48,7 @@ class TrainConfig(Section):
     d_sae: int = Field(4096, ge=2)
     k: int = Field(32, ge=1)  # active latents a token, of the topk kinds and jumprelu
     sparsity: float | None = Field(None, ge=0)  # weight of the sparsity loss; None: 5 for L1, 1 for jumprelu's L0
+    target_l0: float | None = Field(None, gt=0)  # of the L1 kinds: steers the weight there; others have k
     sparsity_warmup: float = Field(0.05, ge=0, le=1)  # share of the steps over which that weight rises from 0
     bandwidth: float = Field(1e-3, gt=0)  # of jumprelu's step, in units of the inputs' root mean square norm
     groups: tuple[float, ...] = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)  # matryoshka: shares of the latents
@@ -46,13 +60,18 @@ class TrainConfig(Section):
     aux_k: int | None = Field(None, ge=0)  # dead latents that explain the residual; None: d_in / 2; 0: none
     aux_coefficient: float = Field(1 / 32, ge=0)
     dead_after: int | None = Field(None, ge=1)  # tokens without firing; None: 10M or a twentieth of `tokens`
-    centre: bool = True  # subtract the inputs' mean: fewer latents die
+    stages: int = Field(1, ge=1)  # of topk: as many parts of the latents, each learned, then frozen, before the next
+    penalty: PenaltyConfig | None = None  # on the decoder's geometry
+    start: Literal["mean", "geometric_median"] = "mean"  # of the inputs: where b_dec starts
+    centre: bool = True  # subtract that start for good: fewer latents die; b_dec then learns the rest
     tied_start: bool = True  # the encoder starts as the decoder transposed
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of the large products; weights are float32
     save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     seed: int = 0
     checkpoint_every: int = Field(500, ge=1)  # steps
     log_every: int = Field(100, ge=1)  # steps
+    # Where to log is not what is trained: no part of a dump, so of no key and no comparison.
+    wandb: WandbConfig | None = Field(None, exclude=True)
 
     @model_validator(mode="after")
     def fits(self) -> TrainConfig:
@@ -62,6 +81,10 @@ class TrainConfig(Section):
             raise ValueError(f"tokens = {self.tokens} is less than one batch of {self.batch_size}")
         if self.architecture == "matryoshka" and (min(self.groups) <= 0 or abs(sum(self.groups) - 1) > 1e-6):
             raise ValueError(f"groups are positive shares that add up to 1, these make {sum(self.groups):g}")
+        if self.stages > 1 and (self.architecture != "topk" or self.stages > min(self.k, self.steps)):
+            raise ValueError(f"stages = {self.stages} is for topk, with k and the number of steps at least as many")
+        if self.target_l0 is not None and self.architecture not in ("relu", "gated", "rescaled"):
+            raise ValueError(f"target_l0 is for relu, gated and rescaled; {self.architecture} has k")
         return self
 
     @property
@@ -78,15 +101,29 @@ class TrainConfig(Section):
     def dead_after_tokens(self) -> int:
         return self.dead_after or min(10_000_000, max(self.tokens // 20, self.batch_size))
 
+    def stage_at(self, step: int) -> tuple[int, int, int]:
+        """(stage, its first step, the step after its last)."""
+        stage = min(step * self.stages // self.steps, self.stages - 1)
+        first, after = (-(-self.steps * i // self.stages) for i in (stage, stage + 1))
+        return stage, first, after
+
+    def latents_at(self, step: int) -> slice:
+        """The latents that learn at a step; those before are frozen, those after have not begun."""
+        stage = self.stage_at(step)[0]
+        return slice(*(self.d_sae * i // self.stages for i in (stage, stage + 1)))
+
     def lr_at(self, step: int) -> float:
-        """Learning rate of step 0, 1, …: linear up, flat, linear down to 0 at the end."""
-        rise = (step + 1) / self.warmup if step < self.warmup else 1.0
-        falling = self.decay * self.steps
-        fall = min((self.steps - step) / falling, 1.0) if falling else 1.0
+        """Learning rate of step 0, 1, …: linear up, flat, linear down to 0 at the end, in each stage."""
+        _, first, after = self.stage_at(step)
+        rise = (step - first + 1) / self.warmup if step - first < self.warmup else 1.0
+        falling = self.decay * (after - first)
+        fall = min((after - step) / falling, 1.0) if falling else 1.0
         return self.peak_lr * min(rise, fall)
 
 
-_LOG: tuple[str, ...] = ("step", "tokens", "loss", "explained_variance", "l0", "dead_fraction", "lr", "seconds")
+_LOG: tuple[str, ...] = (
+    "step", "tokens", "loss", "explained_variance", "l0", "dead_fraction", "mmcs", "penalty", "lr", "seconds",
+)  # fmt: skip
 
 
 def train_sae(
@@ -110,7 +147,8 @@ def train_sae(
 
     `folder` gets ``cfg.json`` and ``sae_weights.safetensors`` (SAELens' form), ``log.csv`` and, last, ``train.json``
     with the config and the figures. While training it holds ``checkpoint.pt``: a run that is killed goes on from
-    there, on a CPU with the same final weights bit for bit.
+    there, on a CPU with the same final weights bit for bit. In the log `loss` is without the penalty, `penalty`
+    without its weight, and `mmcs` the mean of each decoder row's highest cosine to another.
 
     Raises:
         AutointerpError: `folder` holds the work of another config, or the loss is no longer finite.
@@ -127,6 +165,8 @@ def train_sae(
     if done.exists():
         _same(json.loads(done.read_text()), about, folder)
         return load_sae(folder, format="saelens", device=device)
+    if config.wandb is not None:
+        _wandb()  # a missing package shows before there is work to lose
     run = _Training(source, config, folder, about, device)
     run.go()
     sae = run.finished(
@@ -176,6 +216,9 @@ class _Training:
         self.seconds = 0.0
         self.last: dict[str, float] = {}
         self.since_fired = torch.zeros(config.d_sae, dtype=torch.int64, device=self.device)  # tokens
+        self.penalty: Tensor | None = None  # its last value
+        self.penalty_keeps: dict[str, Tensor] = {}
+        self.tracker_id: str | None = None
         state = self._checkpoint()
         if state is None:
             self.mean, self.scale = self._statistics()
@@ -188,8 +231,11 @@ class _Training:
             self.recipe.load_state(state["recipe"])
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
             self.since_fired.copy_(state["since_fired"])
+            self.penalty, self.penalty_keeps = state["penalty"], dict(state["penalty_keeps"])
+            self.tracker_id = state["tracker_id"]
         self.recipe.to(self.device)
         self.optimiser = torch.optim.Adam(self.recipe.parameters(), lr=0.0, eps=6.25e-10, fused=True)
+        self.recipe.learning = config.latents_at(self.step)
         if state is not None:
             self.optimiser.load_state_dict(state["optimiser"])
             log.info("training goes on from step %s of %s", f"{self.step:,}", f"{config.steps:,}")
@@ -201,7 +247,7 @@ class _Training:
         x = torch.cat([next(batches).float() for _ in range(count)]).to(self.device)
         if not torch.isfinite(x).all():
             raise AutointerpError("the activations hold NaN or infinite numbers: harvest them in float32 or bfloat16")
-        mean = x.mean(0)
+        mean = x.mean(0) if self.config.start == "mean" else geometric_median(x)
         power = float((x - mean).square().sum(1).mean())
         if power == 0:
             raise AutointerpError("the activations are all alike: there is nothing to learn; is the hook right?")
@@ -211,46 +257,84 @@ class _Training:
         config = self.config
         rows = self._open_log()
         started = time.perf_counter() - self.seconds
-        with progress("train the SAE", config.steps * config.batch_size, "tokens") as bar:
+        with (
+            progress("train the SAE", config.steps * config.batch_size, "tokens") as bar,
+            _tracker(config, self.about, self.tracker_id) as tracker,
+        ):
+            self.tracker_id = tracker.id if tracker is not None else None
             bar.advance(self.step * config.batch_size, skipped=True)
             batches = self.source.batches(config.seed, self.step, config.batch_size)
+            if self.device.type == "cuda":
+                batches = _ahead(batches)
             while self.step < config.steps:
-                x = next(batches).to(self.device, torch.float32)
-                self._train((x - self.mean) * self.scale, rows, started)
+                if config.stages > 1 and self.step == config.stage_at(self.step)[1]:
+                    self._begin_stage()
+                x = next(batches).to(self.device, torch.float32, non_blocking=True)
+                row = self._train((x - self.mean) * self.scale)
                 self.seconds = time.perf_counter() - started
+                if row is not None:
+                    rows.append(row | {"seconds": round(self.seconds, 3)})
+                    self._write_log(rows)
+                    if tracker is not None:
+                        tracker.log(rows[-1], step=self.step)
                 bar.advance(config.batch_size)
                 if self.step % config.checkpoint_every == 0 and self.step < config.steps:
                     self._save_checkpoint()
         self._save_checkpoint()
 
-    def _train(self, z: Tensor, rows: list[dict[str, Any]], started: float) -> None:
-        config = self.config
+    def _begin_stage(self) -> None:
+        """New latents learn what is left over, as dead ones do; without the optimiser's momentum frozen ones rest."""
+        self.recipe.learning = self.config.latents_at(self.step)
+        self.optimiser.state.clear()
+        self.since_fired[self.recipe.learning] = self.config.dead_after_tokens if self.recipe.learning.start else 0
+
+    def _train(self, z: Tensor) -> dict[str, Any] | None:
+        """One step; returns the log's row if one is due."""
+        config, learning = self.config, self.recipe.learning
         for group in self.optimiser.param_groups:
             group["lr"] = config.lr_at(self.step)
         dead = self.since_fired >= config.dead_after_tokens
+        dead[: learning.start] = False
+        dead[learning.stop :] = False
         outcome = self.recipe.loss(z, dead, self.step)
         self.optimiser.zero_grad()
         outcome.loss.backward()
+        self._penalise(z, outcome)
         self.recipe.before_step()
         torch.nn.utils.clip_grad_norm_(list(self.recipe.parameters()), 1.0)
         self.optimiser.step()
         self.recipe.after_step()
         self.since_fired += len(z)
-        self.since_fired[outcome.fired] = 0
+        self.since_fired.masked_fill_(outcome.fired, 0)
         self.step += 1
-        if self.step % config.log_every == 0 or self.step == config.steps:
-            loss = float(outcome.loss.detach())
-            if not math.isfinite(loss):
-                raise AutointerpError(f"the loss is {loss} at step {self.step}: lower lr, or train in float32")
-            self.last = {
-                "loss": loss,
-                "explained_variance": 1 - float(outcome.residual / (z - z.mean(0)).square().sum()),
-                "l0": float(outcome.active) / len(z),
-                "dead_fraction": float(dead.float().mean()),
-            }
-            rate, seconds = config.lr_at(self.step - 1), round(time.perf_counter() - started, 3)
-            rows.append({"step": self.step, "tokens": self.step * len(z), **self.last, "lr": rate, "seconds": seconds})
-            self._write_log(rows)
+        if self.step % config.log_every and self.step < config.steps:
+            return None
+        loss = float(outcome.loss.detach())
+        if not math.isfinite(loss):
+            raise AutointerpError(f"the loss is {loss} at step {self.step}: lower lr, or train in float32")
+        self.last = {
+            "loss": loss,
+            "explained_variance": 1 - float(outcome.residual / (z - z.mean(0)).square().sum()),
+            "l0": float(outcome.active) / len(z),
+            "dead_fraction": float(dead[learning].float().mean()),
+            "mmcs": mmcs(self.recipe.weights["W_dec"][: learning.stop], self.recipe.dtype),
+        }
+        if self.penalty is not None:
+            self.last["penalty"] = float(self.penalty)
+        return {"step": self.step, "tokens": self.step * len(z), **self.last, "lr": config.lr_at(self.step - 1)}
+
+    @torch.no_grad()
+    def _penalise(self, z: Tensor, outcome: Outcome) -> None:
+        """Add the penalty's gradient; latents which have not begun are no part of it."""
+        penalty, stop = self.config.penalty, self.recipe.learning.stop
+        if penalty is None or self.step % penalty.every:
+            return
+        decoder = self.recipe.weights["W_dec"]
+        seed, dtype = self.config.seed, self.recipe.dtype
+        batch = Batch(decoder[:stop], z, outcome.fired[:stop], seed, self.step, dtype, self.penalty_keeps)
+        self.penalty, gradient = PENALTIES[penalty.kind](batch, penalty)
+        assert decoder.grad is not None
+        decoder.grad[:stop].add_(gradient, alpha=penalty.weight * penalty.every)
 
     def _open_log(self) -> list[dict[str, Any]]:
         """Rows up to the checkpoint; those after it are trained again."""
@@ -279,17 +363,30 @@ class _Training:
             "since_fired": self.since_fired,
             "recipe": self.recipe.state(),
             "optimiser": self.optimiser.state_dict(),
+            "penalty": self.penalty,
+            "penalty_keeps": self.penalty_keeps,
+            "tracker_id": self.tracker_id,
         }
-        write_atomically(self.folder / "checkpoint.pt", lambda path: torch.save(state, path))
+        saved = io.BytesIO()
+        torch.save(state, saved)
+        digest = hashlib.sha256(saved.getbuffer()).digest()
+
+        def write(path: Path) -> None:
+            with path.open("wb") as file:
+                file.write(digest)
+                file.write(saved.getbuffer())
+
+        write_atomically(self.folder / "checkpoint.pt", write)
 
     def _checkpoint(self) -> dict[str, Any] | None:
         path = self.folder / "checkpoint.pt"
         if not path.exists():
             return None
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-        except Exception as error:  # torch raises many kinds for a damaged file
-            raise AutointerpError(f"{path} cannot be read ({type(error).__name__}): remove it to start anew") from error
+        content = path.read_bytes()
+        # torch raises ten kinds of error for a damaged file, or none and gives other numbers
+        if hashlib.sha256(content[32:]).digest() != content[:32]:
+            raise AutointerpError(f"{path} is damaged: remove it to start anew")
+        state = torch.load(io.BytesIO(content[32:]), map_location=self.device, weights_only=True)
         _same(json.loads(state["about"]), self.about, self.folder)
         return state
 
@@ -303,6 +400,52 @@ class _Training:
         self.recipe.shift(trained, trained["b_dec"] @ trained["W_enc"])
         trained["b_dec"] = trained["b_dec"] + self.mean
         return SAE(cfg, trained)
+
+
+@torch.no_grad()
+def geometric_median(x: Tensor, steps: int = 50) -> Tensor:
+    """The point [d] of the least total distance to the rows of x [n, d], by Weiszfeld's iteration."""
+    median = x.mean(0)
+    for _ in range(steps):
+        weights = 1 / (x - median).norm(dim=1).clamp_min(1e-6)
+        before, median = median, (weights @ x) / weights.sum()
+        if (median - before).norm() <= 1e-5 * before.norm():
+            break
+    return median
+
+
+def _ahead(batches: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The same batches, each read while a GPU is busy with the one before it."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, batches)
+        while True:
+            batch = coming.result()
+            coming = reader.submit(next, batches)
+            yield batch if batch.is_cuda else batch.pin_memory()
+
+
+@contextmanager
+def _tracker(config: TrainConfig, about: dict[str, Any], run_id: str | None) -> Iterator[Any]:
+    """The Weights & Biases run that the config asks for; of a resumed training, the one it had."""
+    if config.wandb is None:
+        yield None
+        return
+    wandb = _wandb()
+    run = wandb.init(project=config.wandb.project, name=config.wandb.name, config=about, id=run_id, resume="allow")
+    try:
+        yield run
+    except BaseException:
+        run.finish(exit_code=1)
+        raise
+    run.finish()
+
+
+def _wandb() -> Any:
+    try:
+        import wandb  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        raise ConfigError("train.wandb needs the package wandb: pip install 'autointerp[wandb]'") from error
+    return wandb
 
 
 def _same(found: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:

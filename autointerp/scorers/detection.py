@@ -7,21 +7,19 @@ the examples' base rate beside it, for that is what a judge gets who knows nothi
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
 from autointerp import stats
-from autointerp.answers import parse_labels
+from autointerp.answers import parse_labels, read_yes_no
 from autointerp.errors import AutointerpError, ConfigError
 from autointerp.plugins import scorer
 from autointerp.prompting import REPEAT_TEMPERATURE, render
 from autointerp.records import LLM, Context, Judgement, Score
 
 PROMPTS = ("judge_one", "judge_list")
-LEAST_MASS = 0.05  # of Yes and No among all next tokens; below it their odds say little
 Mode = Literal["auto", "each", "list"]
 
 
@@ -67,16 +65,7 @@ Verdict = tuple[float, float | None] | str
 
 async def _judge_one(explanation: str, example: Context, llm: LLM) -> Verdict:
     messages = render("judge_one", explanation=explanation, example=example)
-    heard = await llm.choose(messages, ("Yes", "No"))
-    if heard.probabilities is None:
-        return heard.failure or "the judge gave no probabilities"
-    if heard.mass is not None and heard.mass < LEAST_MASS:
-        return f"the judge gave Yes and No together a probability of {heard.mass:.2g}: it wanted to say something else"
-    yes, no = heard.probabilities
-    if yes == no == 0:
-        return "the judge gave neither Yes nor No any probability"
-    # The log odds still rank where P(Yes) itself has rounded to 1.
-    return math.inf if no == 0 else -math.inf if yes == 0 else math.log(yes) - math.log(no), yes / (yes + no)
+    return read_yes_no(await llm.choose(messages, ("Yes", "No")))
 
 
 async def _judge_list(explanation: str, examples: Sequence[Context], llm: LLM, reask: int) -> list[Verdict]:

@@ -35,6 +35,10 @@ class ResolvedHook:
     layer: int  # 0 for the embedding, the last layer for the final norm
     given: str
 
+    def means(self, name: str) -> bool:
+        """Whether `name` is another spelling of this hook point."""
+        return _translate(name, self.layer + 1)[0] == self.name
+
     def __str__(self) -> str:
         return self.name if self.name == self.given else f"{self.given} -> {self.name}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,6 +110,35 @@ class Subject:
             places = torch.arange(tokens.shape[1], device=found.device)
             found = found * (places < torch.as_tensor(lengths, device=found.device)[:, None])[..., None]
         return found
+
+    def at(self, hook: str) -> Subject:
+        """The same model read at another hook point. Raises ConfigError for one that it does not have."""
+        return Subject(self.name, self.bridge, self.tokenizer, resolve_hook(hook, self.n_layers, self.bridge.hook_dict))
+
+    def logits(
+        self, tokens: torch.Tensor, *, read: Sequence[str] = (), patch: Mapping[str, torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """A whole pass: tokens [b, s], rows padded on the right -> logits [b, s, vocabulary] and what was read.
+
+        read: hook points by their full names -> [b, s, d] float32, heads side by side. patch: hook point ->
+        [b, s, d] put in place of what is there; what comes before it is as in a clean pass. All layers are run:
+        the bridge cannot start in the middle. Hook points must be ones that `activations` has met.
+        """
+        import torch
+
+        found: dict[str, torch.Tensor] = {}
+
+        def keep(name: str, value: torch.Tensor) -> None:
+            found[name] = value.float().flatten(2)
+
+        def put(new: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            return new.to(value.dtype).reshape(value.shape)
+
+        hooks: list[Any] = [(name, lambda value, hook, name=name: keep(name, value)) for name in read]
+        hooks += [(name, lambda value, hook, new=new: put(new, value)) for name, new in (patch or {}).items()]
+        with torch.no_grad():
+            logits: Any = self.bridge.run_with_hooks(tokens.to(self.device), fwd_hooks=hooks)
+        return logits, found
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """[n] ids -> n pieces; joined they are the text (with the space SentencePiece puts in front)."""

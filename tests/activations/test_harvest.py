@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autointerp.activations.dense import harvest_dense
 from autointerp.activations.harvest import harvest
 from autointerp.artifacts import Corpus, CorpusInfo, Firings
 from autointerp.errors import AutointerpError
@@ -135,6 +136,25 @@ def test_a_killed_harvest_goes_on_where_it_was(tmp_path_factory, rows, after, sh
     bar = run(corpus, folder / "firings", shard=shard)
     assert_planted(corpus, folder / "firings")
     assert bar.done == corpus.info.n_tokens
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows_of_tokens, st.booleans(), st.integers(1, 40), st.integers(1, 60))
+def test_stored_activations_give_the_same_firings_without_a_model(tmp_path_factory, rows, bos, batch, shard):
+    folder = tmp_path_factory.mktemp("stored")
+    corpus = corpus_of(folder / "corpus", rows, bos)
+    harvest_dense(
+        corpus,
+        subject,
+        2,
+        folder,
+        batch_tokens=24,
+        device="cpu",
+        bar=Progress("stored", corpus.info.n_tokens, "tokens"),
+    )
+    stored = np.load(folder / "activations.npy", mmap_mode="r")
+    run(corpus, folder / "out", activations=stored, batch=batch, shard=shard)
+    assert_planted(corpus, folder / "out")
 
 
 def test_finished_shards_are_not_computed_again(tmp_path):

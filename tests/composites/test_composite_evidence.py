@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autointerp.composites import evidence, geometry, nulls, top_neighbours
+from autointerp.composites.neighbours import Rows
 
 
 def unit(rows):
@@ -64,14 +65,14 @@ def test_whitening_keeps_linear_relations_and_makes_a_cone_isotropic():
     mapped = torch.linalg.solve_triangular(L, Z.double().T, upper=False).T
     whole = torch.linalg.solve_triangular(L, (2 * Z[0] + Z[1]).double()[:, None], upper=False)[:, 0]
     assert torch.allclose(whole, 2 * mapped[0] + mapped[1], atol=1e-5)
-    before, after = (float((x @ x.T).fill_diagonal_(0).square().mean()) for x in (Z, nulls.whiten(Z, L)))
+    before, after = (float((x @ x.T).fill_diagonal_(0).square().mean()) for x in (Z, Rows([Z], "cpu").whitened(L)[:]))
     assert before > 0.2
     assert after == pytest.approx(1 / 32, rel=0.1)
 
 
 def test_the_surrogate_has_the_second_moment_it_matches():
     Z = torch.from_numpy(unit(np.random.default_rng(0).standard_normal((4000, 16)) + 0.5).astype(np.float32))
-    moments = [x.T @ x / len(x) for x in (Z, nulls.matched_directions(Z, 20_000, seed=1))]
+    moments = [x.T @ x / len(x) for x in (Z, nulls.random_directions(20_000, 16, 1, nulls.whitener(Z)))]
     assert torch.allclose(*moments, atol=0.02)
 
 
@@ -80,7 +81,7 @@ def test_the_surrogate_has_the_second_moment_it_matches():
 def test_the_nonnegative_fit_is_optimal(seed, k):
     rng = np.random.default_rng(seed)
     x, parts = rng.standard_normal((4, 6)), rng.standard_normal((k, 6))
-    fit = evidence.nonnegative_fit(x, parts)
+    fit = evidence.nonnegative_fit(x @ parts.T, parts @ parts.T)
     gradient = (fit @ parts - x) @ parts.T
     assert (fit >= 0).all()
     assert (gradient >= -1e-8).all()  # the conditions of Karush, Kuhn and Tucker
@@ -90,17 +91,17 @@ def test_the_nonnegative_fit_is_optimal(seed, k):
 def test_reencode_confirms_what_its_parts_carry_and_not_what_they_do_not():
     rng = np.random.default_rng(0)
     g, h, other = unit(rng.standard_normal((3, 64)))
-    typical = np.array([2.0, 1.0])
+    parts, typical = np.stack([g, h]), np.array([2.0, 1.0])
     amount = rng.uniform(1, 3, (150, 1))
-    both = amount * (2 * g + h)
-    assert evidence.reencode(both, np.stack([g, h]), typical).confirms
-    one = evidence.reencode(amount * (2 * g + other), np.stack([g, h]), typical)
+    both = amount * (2 * g + h) @ parts.T
+    assert evidence.reencode(both, parts @ parts.T, typical).confirms
+    one = evidence.reencode(amount * (2 * g + other) @ parts.T, parts @ parts.T, typical)
     assert one.share is not None
     assert one.share < 0.1
-    few = evidence.reencode(both[:99], np.stack([g, h]), typical)
+    few = evidence.reencode(both[:99], parts @ parts.T, typical)
     assert few.share == 1.0
     assert not few.confirms
-    assert evidence.reencode(both[:0], np.stack([g, h]), typical).share is None
+    assert evidence.reencode(both[:0], parts @ parts.T, typical).share is None
 
 
 def test_strong_tokens_reach_their_share_of_the_95th_percentile():
@@ -124,11 +125,46 @@ def test_replacing_and_additive_are_told_apart():
 
 
 def test_absorption_is_a_silent_feature_whose_direction_is_there():
-    g, h = np.eye(2)
-    f, tokens = np.arange(50), np.tile(g + h, (50, 1))
-    assert evidence.absorbs(f, np.arange(50, 90), tokens, g, typical=1.0)
-    assert not evidence.absorbs(f, np.arange(50), tokens, g, typical=1.0)
-    assert not evidence.absorbs(f, np.arange(50, 90), tokens, -g, typical=1.0)
+    f, there = np.arange(50), np.ones(50)
+    apart, together = (evidence.share_within(g, f) for g in (np.arange(50, 90), np.arange(50)))
+    assert evidence.absorbs(apart, there, typical=1.0)
+    assert not evidence.absorbs(together, there, typical=1.0)
+    assert not evidence.absorbs(apart, -there, typical=1.0)
+    assert evidence.absorbs(None, there, typical=1.0) is None
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=st.lists(st.integers(0, 60), max_size=300).map(sorted), count=st.integers(1, 80), seed=st.integers(0, 9))
+def test_tested_tokens_come_from_the_rows_that_are_looked_at_first_and_few_from_each(rows, count, seed):
+    rows, turn = np.array(rows, int), np.random.default_rng(seed).permutation(61)
+    chosen = evidence.draw(rows, turn, count)
+    assert len(chosen) == len(set(chosen.tolist())) == min(count, len(rows))
+    assert (np.diff(chosen) > 0).all()
+    each = np.bincount(rows[chosen], minlength=61)
+    room = np.bincount(rows, minlength=61)
+    spared = np.minimum(room, evidence.PER_ROW) - each  # while one row has a first handful left, none gives a second
+    if (spared > 0).any():
+        assert each.max() <= evidence.PER_ROW
+        assert turn[each > 0].max() <= turn[spared > 0].min()
+
+
+def test_swapped_parts_are_another_s_and_share_none_with_the_latent():
+    flagged = {1: [10, 11], 2: [12, 13], 3: [10, 14], 4: [1, 15], 5: [16, 17, 18]}
+    swapped = evidence.swapped_parts(flagged, seed=0)
+    assert swapped[1] == [12, 13]  # 3 shares 10 with it, 4 has it as a part, 5 has more parts
+    assert 5 not in swapped
+    for f, parts in swapped.items():
+        assert parts in flagged.values()
+        assert {f, *flagged[f]}.isdisjoint(parts)
+
+
+def test_random_parts_fire_about_as_often_as_those_they_stand_in_for():
+    counts = np.repeat([10, 1000], 100)
+    drawn = evidence.random_parts(0, [1, 150], np.arange(200), counts, seed=3)
+    assert drawn is not None
+    assert drawn[0] < 100 <= drawn[1]
+    assert not {0, 1, 150} & set(drawn)
+    assert evidence.random_parts(0, [1, 2], np.arange(3), counts, seed=0) is None
 
 
 def test_geometry_of_random_directions_is_that_of_its_nulls_and_a_hub_stands_out():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,10 +20,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from autointerp.errors import AutointerpError, ConfigError
-from autointerp.sae import ArraySource, StreamSource, TrainConfig, check_sae, load_sae, train_sae
+from autointerp.sae import SAE, ArraySource, StreamSource, TrainConfig, check_sae, load_sae, train_sae
 from autointerp.sae.recipes import RECIPES
+from autointerp.sae.train import _ahead, geometric_median
 
 
 def planted(n: int = 4000, d: int = 32, features: int = 24, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -212,10 +217,216 @@ def test_sparse_products_have_the_gradients_of_the_dense_ones() -> None:
     values = torch.randn(5, 3, requires_grad=True)
     target = torch.randn(5, 4)
     (sparse.decode(values, indices, weights) * target).sum().backward()
-    (sparse.encode(x, weights, indices) * values.detach()).sum().backward()
-    found = weights.grad, values.grad
-    weights.grad = values.grad = None
+    bias = torch.randn(9, requires_grad=True)
+    pre = (x @ weights.T + bias).detach()
+    encoded = sparse.encode(x, weights, bias, indices, pre)
+    torch.testing.assert_close(encoded, pre.gather(1, indices))
+    (encoded * values.detach()).sum().backward()
+    found = weights.grad, values.grad, bias.grad
+    weights.grad = values.grad = bias.grad = None
     dense = torch.zeros(5, 9).scatter(1, indices, values)
     ((dense @ weights) * target).sum().backward()
-    ((x @ weights.T).gather(1, indices) * values.detach()).sum().backward()
-    torch.testing.assert_close(found, (weights.grad, values.grad))
+    ((x @ weights.T + bias).gather(1, indices) * values.detach()).sum().backward()
+    torch.testing.assert_close(found, (weights.grad, values.grad, bias.grad))
+
+
+@settings(max_examples=50, deadline=None)
+@given(n=st.integers(8, 700), k=st.integers(1, 8), seed=st.integers(0, 99), levels=st.sampled_from([3, 10_000]))
+def test_topk_by_groups_finds_the_largest(n: int, k: int, seed: int, levels: int) -> None:
+    from autointerp.sae import sparse
+
+    generator = torch.Generator().manual_seed(seed)
+    pre = torch.randint(-levels, levels, (5, n), generator=generator).to(torch.bfloat16)
+    found = sparse.topk(pre, k)
+    assert all(len(set(row)) == k for row in found.tolist())
+    torch.testing.assert_close(pre.gather(1, found).sort(1, descending=True).values, pre.topk(k).values)
+
+
+class Watched(ArraySource):
+    """Copies the decoder's and encoder's rows of the training in progress, from its checkpoints, at each batch."""
+
+    def __init__(self, rows: np.ndarray, folder: Path) -> None:
+        super().__init__(rows)
+        self.folder, self.seen = folder, {}
+
+    def batches(self, seed: int, start_step: int, batch_size: int) -> Iterator[torch.Tensor]:
+        for step, batch in enumerate(super().batches(seed, start_step, batch_size), start_step):
+            if (self.folder / "checkpoint.pt").exists():
+                content = (self.folder / "checkpoint.pt").read_bytes()[32:]
+                self.seen[step] = torch.load(io.BytesIO(content), weights_only=True)["recipe"]["weights"]
+            yield batch
+
+
+def test_frozen_latents_do_not_move_while_the_next_learn_the_rest(tmp_path: Path) -> None:
+    x = planted(2000)[0]
+    _, held_out = ArraySource(x).hold_out(500)
+    config = small(
+        d_sae=32, k=4, stages=2, tokens=256 * 120, checkpoint_every=1, dead_after=4000, penalty={"weight": 1.0}
+    )
+    source = Watched(x, tmp_path)
+    sae = train_sae(source, config, tmp_path, held_out=held_out)
+    begun, later, last = source.seen[60], source.seen[61], source.seen[119]
+    for name in ("W_enc", "W_dec", "b_enc"):
+        assert torch.equal(begun[name][:16], last[name][:16]), name
+        assert not torch.equal(later[name][16:], last[name][16:]), name
+    untouched = torch.nn.functional.cosine_similarity(begun["W_dec"][16:], source.seen[1]["W_dec"][16:])
+    torch.testing.assert_close(untouched, torch.ones(16))
+    alone = check_sae(_first(sae, 16), held_out)
+    whole = check_sae(sae, held_out)
+    assert whole.explained_variance > alone.explained_variance + 0.1
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(32))
+
+
+def _first(sae: SAE, latents: int) -> SAE:
+    tensors = {name: tensor.detach().clone() for name, tensor in sae.state_dict().items()}
+    tensors["W_dec"][latents:] = 0
+    tensors["b_enc"][latents:] = -1e6
+    return SAE(dataclasses.replace(sae.cfg, k=sae.cfg.k // 2), tensors)
+
+
+def test_a_training_in_stages_resumes_bit_for_bit(tmp_path: Path) -> None:
+    source, config = ArraySource(planted(1000)[0]), small(stages=3, tokens=256 * 40, dtype="bfloat16")
+    straight = train_sae(source, config, tmp_path / "straight")
+    for at, calls in ((14, 2), (27, 1), (31, 1)):  # 14 and 27 begin a stage
+        with pytest.raises(KeyboardInterrupt):
+            train_sae(Stops(source, at, calls), config, tmp_path / "stopped")
+    resumed = train_sae(source, config, tmp_path / "stopped")
+    for name, tensor in straight.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+@settings(max_examples=50, deadline=None)
+@given(steps=st.integers(1, 60), stages=st.integers(1, 6), d_sae=st.integers(8, 40), decay=st.floats(0, 1))
+def test_stages_share_the_steps_and_the_latents(steps: int, stages: int, d_sae: int, decay: float) -> None:
+    stages = min(stages, steps)
+    config = small(stages=stages, k=8, d_sae=d_sae, tokens=256 * steps, decay=decay)
+    spans = [config.stage_at(step) for step in range(steps)]
+    assert all(first <= step < after for step, (_, first, after) in enumerate(spans))
+    assert sorted({stage for stage, *_ in spans}) == list(range(stages))
+    parts = [config.latents_at(first) for first in sorted({first for _, first, _ in spans})]
+    assert [latent for part in parts for latent in range(d_sae)[part]] == list(range(d_sae))
+    assert all(0 < config.lr_at(step) <= config.peak_lr for step in range(steps))
+
+
+@pytest.mark.parametrize("architecture", ["relu", "gated", "rescaled"])
+def test_the_sparsity_weight_is_steered_to_the_target(tmp_path: Path, architecture) -> None:
+    x = planted(4000)[0]
+    x += 0.5 * np.random.default_rng(1).normal(size=x.shape).astype(np.float32)  # L0 then follows the weight
+    source, held_out = ArraySource(x).hold_out(1000)
+    config = small(architecture=architecture, target_l0=6, tokens=128 * 500, batch_size=128, lr=5e-3)
+    straight = train_sae(source, config, tmp_path / "straight", held_out=held_out)
+    figures = json.loads((tmp_path / "straight" / "train.json").read_text())["figures"]
+    assert figures["held_out"]["l0"] == pytest.approx(6, rel=0.1)
+    with pytest.raises(KeyboardInterrupt):
+        train_sae(Stops(source, 475, 2), config, tmp_path / "stopped")
+    assert torch.equal(train_sae(source, config, tmp_path / "stopped").W_dec, straight.W_dec)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"architecture": "relu", "stages": 2},
+        {"stages": 4, "k": 3},
+        {"architecture": "topk", "target_l0": 4},
+        {"penalty": {"kind": "sideways"}},
+    ],
+    ids=str,
+)
+def test_what_an_architecture_has_not_is_refused(options: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=r"stages|target_l0|kind"):
+        small(**options)
+
+
+def damage(content: bytes) -> Iterator[bytes]:
+    yield b""
+    yield content[: len(content) // 2]
+    yield content[:-1]
+    yield os.urandom(len(content))
+    middle = len(content) // 2
+    yield content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]  # torch.load would not notice
+
+
+def test_a_damaged_checkpoint_is_named_and_nothing_is_trained_from_it(tmp_path: Path) -> None:
+    source, config = ArraySource(planted(600)[0]), small(tokens=256 * 20)
+    with pytest.raises(KeyboardInterrupt):
+        train_sae(Stops(source, 15, 2), config, tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    for content in damage(path.read_bytes()):
+        path.write_bytes(content)
+        with pytest.raises(AutointerpError, match=r"checkpoint\.pt is damaged: remove it"):
+            train_sae(source, config, tmp_path)
+    path.unlink()
+    train_sae(source, config, tmp_path)
+
+
+def test_b_dec_starts_at_the_geometric_median_on_request(tmp_path: Path) -> None:
+    x = planted(1024)[0]
+    x[:100] += 1000  # outliers move the mean, not this
+    rows = torch.from_numpy(x)
+    median = geometric_median(rows)
+    distance = lambda at: float((rows - at).norm(dim=1).sum())  # noqa: E731
+    assert all(distance(median) <= distance(median + 0.1 * step) for step in torch.randn(20, 32))
+    for start, point in (("mean", rows.mean(0)), ("geometric_median", median)):
+        config = small(tokens=256 * 4, start=start, lr=1e-9)
+        sae = train_sae(ArraySource(x), config, tmp_path / start)
+        torch.testing.assert_close(sae.b_dec, point, atol=1e-3, rtol=1e-3)
+
+
+class FakeRun:
+    def __init__(self, **options: object) -> None:
+        self.options, self.id = options, options["id"] or "fresh"
+        self.rows: list[tuple[int, dict[str, object]]] = []
+        self.ended: list[int] = []
+
+    def log(self, row: dict[str, object], step: int) -> None:
+        self.rows.append((step, dict(row)))
+
+    def finish(self, exit_code: int = 0) -> None:
+        self.ended.append(exit_code)
+
+
+def test_wandb_gets_the_rows_of_the_log_and_a_resumed_training_its_run(tmp_path: Path, monkeypatch) -> None:
+    runs: list[FakeRun] = []
+
+    def init(**options: object) -> FakeRun:
+        runs.append(FakeRun(**options))
+        return runs[-1]
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    source = ArraySource(planted(1000)[0])
+    config = small(tokens=256 * 40, wandb={"project": "p", "name": "n"}, penalty={"weight": 0.1})
+    with pytest.raises(KeyboardInterrupt):
+        train_sae(Stops(source, 25, 2), config, tmp_path)
+    train_sae(source, config, tmp_path)
+    assert [run.options["id"] for run in runs] == [None, "fresh"]
+    assert (runs[0].options["project"], runs[0].options["name"]) == ("p", "n")
+    assert [run.ended for run in runs] == [[1], [0]]
+    logged = [{key: str(value) for key, value in row.items()} for _, row in runs[0].rows + runs[1].rows]
+    assert logged == list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert [step for step, _ in runs[0].rows + runs[1].rows] == [10, 20, 30, 40]
+    assert all(0 < float(row["mmcs"]) < 1 and 0 < float(row["penalty"]) < 1 for row in logged)
+
+
+def test_where_to_log_is_not_what_is_trained(tmp_path: Path) -> None:
+    plain, logged = small(tokens=256 * 4), small(tokens=256 * 4, wandb={"project": "p"})
+    assert plain.model_dump() == logged.model_dump()
+    sae = train_sae(ArraySource(planted(600)[0]), plain, tmp_path)
+    assert torch.equal(train_sae(ArraySource(planted(600)[0]), logged, tmp_path).W_dec, sae.W_dec)
+
+
+def test_a_missing_wandb_is_said_before_anything_is_trained(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"pip install 'autointerp\[wandb\]'"):
+        train_sae(ArraySource(planted(600)[0]), small(wandb={"project": "p"}), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_batches_read_ahead_are_the_same(monkeypatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    source = ArraySource(planted(600)[0])
+    ahead = _ahead(source.batches(0, 0, 100))
+    assert all(torch.equal(next(ahead), batch) for batch, _ in zip(source.batches(0, 0, 100), range(9)))
+    broken = _ahead(Stops(source, 2, 1).batches(0, 0, 100))
+    next(broken), next(broken)
+    with pytest.raises(KeyboardInterrupt):
+        next(broken)

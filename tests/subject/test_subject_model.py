@@ -157,6 +157,13 @@ def test_hooks_are_known_by_both_names(given: str, name: str) -> None:
     assert (hook.name, hook.layer, hook.given) == (name, 8, given)
 
 
+def test_two_names_may_mean_one_place() -> None:
+    hook = resolve_hook("layers.3", 6)
+    assert hook.means("blocks.3.hook_resid_post")
+    assert not hook.means("blocks.2.hook_resid_post")
+    assert not hook.means("layers.3.mlp")
+
+
 def test_the_embedding_and_the_final_norm_are_hooks() -> None:
     assert (resolve_hook("model.embed_tokens", 12).name, resolve_hook("hook_embed", 12).layer) == ("hook_embed", 0)
     assert resolve_hook("ln_final.hook_normalized", 12).layer == 11

@@ -37,25 +37,31 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
+    """`read_torch` of a file that holds tensors by name."""
+    value = read_torch(path)
+    if not isinstance(value, dict):
+        raise AutointerpError(f"{path} holds a {type(value).__name__}, expected tensors by name")
+    return value
+
+
+def read_torch(path: Path) -> Any:
     """A torch file of plain tensors, numbers and names. A pickle that would run code is refused, not run."""
     import pickle
+    import struct
 
     import torch
 
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise AutointerpError(f"{path} is missing") from None
     except pickle.UnpicklingError as error:
         raise AutointerpError(
             f"{path} is no plain file of tensors: it is damaged, or a pickle that would run code, which is never loaded"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
+    except (RuntimeError, OSError, EOFError, ValueError, struct.error) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise AutointerpError(f"{path} cannot be read as a torch file ({first}): download it again") from error
-    if not isinstance(value, dict):
-        raise AutointerpError(f"{path} holds a {type(value).__name__}, expected tensors by name")
-    return value
 
 
 def read_npz(path: Path) -> dict[str, Tensor]:

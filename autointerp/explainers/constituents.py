@@ -1,0 +1,76 @@
+"""Composites explained as what they are: by the explanations of their constituents.
+
+The pipeline fills `feature.constituents` as two options say. `of` names the explainer whose explanations
+they carry (None: the config's first that does not itself read them). `pair` says whose they are: the
+latent's "own", or, as a control, those of another composite ("swapped") or of latents that fire as often
+("random").
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Literal
+
+from autointerp.answers import parse_explanation
+from autointerp.explainers.default import MAX_TOKENS, spread
+from autointerp.plugins import explainer
+from autointerp.prompting import REPEAT_TEMPERATURE, render
+from autointerp.records import LLM, Explanation, FeatureEvidence
+
+PROMPTS = ("explain_composite",)
+Pair = Literal["own", "swapped", "random"]
+
+
+@explainer("conjunction", needs_llm=False, needs_constituents=True)
+async def conjunction(feature: FeatureEvidence, llm: None, *, of: str | None = None, pair: Pair = "own") -> Explanation:
+    """No model: "both g and h". Scored like any explanation, it says how far 'g and h' predict f's contexts."""
+    if missing := _unexplained(feature):
+        return Explanation(None, missing)
+    *some, last = [str(part.explanation).rstrip(". ") for part in feature.constituents]
+    return Explanation(f"{'both' if len(some) == 1 else 'all of'} {', '.join(some)} and {last}")
+
+
+@explainer("constituents", needs_constituents=True)
+async def explain(
+    feature: FeatureEvidence,
+    llm: LLM,
+    *,
+    of: str | None = None,
+    pair: Pair = "own",
+    examples: int = 10,
+    part_examples: int = 4,
+    reask: int = 1,
+    seed: int,
+) -> Explanation:
+    """One line "g, when h": the model sees f's contexts and, of each constituent, the explanation, the share of its
+    coefficient and `part_examples` contexts. One call, two where the answer is unreadable."""
+    if missing := _unexplained(feature):
+        return Explanation(None, missing)
+    if not feature.activating:
+        return Explanation(None, failure="no train context in which the feature fires")
+    rng = random.Random(f"{seed}:{feature.feature}")
+    whole = sum(part.coefficient for part in feature.constituents)
+    parts = [
+        (part.explanation, round(100 * part.coefficient / whole), spread(part.contexts, part_examples, rng))
+        for part in feature.constituents
+    ]
+    messages = render("explain_composite", examples=spread(feature.activating, examples, rng), parts=parts)
+    explanation = Explanation(None)
+    for attempt in range(1 + reask):
+        answer = await llm.complete(
+            messages, max_tokens=MAX_TOKENS, attempt=attempt, temperature=REPEAT_TEMPERATURE * (attempt > 0)
+        )
+        if answer.failure is not None:
+            return Explanation(None, answer.failure, explanation.raw)
+        explanation = parse_explanation(answer.text, truncated=answer.truncated)
+        if explanation.text:
+            break
+    return explanation
+
+
+def _unexplained(feature: FeatureEvidence) -> str | None:
+    """Why the constituents cannot be joined, or None."""
+    if not feature.constituents:
+        return "no constituents to explain it by"
+    missing = [f"constituent {p.feature}: {p.failure}" for p in feature.constituents if not p.explanation]
+    return "; ".join(missing) or None

@@ -1,0 +1,173 @@
+"""One config, several SAEs: train and evaluate each variant on the same tokens, and lay their figures side by side."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from pydantic import ValidationError, field_validator
+
+from autointerp.artifacts import write_atomically
+from autointerp.config import Config, Section, problem, read_config, resolve_config
+from autointerp.errors import ConfigError
+from autointerp.registry import did_you_mean
+
+log = logging.getLogger("autointerp")
+
+STAGES = ("evaluate", "reencode")
+LABELS = ("confirmed", "composite", "possible", "absorption", "duplicate", "split_child", "parent_of_children")
+
+
+class Plan(Section):
+    """What a sweep's file says beside the keys of a run."""
+
+    variants: dict[str, dict[str, Any]]  # name -> {"key.path": value}; a value "@NAME" is that variant's SAE
+    seeds: tuple[int, ...] = (0,)  # of the training; each variant once a seed
+    metrics: tuple[str, ...]  # rows of the table, panels of the picture
+    positions: tuple[str, ...] = ()  # metrics drawn by position in the context
+
+    @field_validator("variants", "seeds", "metrics")
+    @classmethod
+    def some(cls, given: Any) -> Any:
+        if not given:
+            raise ValueError("there is none")
+        return given
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A metric of one variant and seed, with its 95 % interval where it has one; at one place of the context, or over
+    all (None)."""
+
+    variant: str
+    seed: int
+    metric: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    position: int | None = None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    folder: Path
+    plan: Plan
+    figures: tuple[Figure, ...]
+
+    def of(self, variant: str, metric: str) -> list[Figure]:
+        """Over all positions, a figure a seed."""
+        return [f for f in self.figures if (f.variant, f.metric, f.position) == (variant, metric, None)]
+
+
+def sweep(config: str | Path, *, set: Mapping[str, Any] | None = None, out: str | Path | None = None) -> Sweep:
+    """Run every variant of the file `config` and write ``sweep.json`` and ``sweep.png`` in the sweep's folder.
+
+    The file is a run's config with the keys of `Plan` beside it. Each variant's SAE is left in ``VARIANT SEED/sae``.
+    What was done is kept in the store, so a sweep that was stopped goes on.
+
+    Raises:
+        ConfigError: a key is unknown; or, after the first variant, a metric is none that is measured.
+    """
+    from autointerp.pipeline.alone import train
+    from autointerp.pipeline.run import environment, run_folder, run_targets
+    from autointerp.report.sweep import draw
+
+    plan, variants = read_sweep(config, set)
+    folder = run_folder(next(iter(variants.values())), out)
+    figures: list[Figure] = []
+    trained: dict[tuple[str, int], Path] = {}
+    for number, ((name, seed), resolved) in enumerate(variants.items(), start=1):
+        log.info("variant %d of %d: %s, seed %d", number, len(variants), name, seed)
+        own = folder / f"{name} {seed}"
+        trained[name, seed], _ = train(resolved, out=own)
+        done = run_targets(_with_sae_of(resolved, seed, trained), STAGES, out=own)
+        rows = _rows(done["evaluate"] / "evaluation.parquet")
+        rows += _composites(_rows(done["reencode"] / "composites.parquet"))
+        rows += _against(trained[name, seed], trained[next(iter(plan.variants)), seed])
+        found = [Figure(name, seed, row["metric"], row["value"], row.get("low"), row.get("high")) for row in rows]
+        _check("metrics", plan.metrics, {figure.metric for figure in found})
+        places = _rows(done["evaluate"] / "evaluation_positions.parquet")
+        _check("positions", plan.positions, places[0])
+        for metric in plan.positions:
+            found += [Figure(name, seed, metric, place[metric], position=place["position"]) for place in places]
+        figures += found
+    made = Sweep(folder, plan, tuple(figures))
+    write_atomically(folder / "sweep.json", lambda path: path.write_text(_summary(made, str(config), environment())))
+    draw(made, folder / "sweep.png")
+    return made
+
+
+def read_sweep(config: str | Path, overrides: Mapping[str, Any] | None) -> tuple[Plan, dict[tuple[str, int], Config]]:
+    """The plan of a sweep's file, and the config of each variant and seed."""
+    raw, file = read_config(config)
+    own = {key: raw.pop(key) for key in Plan.model_fields if key in raw}
+    try:
+        plan = Plan.model_validate(own)
+    except ValidationError as error:
+        raise ConfigError(f"{file}: " + "; ".join(problem(e, Plan) for e in error.errors())) from None
+    found: dict[tuple[str, int], Config] = {}
+    for seed in plan.seeds:
+        for name, changes in plan.variants.items():
+            settings = {"sae.train.seed": seed, **changes, **(overrides or {})}
+            found[name, seed] = resolve_config(copy.deepcopy(raw), settings, f"{file}, {name}")
+    return plan, found
+
+
+def _with_sae_of(config: Config, seed: int, trained: Mapping[tuple[str, int], Path]) -> Config:
+    """`config` with "@NAME" of `composites.union` replaced by what that variant trained with this seed."""
+    union = config.composites.union
+    if union is None or not union.startswith("@"):
+        return config
+    folder = trained.get((union[1:], seed))
+    if folder is None:
+        known = [name for name, of in trained if of == seed]
+        raise ConfigError(f"composites.union: no earlier variant {union[1:]!r}{did_you_mean(union[1:], known)}")
+    return config.model_copy(update={"composites": config.composites.model_copy(update={"union": str(folder)})})
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(file).to_pylist()
+
+
+def _composites(latents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Share of the living latents with each label. All are counted: no interval but what the seeds show."""
+    labels = Counter(latent["label"] for latent in latents if latent["label"] != "dead")
+    return [{"metric": f"share_{label}", "value": labels[label] / max(labels.total(), 1)} for label in LABELS]
+
+
+def _against(folder: Path, first: Path) -> list[dict[str, Any]]:
+    """Share of the latents that are distinct from all of the first variant's."""
+    from autointerp.composites.geometry import distinct_share
+    from autointerp.sae import load_sae
+
+    share = distinct_share(load_sae(str(folder)).W_dec, load_sae(str(first)).W_dec)
+    return [{"metric": "distinct_from_first", "value": share}]
+
+
+def _check(key: str, wanted: Iterable[str], known: Collection[str]) -> None:
+    for metric in wanted:
+        if metric not in known:
+            raise ConfigError(f"{key}: the evaluation has no {metric!r}{did_you_mean(metric, sorted(known))}")
+
+
+def _summary(made: Sweep, config: str, environment: Mapping[str, Any]) -> str:
+    """JSON: for each variant and metric the mean over seeds, and every seed's value and interval."""
+    table: dict[str, dict[str, Any]] = {}
+    for variant in made.plan.variants:
+        table[variant] = {}
+        for metric in made.plan.metrics:
+            figures = made.of(variant, metric)
+            values = [figure.value for figure in figures if figure.value is not None]
+            seeds = [{key: getattr(figure, key) for key in ("seed", "value", "low", "high")} for figure in figures]
+            table[variant][metric] = {"mean": fmean(values) if values else None, "seeds": seeds}
+    about = {"command": f"autointerp sweep {config}", "variants": made.plan.variants, "figures": table, **environment}
+    return json.dumps(about, indent=1, ensure_ascii=False) + "\n"

@@ -1,0 +1,83 @@
+"""The picture of a geometry report: histograms beside their nulls, hubs, and what the meta-SAEs explain."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+COLOURS = {"dictionary": "#2b6cb0", "random": "#a0aec0", "covariance": "#dd6b20"}
+NAMES = {"dictionary": "dictionary", "random": "random directions", "covariance": "same covariance"}
+RANK = {1: "highest cosine", 10: "10th highest", 100: "100th highest"}
+
+
+def draw(report: Path, out: Path) -> None:
+    """Draw ``geometry.json`` as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found: dict[str, Any] = json.loads(report.read_text())
+    figure, axes = plt.subplots(2, 3, figsize=(13, 7), layout="constrained")
+    for axis, (rank, name) in zip(axes[0], RANK.items()):
+        _histogram(axis, [row for row in found["profile"] if row["rank"] == rank])
+        axis.set_title(f"each latent's {name} with another", loc="left", fontsize=10)
+    axes[0, 0].set_ylabel("latents")
+    means = [f"{value:.3f}" for value in found["mmcs"].values()]
+    axes[0, 0].set_xlabel(f"means {' / '.join(means)}: dictionary / random / same covariance", fontsize=9)
+    axes[0, -1].legend(frameon=False, fontsize=9)
+    _hubs(axes[1, 0], axes[1, 1], found["hubs"])
+    _meta(axes[1, 2], found["meta_sae"])
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+    title = f"{found['latents']:,} latents of width {found['width']:,}"
+    if found["other"]:
+        title += f" · to the other dictionary: mean highest cosine {found['other']['mmcs']:.3f}, "
+        title += f"{found['other']['distinct']:.1%} of latents below .2"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    figure.savefig(out, dpi=110, format="png")
+    plt.close(figure)
+
+
+def _histogram(axis: Any, rows: list[dict[str, Any]]) -> None:
+    for name, colour in COLOURS.items():
+        bins = [row for row in rows if row["dictionary"] == name]
+        edges = [bins[0]["low"], *(row["high"] for row in bins)]
+        counts = [row["latents"] for row in bins]
+        own = name == "dictionary"
+        axis.stairs(counts, edges, color=colour, fill=own, alpha=0.45 if own else 1, linewidth=1.4, label=NAMES[name])
+    seen = [row for row in rows if row["latents"]]
+    if seen:
+        axis.set_xlim(min(row["low"] for row in seen), max(row["high"] for row in seen))
+
+
+def _hubs(share: Any, largest: Any, rows: list[dict[str, Any]]) -> None:
+    bands = [f"{row['low']:g} – {row['high']:g}" if row["low"] > -1 else f"< {row['high']:g}" for row in rows]
+    at = range(len(rows))
+    share.bar(at, [row["latents"] for row in rows], color=COLOURS["dictionary"], alpha=0.45, label="latents")
+    share.bar(at, [row["nearest_rows"] for row in rows], width=0.4, color=COLOURS["dictionary"], label="nearest rows")
+    share.set_title("latents by highest cosine, and distinct nearest rows", loc="left", fontsize=10)
+    share.legend(frameon=False, fontsize=9)
+    largest.bar(at, [row["largest_hub"] for row in rows], color=COLOURS["dictionary"])
+    for i, row in enumerate(rows):
+        if row["hub"] is not None:
+            largest.annotate(str(row["hub"]), (i, row["largest_hub"]), ha="center", va="bottom", fontsize=8)
+    largest.set_title("most latents that share one nearest row (its number)", loc="left", fontsize=10)
+    for axis in (share, largest):
+        axis.set_xticks(at, bands, fontsize=8, rotation=30)
+        axis.set_xlabel("highest cosine", fontsize=9)
+
+
+def _meta(axis: Any, meta: dict[str, dict[str, float]] | None) -> None:
+    axis.set_title("explained by a meta-SAE of k = 4", loc="left", fontsize=10)
+    if meta is None:
+        axis.text(0.5, 0.5, "not trained", ha="center", transform=axis.transAxes)
+        return
+    for i, (name, of) in enumerate(meta.items()):
+        axis.barh(i, of["explained_variance"], color=COLOURS[name], height=0.6)
+        dead = f", {of['dead_fraction']:.0%} dead" if of["dead_fraction"] else ""
+        axis.annotate(f" {of['explained_variance']:.3f}{dead}", (max(of["explained_variance"], 0), i), va="center")
+    axis.set_yticks(range(len(meta)), [NAMES[name] for name in meta])
+    axis.set_xlim(0, 1)
+    axis.invert_yaxis()

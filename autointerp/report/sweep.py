@@ -1,0 +1,81 @@
+"""A sweep's table on the terminal, and its picture."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from autointerp.pipeline.sweep import Sweep
+
+INK, POINT = "#222222", "#1f6fb4"
+
+
+def print_sweep(found: Sweep) -> None:
+    """A row a variant, a column a metric: the mean over seeds, ± half their range."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        "variant", *(metric.replace("_", " ") for metric in found.plan.metrics), box=None, header_style="bold"
+    )
+    for variant in found.plan.variants:
+        cells = []
+        for metric in found.plan.metrics:
+            values = [figure.value for figure in found.of(variant, metric) if figure.value is not None]
+            spread = f" ±{(max(values) - min(values)) / 2:.2g}" if len(values) > 1 else ""
+            cells.append(f"{fmean(values):.4g}{spread}" if values else "–")
+        table.add_row(variant, *cells)
+    Console().print(table)
+
+
+def draw(found: Sweep, path: Path) -> None:
+    """A panel a metric, a row a variant, a point a seed; below them the metrics by position in the context."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    variants, metrics, positions = list(found.plan.variants), found.plan.metrics, found.plan.positions
+    columns = min(4, max(len(metrics), len(positions)))
+    dots, lines = -(-len(metrics) // columns), -(-len(positions) // columns)
+    heights = [0.3 * len(variants) + 0.9] * dots + [2.6] * lines
+    figure, axes = plt.subplots(
+        dots + lines, columns, squeeze=False, layout="constrained",
+        figsize=(3.2 * columns + 0.8, sum(heights)), height_ratios=heights,
+    )  # fmt: skip
+    for axis in (
+        axes.flat[len(metrics) : dots * columns].tolist() + axes.flat[dots * columns + len(positions) :].tolist()
+    ):
+        axis.set_visible(False)
+    for number, (axis, metric) in enumerate(zip(axes.flat, metrics)):
+        for row, variant in enumerate(variants):
+            for point in found.of(variant, metric):
+                if point.value is None:
+                    continue
+                if point.low is not None and point.high is not None:
+                    axis.hlines(row, point.low, point.high, color=POINT, alpha=0.35, linewidth=3)
+                axis.plot(point.value, row, "o", color=POINT, markersize=5, alpha=0.8)
+        axis.set_title(metric.replace("_", " "), fontsize=10, loc="left", color=INK)
+        axis.set_yticks(range(len(variants)), variants if number % columns == 0 else [""] * len(variants))
+        axis.set_ylim(len(variants) - 0.5, -0.5)
+        axis.grid(axis="x", alpha=0.25)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        axis.tick_params(length=0, labelsize=9)
+    for axis, metric in zip(axes[dots:].flat, positions):
+        for variant in variants:
+            places: dict[int, list[float]] = {}
+            for one in found.figures:
+                if (one.variant, one.metric) == (variant, metric) and one.position is not None:
+                    places.setdefault(one.position, []).append(math.nan if one.value is None else one.value)
+            axis.plot(list(places), [fmean(values) for values in places.values()], linewidth=1.2, label=variant)
+        axis.set_title(f"{metric.replace('_', ' ')}, by position", fontsize=10, loc="left", color=INK)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(length=0, labelsize=9)
+    if positions:
+        axes[dots][0].legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -1,0 +1,239 @@
+"""SAE training: against sae-lens' own trainer, what each penalty costs, and how busy a GPU is.
+
+    python benchmarks/training.py --activations FILE [--tokens 1_000_000] [--out results/reference/training.json]
+    python benchmarks/training.py --gpu [--size 32768 2304]
+
+FILE is activations.npy [tokens, d_in], as `autointerp run train-demo` leaves it in its store (stage `activations`), of
+stories15M. Both trainers see the same batches in the same order, on the same threads; explained variance is measured
+on the same held-out tokens by the same code. sae-lens gets its AuxK, with dead latents counted over as many tokens as
+ours, our learning rate's fall at the end, its input scaling, and autocast to bfloat16 where a few steps of it are
+faster here. Costs of penalties are processor seconds of steps in turn with steps without. Exits 1 where a limit is
+missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from autointerp.sae import ArraySource, SaeCheck, StreamSource, TrainConfig, check_sae, load_sae, train_sae
+from autointerp.sae.penalties import PENALTIES
+
+WIDTH, K, BATCH = 4096, 32, 4096
+SPEED, COST, DEAD, BUSY = 1.5, 1.10, 0.05, 0.40
+
+
+class Timed:
+    """A source that notes the time at which each batch is asked for: differences are the steps' durations."""
+
+    def __init__(self, source: Any, clock: Any = time.process_time) -> None:
+        self.source, self.clock, self.d_in = source, clock, source.d_in
+        self.asked: list[float] = []
+
+    def batches(self, seed: int, start_step: int, batch_size: int) -> Iterator[torch.Tensor]:
+        self.asked.clear()  # the inputs' statistics are taken first
+        for batch in self.source.batches(seed, start_step, batch_size):
+            self.asked.append(self.clock())
+            yield batch
+
+
+def ours(source: ArraySource, held_out: torch.Tensor, tokens: int, **options: Any) -> dict[str, float]:
+    config = TrainConfig.model_validate(
+        {"d_sae": WIDTH, "k": K, "tokens": tokens, "batch_size": BATCH, "checkpoint_every": 10**9} | options
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        wall, cpu = time.perf_counter(), time.process_time()
+        sae = train_sae(source, config, folder)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return figures(check_sae(sae, held_out), config.steps * BATCH, wall, cpu, config.peak_lr)
+
+
+def figures(check: SaeCheck, tokens: int, wall: float, cpu: float, lr: float) -> dict[str, float]:
+    return {
+        "explained_variance": check.explained_variance,
+        "l0": check.l0,
+        "dead_fraction": check.dead_fraction,
+        "tokens_per_s": tokens / wall,
+        "tokens_per_cpu_s": tokens / cpu,
+        "lr": lr,
+    }
+
+
+def theirs(source: ArraySource, held_out: torch.Tensor, tokens: int, lr: float, autocast: bool) -> dict[str, float]:
+    from sae_lens import SAETrainer, TopKTrainingSAE, TopKTrainingSAEConfig  # type: ignore
+    from sae_lens.config import SAETrainerConfig  # type: ignore
+
+    steps = tokens // BATCH
+    alike = TrainConfig.model_validate({"d_sae": WIDTH, "k": K, "tokens": tokens, "batch_size": BATCH})
+    torch.manual_seed(0)
+    sae = TopKTrainingSAE(
+        TopKTrainingSAEConfig(
+            d_in=source.d_in, d_sae=WIDTH, k=K, device="cpu", normalize_activations="expected_average_only_in"
+        )
+    )
+    config = SAETrainerConfig(
+        total_training_samples=steps * BATCH,
+        train_batch_size_samples=BATCH,
+        lr=lr,
+        lr_end=lr / 10,  # what its runner sets; the constant schedule's decay goes to 0
+        lr_decay_steps=int(alike.decay * steps),
+        autocast=autocast,
+        dead_feature_window=max(1, alike.dead_after_tokens // BATCH),
+        n_batches_for_norm_estimate=1,
+    )
+
+    # `fit` takes a batch for the inputs' norm: the first is shown twice, so that both train on the same ones
+    def batches() -> Iterator[torch.Tensor]:
+        yield next(source.batches(0, 0, BATCH)).float()
+        for batch in source.batches(0, 0, BATCH):
+            yield batch.float()
+
+    wall, cpu = time.perf_counter(), time.process_time()
+    sae = SAETrainer(config, sae, batches()).fit()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    with tempfile.TemporaryDirectory() as folder:
+        sae.save_inference_model(folder)
+        check = check_sae(load_sae(folder), held_out)
+    return figures(check, steps * BATCH, wall, cpu, lr)
+
+
+def compare(activations: Path, tokens: int, held: int) -> tuple[dict[str, Any], list[tuple[str, float, str, float]]]:
+    source, held_out = ArraySource(np.load(activations, mmap_mode="r")).hold_out(held)
+    held_out = held_out.float()
+    few = 3 * BATCH
+    autocast = max((True, False), key=lambda on: theirs(source, held_out[:BATCH], few, 3e-4, on)["tokens_per_cpu_s"])
+    lr = 3e-4  # sae-lens' default
+    runs = {
+        "autointerp": ours(source, held_out, tokens),
+        "autointerp, sae-lens' lr": ours(source, held_out, tokens, lr=lr),
+        "autointerp, no AuxK": ours(source, held_out, tokens, aux_k=0),
+        "sae-lens": theirs(source, held_out, tokens, lr, autocast),
+    }
+    print(f"{'':28} {'EV':>7} {'L0':>6} {'dead':>6} {'tokens/s':>9} {'a CPU-s':>9} {'lr':>8}")
+    for name, run in runs.items():
+        ev, l0, dead, speed, cpu, rate = run.values()
+        print(f"{name:28} {ev:7.4f} {l0:6.1f} {dead:6.1%} {speed:9,.0f} {cpu:9,.0f} {rate:8.1e}")
+    a, b, c = runs["autointerp"], runs["autointerp, sae-lens' lr"], runs["sae-lens"]
+    faster = min(a[key] / c[key] for key in ("tokens_per_s", "tokens_per_cpu_s"))
+    gain, gain_at_lr = (run["explained_variance"] - c["explained_variance"] for run in (a, b))
+    bars = [
+        ("explained variance less sae-lens', own defaults", gain, "≥", 0.0),
+        ("explained variance less sae-lens', equal lr", gain_at_lr, "≥", 0.0),
+        ("tokens a second over sae-lens', by wall and CPU", faster, "≥", SPEED),
+        ("silent latents on held-out tokens", a["dead_fraction"], "≤", DEAD),
+    ]
+    return {"tokens": tokens, "held_out": held, "sae_lens_autocast": autocast, "runs": runs}, bars
+
+
+def step_seconds(source: Timed, width: int, steps: int, penalty: dict[str, Any] | None) -> float:
+    """Processor seconds of a step, the mean over whole turns of five after the first turn."""
+    config = {"d_sae": width, "k": K, "tokens": steps * BATCH, "batch_size": BATCH, "log_every": 10**9}
+    with tempfile.TemporaryDirectory() as folder:
+        train_sae(source, TrainConfig.model_validate(config | {"penalty": penalty}), folder)  # type: ignore[arg-type]
+    turns = np.diff(source.asked[::5])[1:]
+    return float(np.median(turns)) / 5
+
+
+def costs(sizes: dict[tuple[int, int], list[str]], steps: int, rounds: int) -> tuple[dict[str, Any], list[Any]]:
+    found: dict[str, Any] = {}
+    bars = []
+    for (width, d), kinds in sizes.items():
+        rng = np.random.default_rng(0)
+        rows = (rng.normal(size=(4 * BATCH, 64)) @ rng.normal(size=(64, d))).astype(np.float32)
+        source = Timed(ArraySource(rows))
+        step_seconds(source, width, 11, None)
+        for kind in kinds:
+            pairs = [
+                (step_seconds(source, width, steps, None), step_seconds(source, width, steps, {"kind": kind}))
+                for _ in range(rounds if kind == "chunk_max" else 1)
+            ]
+            ratio = statistics.median(with_it / without for without, with_it in pairs)
+            name = f"{kind} at {width} x {d}"
+            found[name] = {"ratio": ratio, "step_cpu_s": statistics.median(without for without, _ in pairs)}
+            if kind == "chunk_max":
+                bars.append((f"step with {name} / without", ratio, "≤", COST))
+            print(f"{name:34} {found[name]['step_cpu_s']:.3f} CPU-s a step, with it × {ratio:.3f}", flush=True)
+    return found, bars
+
+
+def gpu(width: int, d: int, batch: int) -> tuple[dict[str, Any], list[Any]]:
+    """Multiplications of the dense TopK SAE's step (two products forwards, three backwards: 10 · batch · width · d
+    operations) a second, against those of one bfloat16 product of the encoder's shape."""
+    steps = 120
+    generator = torch.Generator("cuda").manual_seed(0)
+    basis = torch.randn(256, d, device="cuda", generator=generator)
+    chunk = torch.randn(4 * batch, 256, device="cuda", generator=generator).relu() @ basis
+    source = Timed(StreamSource(lambda i: chunk, d_in=d, rows=4 * batch, buffer_chunks=2), _synchronised)
+    config = {"d_sae": width, "k": 64, "tokens": steps * batch, "batch_size": batch, "log_every": 50}
+    with tempfile.TemporaryDirectory() as folder:
+        train_sae(source, TrainConfig.model_validate(config | {"checkpoint_every": 10**9}), folder, device="cuda")  # type: ignore[arg-type]
+    step = (source.asked[-1] - source.asked[40]) / (len(source.asked) - 41)
+    x, w = (torch.randn(rows, d, device="cuda", dtype=torch.bfloat16) for rows in (batch, width))
+    out, times = torch.empty(batch, width, device="cuda", dtype=torch.bfloat16), []
+    for _ in range(30):
+        start = _synchronised()
+        for _ in range(10):
+            torch.mm(x, w.T, out=out)
+        times.append((_synchronised() - start) / 10)
+    achieved, product = 10 * batch * width * d / step, 2 * batch * width * d / statistics.median(times)
+    result = {
+        "device": torch.cuda.get_device_name(),
+        "size": [width, d, batch],
+        "step_s": step,
+        "training_tflops": achieved / 1e12,
+        "product_tflops": product / 1e12,
+    }
+    print(json.dumps(result, indent=1))
+    return result, [("training FLOP/s over those of a bfloat16 product", achieved / product, "≥", BUSY)]
+
+
+def _synchronised() -> float:
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--activations", type=Path)
+    parser.add_argument("--tokens", type=int, default=1_000_000)
+    parser.add_argument("--held-out", type=int, default=50_000)
+    parser.add_argument("--steps", type=int, default=26, help="of each timing of a penalty: 5 n + 1")
+    parser.add_argument("--rounds", type=int, default=3, help="of timing the default penalty")
+    parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--size", nargs=2, type=int, default=(32_768, 2_304), metavar=("WIDTH", "D"))
+    parser.add_argument("--batch", type=int, default=8192, help="with --gpu")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    result: dict[str, Any] = {"command": " ".join(["python", *sys.argv]), "threads": torch.get_num_threads()}
+    bars: list[tuple[str, float, str, float]] = []
+    if args.gpu:
+        result["gpu"], bars = gpu(args.size[0], args.size[1], args.batch)
+    else:
+        if args.activations is not None:
+            result["trainers"], bars = compare(args.activations, args.tokens, args.held_out)
+        sizes = {(4096, 288): list(PENALTIES), (16384, 768): ["chunk_max"]}
+        result["penalties"], more = costs(sizes, args.steps, args.rounds)
+        bars += more
+    result["limits"] = []
+    for name, value, sign, limit in bars:
+        met = value >= limit if sign == "≥" else value <= limit
+        result["limits"].append({"what": name, "value": value, "limit": f"{sign} {limit}", "met": met})
+        print(f"{name:52} {value:8.4f}   limit {sign} {limit:<5} {'met' if met else 'MISSED'}")
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    return int(not all(limit["met"] for limit in result["limits"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""A sweep: the same tokens for every variant, figures side by side, and clear lines for what is wrong in its file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from autointerp.errors import ConfigError
+from autointerp.pipeline.stages import train_config
+from autointerp.pipeline.sweep import read_sweep, sweep
+
+TEXT = Path(__file__).parent.parent / "data" / "stories.jsonl"
+PLAN: dict[str, Any] = {
+    "name": "tiny",
+    "seed": 1,
+    "subject": {"model": "stories15m", "hook": "blocks.1.hook_resid_post"},
+    "corpus": {"source": str(TEXT), "tokens": 4000, "context": 64},
+    "sae": {"train": {"d_sae": 256, "k": 8, "tokens": 8192, "batch_size": 512}},
+    "evaluation": {"tokens": 400},
+    "variants": {"k 8": {}, "k 2": {"sae.train.k": 2}, "wide": {"composites.union": "@k 8"}},
+    "seeds": [0, 1],
+    "metrics": ["explained_variance", "l0", "share_composite", "distinct_from_first"],
+    "positions": ["explained_variance"],
+}
+
+
+@pytest.fixture
+def subject(stories15m: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("AUTOINTERP_CACHE", str(tmp_path / "cache"))
+    return PLAN["subject"] | {"model": str(stories15m)}
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    file = folder / "tiny.yaml"
+    file.write_text(yaml.safe_dump({**PLAN, **changes}, sort_keys=False))
+    return file
+
+
+@pytest.mark.weights
+def test_a_sweep_lays_its_variants_side_by_side_and_does_nothing_twice(subject, tmp_path, monkeypatch):
+    out, file = tmp_path / "out", write(tmp_path, subject=subject)
+    found = sweep(file, out=out)
+    table = json.loads((out / "sweep.json").read_text())["figures"]
+    assert list(table) == ["k 8", "k 2", "wide"]
+    assert table["k 8"]["l0"]["mean"] == 8
+    assert table["k 2"]["l0"]["mean"] == 2
+    assert table["k 8"]["explained_variance"]["mean"] > table["k 2"]["explained_variance"]["mean"]
+    assert [cell["seed"] for cell in table["k 2"]["l0"]["seeds"]] == [0, 1]
+    assert table["k 8"]["distinct_from_first"]["mean"] == 0  # from itself
+    assert (out / "sweep.png").stat().st_size > 5000
+    assert (out / "k 2 1" / "sae" / "sae_weights.safetensors").exists()
+    monkeypatch.setattr("autointerp.pipeline.dag.Dag._execute", lambda *_: pytest.fail("a stage ran again"))
+    assert sweep(file, out=out).figures == found.figures
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"variants": {}}, "variants: there is none"),
+        ({"variants": {"a": {"sae.train.kk": 3}}}, "unknown key 'sae.train.kk'"),
+        ({"metrics": []}, "metrics: there is none"),
+        ({"seeds": "many"}, "seeds"),
+    ],
+)
+def test_what_is_wrong_in_a_sweeps_file_is_one_clear_line(tmp_path, changes, line):
+    def read() -> None:
+        _, variants = read_sweep(write(tmp_path, **changes), None)
+        for config in variants.values():
+            train_config(config)
+
+    with pytest.raises(ConfigError, match=line):
+        read()
+
+
+@pytest.mark.weights
+def test_a_metric_that_is_not_measured_is_named_after_the_first_variant(subject, tmp_path):
+    with pytest.raises(ConfigError, match=r"explained_varience.*explained_variance"):
+        sweep(write(tmp_path, subject=subject, metrics=["explained_varience"]), out=tmp_path / "out")
+    assert not (tmp_path / "out" / "k 2 0").exists()
