@@ -117,7 +117,7 @@ def evidence_stage(session: Session, job: Job) -> None:
             _look(f, looked[f], fired, corpus, firings.info.n_tokens, turn, most)
             if f in sums:
                 windows += _windows(f, looked[f].parts["own"], fired, corpus, strings, session.config.contexts.window)
-    if tested and not sae.is_transcoder:
+    if looked and not sae.is_transcoder:
         _project(session, looked, corpus, sae, session.subject(sae.cfg.hook_name))
     table = _conclude(table, tested, sae)
     save_composites(table, job.folder / "composites.parquet")

@@ -7,6 +7,7 @@ import logging
 import time
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autointerp.errors import AutointerpError, ConfigError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from autointerp.artifacts import Corpus
+    from autointerp.config import Config
     from autointerp.pipeline.dag import Job
     from autointerp.pipeline.session import Session
     from autointerp.sae import SAE
@@ -100,8 +102,14 @@ def evaluate_stage(session: Session, job: Job) -> None:
         "hook_out": str(writes.hook) if writes is not reads else None,
         "documents": len(measured.by_document),
         "trained_context": sae.cfg.context_size,
-        "held_out": config.sae.train is not None,
+        "held_out": trained_here(config),
     }
+
+
+def trained_here(config: Config) -> bool:
+    """Whether the SAE is of the run or one that `autointerp train` left: the corpus' end was then held out from it,
+    if it is the corpus it was trained on."""
+    return config.sae.train is not None or (Path(config.sae.load or "") / "train.json").is_file()
 
 
 def _rows(session: Session, corpus: Corpus, subject: Subject) -> list[Any]:
@@ -111,7 +119,7 @@ def _rows(session: Session, corpus: Corpus, subject: Subject) -> list[Any]:
     context = wanted.context or corpus.info.context
     if context > subject.context:
         raise ConfigError(f"evaluation.context is {context} and the model reads {subject.context} tokens at most")
-    trained = session.config.sae.train is not None
+    trained = trained_here(session.config)
     held_out = held_out_of(corpus.info.n_tokens - corpus.info.n_rows * int(corpus.info.bos_id is not None))
     first = _held_out_from(corpus, held_out) if trained else 0
     rows = rows_of(corpus, wanted.tokens, context, first_token=first)
@@ -144,13 +152,16 @@ def _directions(session: Session, job: Job, sae: SAE, fires: Any) -> tuple[list[
     from autointerp.composites.geometry import geometry
     from autointerp.evaluation import interference_figures
 
-    rows = interference_figures(sae.W_dec, torch.from_numpy(fires).to(sae.W_dec.device))
-    living = int((sae.W_dec != 0).any(1).sum())
+    alive = torch.from_numpy(fires).to(sae.W_dec.device)
+    rows = interference_figures(sae.W_dec, alive)
+    W = sae.W_dec[alive & (sae.W_dec != 0).any(1)]  # a silent latent's direction is that of its start
+    living = len(W)
     nearest, cosine = top_neighbours(sae.W_dec, 1, device=session.device)
+    nearest = nearest.masked_fill((sae.W_dec == 0).all(1, keepdim=True).to(nearest.device), -1)
     if living < 2:
-        rows.append({"metric": "mmcs", "n": living, "note": "fewer than two decoder directions"})
+        rows.append({"metric": "mmcs", "n": living, "note": "fewer than two of the latents that fire have a direction"})
     else:
-        shape = geometry(sae.W_dec, seed=session.config.seed, device=session.device)
+        shape = geometry(W, seed=session.config.seed, device=session.device)
         shape.profile.to_parquet(job.folder / "evaluation_cosines.parquet", index=False)
         rows += [
             {"metric": "mmcs" if name == "dictionary" else f"mmcs_{name}", "value": value, "n": living}

@@ -17,7 +17,7 @@ from autointerp.hashing import code_digest, digest, fingerprint, module_digest
 from autointerp.pipeline.assemble import assemble
 from autointerp.pipeline.composites import check_stage, choose_features, constituents_among, evidence_stage
 from autointerp.pipeline.dag import Job, Stage
-from autointerp.pipeline.evaluate import evaluate_stage, held_out_of
+from autointerp.pipeline.evaluate import evaluate_stage, held_out_of, trained_here
 from autointerp.pipeline.explain import explain_stage, score_name, score_stage
 from autointerp.pipeline.semantic import (
     SEMANTIC_PROMPTS,
@@ -52,7 +52,10 @@ CODE: dict[str, tuple[str, ...]] = {
     "activations": ("subject", "activations/dense.py", "artifacts.py"),
     "sae": ("subject", "sae", "artifacts.py"),
     "harvest": ("subject", "sae", "activations/harvest.py", "artifacts.py"),
-    "select": ("activations/evidence.py", "artifacts.py", "tables.py", "pipeline/composites.py"),
+    "select": (
+        *("activations/evidence.py", "composites/labels.py"),
+        *("artifacts.py", "tables.py", "pipeline/composites.py"),
+    ),
     "directions": ("subject", "sae", "composites/neighbours.py", "tables.py"),
     "contexts": ("subject/tokens.py", "activations/contexts.py", "artifacts.py"),
     "composites": ("sae", "composites", "pipeline/composites.py"),
@@ -64,11 +67,11 @@ CODE: dict[str, tuple[str, ...]] = {
     "semantic": ("composites", "answers.py", "prompting.py", "stats.py", "pipeline/semantic.py"),
     "evaluate": (
         *("subject", "sae", "evaluation", "composites/geometry.py", "composites/neighbours.py", "composites/nulls.py"),
-        *("artifacts.py", "tables.py", "pipeline/evaluate.py"),
+        *("artifacts.py", "stats.py", "tables.py", "pipeline/evaluate.py"),
     ),
     "explain": ("activations", "subject/tokens.py", "explainers", "answers.py", "prompting.py", "pipeline/explain.py"),
     "score": ("activations", "scorers", "controls", "answers.py", "prompting.py", "stats.py", "pipeline/explain.py"),
-    "tables": ("pipeline/assemble.py", "tables.py"),
+    "tables": ("composites/labels.py", "pipeline/assemble.py", "pipeline/features.py", "tables.py"),
 }
 
 
@@ -119,7 +122,7 @@ def build_stages(config: Config, session: Session, targets: Sequence[str] = ("ta
         gathered = ("corpus", "sae", "harvest", "composites")
         add("reencode", partial(evidence_stage, session), tested | subject | numbers, *gathered)
         tables.append("reencode")
-    measured = config.evaluation.model_dump() | {"held_out": config.sae.train is not None}
+    measured = config.evaluation.model_dump() | {"held_out": trained_here(config)}
     add("evaluate", partial(evaluate_stage, session), measured | subject | numbers | writes | seeds, "corpus", "sae")
     if {stage.name for stage in stages}.issuperset(targets):
         return needed(stages, targets)

@@ -1,4 +1,4 @@
-"""One config, several SAEs: train and evaluate each variant on the same tokens, and lay their figures side by side."""
+"""One config, several SAEs: train and evaluate each variant on the same text, and lay their figures side by side."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from autointerp.registry import did_you_mean
 log = logging.getLogger("autointerp")
 
 STAGES = ("evaluate", "reencode")
+DISTINCT = ("distinct_from_first", "distinct_null")
 LABELS = ("confirmed", "composite", "possible", "absorption", "duplicate", "split_child", "parent_of_children")
 
 
@@ -89,15 +90,15 @@ def sweep(config: str | Path, *, set: Mapping[str, Any] | None = None, out: str 
         trained[name, seed], _ = train(resolved, out=own)
         done = run_targets(_with_sae_of(resolved, seed, trained), STAGES, out=own)
         rows = _rows(done["evaluate"] / "evaluation.parquet")
-        rows += _composites(_rows(done["reencode"] / "composites.parquet"))
-        rows += _against(trained[name, seed], trained[next(iter(plan.variants)), seed])
+        rows += _composites(done["reencode"])
         found = [Figure(name, seed, row["metric"], row["value"], row.get("low"), row.get("high")) for row in rows]
-        _check("metrics", plan.metrics, {figure.metric for figure in found})
+        _check("metrics", plan.metrics, {figure.metric for figure in found} | {*DISTINCT})
         places = _rows(done["evaluate"] / "evaluation_positions.parquet")
         _check("positions", plan.positions, places[0])
         for metric in plan.positions:
             found += [Figure(name, seed, metric, place[metric], position=place["position"]) for place in places]
         figures += found
+    figures += _distinct(plan, trained)
     made = Sweep(folder, plan, tuple(figures))
     write_atomically(folder / "sweep.json", lambda path: path.write_text(_summary(made, str(config), environment())))
     draw(made, folder / "sweep.png")
@@ -115,7 +116,11 @@ def read_sweep(config: str | Path, overrides: Mapping[str, Any] | None) -> tuple
     found: dict[tuple[str, int], Config] = {}
     for seed in plan.seeds:
         for name, changes in plan.variants.items():
-            settings = {"sae.train.seed": seed, **changes, **(overrides or {})}
+            settings = {
+                **changes,
+                **(overrides or {}),
+                "sae.train.seed": seed,
+            }  # last: a variant may set all of sae.train
             found[name, seed] = resolve_config(copy.deepcopy(raw), settings, f"{file}, {name}")
     return plan, found
 
@@ -138,19 +143,33 @@ def _rows(file: Path) -> list[dict[str, Any]]:
     return pq.read_table(file).to_pylist()
 
 
-def _composites(latents: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Share of the living latents with each label. All are counted: no interval but what the seeds show."""
-    labels = Counter(latent["label"] for latent in latents if latent["label"] != "dead")
-    return [{"metric": f"share_{label}", "value": labels[label] / max(labels.total(), 1)} for label in LABELS]
+def _composites(folder: Path) -> list[dict[str, Any]]:
+    """Share of the living latents with each label; all are counted: no interval but what the seeds show. `confirmed`
+    ones are composites too. `no_sums_pass`: the share of atomic latents which the re-encode test would confirm."""
+    labels = Counter(row["label"] for row in _rows(folder / "composites.parquet") if row["label"] != "dead")
+    living = max(labels.total(), 1)
+    labels["composite"] += labels["confirmed"]
+    rows: list[dict[str, Any]] = [{"metric": f"share_{label}", "value": labels[label] / living} for label in LABELS]
+    plain = json.loads((folder / "manifest.json").read_text())["facts"]["reencode"].get("no_sums") or {"n": 0}
+    return [*rows, {"metric": "no_sums_pass", "value": plain["pass"] / plain["n"] if plain["n"] else None}]
 
 
-def _against(folder: Path, first: Path) -> list[dict[str, Any]]:
-    """Share of the latents that are distinct from all of the first variant's."""
+def _distinct(plan: Plan, trained: Mapping[tuple[str, int], Path]) -> list[Figure]:
+    """Share of a variant's latents that the first variant lacks: of another seed where there is one, so that the first
+    variant's own figure is what another seed alone does. `distinct_null`: Gaussian directions of its covariance."""
     from autointerp.composites.geometry import distinct_share
+    from autointerp.composites.neighbours import unit
+    from autointerp.composites.nulls import random_directions, whitener
     from autointerp.sae import load_sae
 
-    share = distinct_share(load_sae(str(folder)).W_dec, load_sae(str(first)).W_dec)
-    return [{"metric": "distinct_from_first", "value": share}]
+    first, found = next(iter(plan.variants)), []
+    for (name, seed), folder in trained.items():
+        other = plan.seeds[(plan.seeds.index(seed) + 1) % len(plan.seeds)]
+        W, reference = load_sae(str(folder)).W_dec, load_sae(str(trained[first, other])).W_dec
+        null = random_directions(*W.shape, seed=seed, L=whitener(unit(W)))
+        for metric, rows in zip(DISTINCT, (W, null)):
+            found.append(Figure(name, seed, metric, distinct_share(rows, reference)))
+    return found
 
 
 def _check(key: str, wanted: Iterable[str], known: Collection[str]) -> None:

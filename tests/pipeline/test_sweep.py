@@ -23,7 +23,7 @@ PLAN: dict[str, Any] = {
     "evaluation": {"tokens": 400},
     "variants": {"k 8": {}, "k 2": {"sae.train.k": 2}, "wide": {"composites.union": "@k 8"}},
     "seeds": [0, 1],
-    "metrics": ["explained_variance", "l0", "share_composite", "distinct_from_first"],
+    "metrics": ["explained_variance", "l0", "share_composite", "distinct_from_first", "distinct_null"],
     "positions": ["explained_variance"],
 }
 
@@ -50,7 +50,8 @@ def test_a_sweep_lays_its_variants_side_by_side_and_does_nothing_twice(subject, 
     assert table["k 2"]["l0"]["mean"] == 2
     assert table["k 8"]["explained_variance"]["mean"] > table["k 2"]["explained_variance"]["mean"]
     assert [cell["seed"] for cell in table["k 2"]["l0"]["seeds"]] == [0, 1]
-    assert table["k 8"]["distinct_from_first"]["mean"] == 0  # from itself
+    one, other = (cell["value"] for cell in table["k 8"]["explained_variance"]["seeds"])
+    assert one != other
     assert (out / "sweep.png").stat().st_size > 5000
     assert (out / "k 2 1" / "sae" / "sae_weights.safetensors").exists()
     monkeypatch.setattr("autointerp.pipeline.dag.Dag._execute", lambda *_: pytest.fail("a stage ran again"))
