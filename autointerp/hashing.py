@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import inspect
 import json
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from autointerp.artifacts import write_atomically
@@ -51,12 +54,36 @@ def code_digest(*places: str) -> str:
 
     ``code_digest("subject", "activations/harvest.py")``
     """
-    return digest([_meaning(file) for place in places for file in _sources(PACKAGE / place)])
+    return digest([_meaning(file.read_text()) for place in places for file in _sources(PACKAGE / place)])
 
 
 def module_digest(file: Path) -> str:
     """Of one file of code, as `code_digest`."""
-    return digest(_meaning(file))
+    return digest(_meaning(file.read_text()))
+
+
+def function_digest(function: Callable[..., Any]) -> str:
+    """Of a function's code and of the functions of this package and the constants that it names, and so on."""
+    found: dict[str, str] = {}
+
+    def visit(name: str, value: Any) -> None:
+        value = inspect.unwrap(value) if callable(value) else value
+        if inspect.isfunction(value) and value.__module__.startswith("autointerp."):
+            key = f"{value.__module__}.{value.__qualname__}"
+            if key not in found:
+                found[key] = _meaning(textwrap.dedent(inspect.getsource(value)))
+                for used in sorted(_names(value.__code__)):
+                    visit(used, value.__globals__.get(used))
+        elif isinstance(value, int | float | str | tuple):
+            found[name] = repr(value)
+
+    visit("", function)
+    return digest(found)
+
+
+def _names(code: CodeType) -> set[str]:
+    inner = (const for const in code.co_consts if isinstance(const, CodeType))
+    return {*code.co_names}.union(*map(_names, inner))
 
 
 def _sources(place: Path) -> Iterable[Path]:
@@ -65,8 +92,8 @@ def _sources(place: Path) -> Iterable[Path]:
     return [place] if place.is_file() else sorted(place.rglob("*.py"))
 
 
-def _meaning(file: Path) -> str:
-    tree = ast.parse(file.read_text())
+def _meaning(source: str) -> str:
+    tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             match node.body:

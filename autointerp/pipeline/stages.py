@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from autointerp.config import Config, PluginConfig
 from autointerp.errors import AutointerpError, ConfigError
-from autointerp.hashing import code_digest, digest, fingerprint, module_digest
+from autointerp.hashing import code_digest, digest, fingerprint, function_digest, module_digest
 from autointerp.pipeline.assemble import assemble
 from autointerp.pipeline.composites import check_stage, choose_features, constituents_among, evidence_stage
 from autointerp.pipeline.dag import Job, Stage
@@ -88,8 +88,7 @@ def build_stages(config: Config, session: Session, targets: Sequence[str] = ("ta
         name: str, work: Callable[..., None], section: Mapping[str, Any], *needs: str, resumable: bool = False
     ) -> None:
         function = work.func if isinstance(work, partial) else work
-        own = inspect.getsource(function)
-        code = digest([code_digest(*CODE[name.split("/")[0]]), own])
+        code = digest([code_digest(*CODE[name.split("/")[0]]), function_digest(function)])
         stages.append(Stage(name, work, section, needs, code, resumable))
 
     text = {
