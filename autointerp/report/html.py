@@ -33,6 +33,7 @@ from autointerp.report.tables import (
     verdict,
     visible,
 )
+from autointerp.stats import Paired, paired_difference
 
 if TYPE_CHECKING:
     import numpy as np
@@ -227,23 +228,39 @@ class ExplainerRow:
     scorer: str
     mean: Mean
     control: Mean
+    ahead: Paired | None  # of the first explainer, over the features that both have a value for
 
 
 def _explainers(run: RunFolder) -> list[ExplainerRow]:
-    """Means over features of each explainer and scorer; nothing to compare where there is one explainer."""
+    """Means over features of each explainer and scorer; nothing to compare where there is one explainer.
+
+    Explainers may have explained different features, as those of composites do: only `ahead` compares like with like.
+    """
     import numpy as np
 
-    rows = run.rows("scores", columns=["explainer", "scorer", "control", "value"])
+    rows = run.rows("scores", columns=["feature", "explainer", "scorer", "control", "value"])
     if len({row["explainer"] for row in rows}) < 2:
         return []
 
     values: dict[tuple[str, str], tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
+    own: dict[tuple[str, str], dict[int, float | None]] = defaultdict(dict)
     for row in rows:
         real_or_control = values[row["scorer"], row["explainer"]][bool(row.get("control"))]
         real_or_control.append(np.nan if row["value"] is None else row["value"])
+        if not row.get("control"):
+            own[row["scorer"], row["explainer"]][row["feature"]] = row["value"]
+    first = rows[0]["explainer"]
+
+    def ahead(scorer: str, explainer: str) -> Paired | None:
+        mine, firsts = own[scorer, explainer], own[scorer, first]
+        both = sorted(mine.keys() & firsts.keys())
+        return None if explainer == first else paired_difference([mine[f] for f in both], [firsts[f] for f in both])
+
     return [
-        ExplainerRow(explainer, scorer, *(mean_interval(np.array(v)) for v in both))
-        for (scorer, explainer), both in sorted(values.items())
+        ExplainerRow(
+            explainer, scorer, mean_interval(np.array(real)), mean_interval(np.array(control)), ahead(scorer, explainer)
+        )
+        for (scorer, explainer), (real, control) in sorted(values.items())
     ]
 
 
