@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ if TYPE_CHECKING:
     from autointerp.pipeline.sweep import Sweep
 
 INK, POINT = "#222222", "#1f6fb4"
+BAND = 8  # positions of the context that a point of a line stands for
 
 
 def print_sweep(found: Sweep) -> None:
@@ -61,6 +61,8 @@ def draw(found: Sweep, path: Path) -> None:
         axis.set_title(metric.replace("_", " "), fontsize=10, loc="left", color=INK)
         axis.set_yticks(range(len(variants)), variants if number % columns == 0 else [""] * len(variants))
         axis.set_ylim(len(variants) - 0.5, -0.5)
+        axis.locator_params(axis="x", nbins=4)
+        axis.margins(x=0.12)
         axis.grid(axis="x", alpha=0.25)
         axis.spines[["top", "right", "left"]].set_visible(False)
         axis.tick_params(length=0, labelsize=9)
@@ -68,14 +70,16 @@ def draw(found: Sweep, path: Path) -> None:
         for variant in variants:
             places: dict[int, list[float]] = {}
             for one in found.figures:
-                if (one.variant, one.metric) == (variant, metric) and one.position is not None:
-                    places.setdefault(one.position, []).append(math.nan if one.value is None else one.value)
-            axis.plot(list(places), [fmean(values) for values in places.values()], linewidth=1.2, label=variant)
+                if (one.variant, one.metric) == (variant, metric) and None not in (one.position, one.value):
+                    places.setdefault(one.position // BAND, []).append(one.value)  # type: ignore[operator, arg-type]
+            middles = [BAND * (band + 0.5) for band in places]
+            axis.plot(middles, [fmean(values) for values in places.values()], linewidth=1.4, label=variant)
         axis.set_title(f"{metric.replace('_', ' ')}, by position", fontsize=10, loc="left", color=INK)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(length=0, labelsize=9)
     if positions:
-        axes[dots][0].legend(fontsize=8, frameon=False)
+        handles, labels = axes[dots][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower left", ncols=len(labels), fontsize=9, frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
