@@ -14,20 +14,18 @@ BAND = 8  # positions of the context that a point of a line stands for
 
 
 def print_sweep(found: Sweep) -> None:
-    """A row a variant, a column a metric: the mean over seeds, ± half their range."""
+    """A row a metric, a column a variant: the mean over seeds, ± half their range."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        "variant", *(metric.replace("_", " ") for metric in found.plan.metrics), box=None, header_style="bold"
-    )
-    for variant in found.plan.variants:
-        cells = []
-        for metric in found.plan.metrics:
-            values = [figure.value for figure in found.of(variant, metric) if figure.value is not None]
-            spread = f" ±{(max(values) - min(values)) / 2:.2g}" if len(values) > 1 else ""
-            cells.append(f"{fmean(values):.4g}{spread}" if values else "–")
-        table.add_row(variant, *cells)
+    def cell(variant: str, metric: str) -> str:
+        values = [figure.value for figure in found.of(variant, metric) if figure.value is not None]
+        spread = f" ±{(max(values) - min(values)) / 2:.1g}" if len(values) > 1 else ""
+        return f"{fmean(values):.4g}{spread}" if values else "–"
+
+    table = Table("", *found.plan.variants, box=None, header_style="bold")
+    for metric in found.plan.metrics:
+        table.add_row(metric.replace("_", " "), *(cell(variant, metric) for variant in found.plan.variants))
     Console().print(table)
 
 
