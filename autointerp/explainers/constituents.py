@@ -11,10 +11,9 @@ from __future__ import annotations
 import random
 from typing import Literal
 
-from autointerp.answers import parse_explanation
-from autointerp.explainers.default import MAX_TOKENS, spread
+from autointerp.explainers.default import ask, spread
 from autointerp.plugins import explainer
-from autointerp.prompting import REPEAT_TEMPERATURE, render
+from autointerp.prompting import render
 from autointerp.records import LLM, Explanation, FeatureEvidence
 
 PROMPTS = ("explain_composite",)
@@ -55,17 +54,7 @@ async def explain(
         for part in feature.constituents
     ]
     messages = render("explain_composite", examples=spread(feature.activating, examples, rng), parts=parts)
-    explanation = Explanation(None)
-    for attempt in range(1 + reask):
-        answer = await llm.complete(
-            messages, max_tokens=MAX_TOKENS, attempt=attempt, temperature=REPEAT_TEMPERATURE * (attempt > 0)
-        )
-        if answer.failure is not None:
-            return Explanation(None, answer.failure, explanation.raw)
-        explanation = parse_explanation(answer.text, truncated=answer.truncated)
-        if explanation.text:
-            break
-    return explanation
+    return await ask(messages, llm, reask)
 
 
 def _unexplained(feature: FeatureEvidence) -> str | None:

@@ -10,7 +10,7 @@ from autointerp.errors import AutointerpError
 from autointerp.explainers.token_stats import shares
 from autointerp.plugins import explainer
 from autointerp.prompting import REPEAT_TEMPERATURE, render
-from autointerp.records import LLM, Context, Explanation, FeatureEvidence
+from autointerp.records import LLM, Context, Explanation, FeatureEvidence, Message
 
 PROMPTS = ("explain",)
 MAX_TOKENS = 120  # of an answer; a phrase needs a tenth of it, some models think a line before
@@ -50,6 +50,11 @@ async def explain(
         stats=[(s.token, round(100 * share)) for s, share in shares(feature)[:token_stats] if share >= 0.01],
         promoted=[token for token, _ in feature.logits_up[:promoted]],
     )
+    return await ask(messages, llm, reask)
+
+
+async def ask(messages: Sequence[Message], llm: LLM, reask: int) -> Explanation:
+    """The model's explanation, asked for again, up to `reask` times, where the answer is unreadable."""
     explanation = Explanation(None)
     for attempt in range(1 + reask):
         answer = await llm.complete(
