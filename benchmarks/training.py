@@ -30,7 +30,7 @@ from autointerp.sae import ArraySource, SaeCheck, StreamSource, TrainConfig, che
 from autointerp.sae.penalties import PENALTIES
 
 WIDTH, K, BATCH = 4096, 32, 4096
-LRS = (3e-4, 2e-3, 6e-3)  # sae-lens' default, and others that suit so short a training better
+LRS = (3e-4, 2e-3, 6e-3, 1.2e-2)  # sae-lens' default, and others that suit so short a training better
 SPEED, COST, DEAD, BUSY = 1.5, 1.10, 0.05, 0.40
 
 
