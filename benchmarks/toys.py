@@ -9,8 +9,8 @@ another latent) and recall of all are of counts added over trainings, with 95 % 
 group's are of all its settings, which share seeds). Trainings and the default truth were set on seeds below 40. So was
 the check's R² ≥ .80 for a composite, but after one row of seeds 200 to 209 had been seen; the second truth and the
 number of held-out tokens after more of them. Of seeds 300 to 309 one L1 setting had been seen with an older trainer.
-TopK's learning rate matters: at 3e-3, which explains .002 more of the variance, `composite` has P .94, R .98 on seeds 0 to
-2, for some latents are then sums with an R² of .80 to .85.
+TopK's learning rate matters: at 3e-3, which explains .002 more of the variance, `composite` has P .94, R .98 on seeds
+0 to 2, for some latents are then sums with an R² of .80 to .85.
 Exit code 1 where a bar is missed.
 """
 
