@@ -1,4 +1,6 @@
-"""One config, several SAEs: train and evaluate each variant on the same text, and lay their figures side by side."""
+"""One config, several SAEs: train and evaluate each variant on the same text, and lay their figures side by side.
+
+Where a metric is that of a scorer, each variant is run whole: its features explained and the explanations scored."""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError, field_validator
 
@@ -19,9 +21,13 @@ from autointerp.config import Config, Section, problem, read_config, resolve_con
 from autointerp.errors import ConfigError
 from autointerp.registry import did_you_mean
 
+if TYPE_CHECKING:
+    from autointerp.pipeline.run import Run
+
 log = logging.getLogger("autointerp")
 
 STAGES = ("evaluate", "reencode")
+CONTROL, GAIN = "_control", "_gain"  # of a scorer's name
 DISTINCT = ("distinct_from_first", "distinct_null")
 LABELS = ("confirmed", "composite", "possible", "absorption", "duplicate", "split_child", "parent_of_children")
 
@@ -70,14 +76,15 @@ class Sweep:
 def sweep(config: str | Path, *, set: Mapping[str, Any] | None = None, out: str | Path | None = None) -> Sweep:
     """Run every variant of the file `config` and write ``sweep.json`` and ``sweep.png`` in the sweep's folder.
 
-    The file is a run's config with the keys of `Plan` beside it. Each variant's SAE is left in ``VARIANT SEED/sae``.
+    The file is a run's config with the keys of `Plan` beside it. Each variant's SAE is left in ``VARIANT SEED/sae``,
+    and where explanations are scored its tables and report in ``VARIANT SEED``.
     What was done is kept in the store, so a sweep that was stopped goes on.
 
     Raises:
         ConfigError: a key is unknown; or, after the first variant, a metric is none that is measured.
     """
     from autointerp.pipeline.alone import train
-    from autointerp.pipeline.run import environment, run_folder, run_targets
+    from autointerp.pipeline.run import environment, run, run_folder, run_targets
     from autointerp.report.sweep import draw
 
     plan, variants = read_sweep(config, set)
@@ -91,6 +98,8 @@ def sweep(config: str | Path, *, set: Mapping[str, Any] | None = None, out: str 
         done = run_targets(_with_sae_of(resolved, seed, trained), STAGES, out=own)
         rows = _rows(done["evaluate"] / "evaluation.parquet")
         rows += _composites(done["reencode"])
+        if scores := _scores_of(resolved).intersection(plan.metrics):
+            rows += _scores(run(_with_sae_of(resolved, seed, trained), out=own), scores)
         found = [Figure(name, seed, row["metric"], row["value"], row.get("low"), row.get("high")) for row in rows]
         _check("metrics", plan.metrics, {figure.metric for figure in found} | {*DISTINCT})
         places = _rows(done["evaluate"] / "evaluation_positions.parquet")
@@ -152,6 +161,27 @@ def _composites(folder: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [{"metric": f"share_{label}", "value": labels[label] / living} for label in LABELS]
     plain = json.loads((folder / "manifest.json").read_text())["facts"]["reencode"].get("no_sums") or {"n": 0}
     return [*rows, {"metric": "no_sums_pass", "value": plain["pass"] / plain["n"] if plain["n"] else None}]
+
+
+def _scores_of(config: Config) -> set[str]:
+    """Metrics that need explanations: a scorer's name, its control, and how far the first is ahead of the second."""
+    return {f"{scorer.key}{end}" for scorer in config.scorers for end in ("", CONTROL, GAIN)}
+
+
+def _scores(made: Run, metrics: Iterable[str]) -> list[dict[str, Any]]:
+    """Means over the features, of the first explainer, with bootstrap intervals over features: paired where they are
+    differences. Two SAEs have other features, so between variants nothing is paired."""
+    from autointerp.stats import paired_difference
+
+    features, rows = made.features, []
+    for metric in metrics:
+        scorer = metric.removesuffix(GAIN)
+        value = features[scorer].tolist()
+        found = paired_difference(
+            value, features[scorer + CONTROL].tolist() if metric != scorer else [0.0] * len(value)
+        )
+        rows.append({"metric": metric, "value": found.mean, "low": found.low, "high": found.high})
+    return rows
 
 
 def _distinct(plan: Plan, trained: Mapping[tuple[str, int], Path]) -> list[Figure]:

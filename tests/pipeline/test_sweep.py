@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from endpoint import serving
 
+import autointerp as ai
 from autointerp.errors import ConfigError
 from autointerp.pipeline.stages import train_config
 from autointerp.pipeline.sweep import read_sweep, sweep
@@ -82,3 +85,30 @@ def test_a_metric_that_is_not_measured_is_named_after_the_first_variant(subject,
     with pytest.raises(ConfigError, match=r"explained_varience.*explained_variance"):
         sweep(write(tmp_path, subject=subject, metrics=["explained_varience"]), out=tmp_path / "out")
     assert not (tmp_path / "out" / "k 2 0").exists()
+
+
+def agrees(messages: list[dict[str, str]], _: dict[str, Any]) -> str:
+    """To all texts, whatever the explanation."""
+    return json.dumps(dict.fromkeys(re.findall(r"^(\d+)\. ", messages[-1]["content"], re.M), 1))
+
+
+@pytest.mark.weights
+def test_a_scorers_metric_runs_each_variant_whole(subject, tmp_path):
+    with serving(agrees) as endpoint:
+        explained: dict[str, Any] = {
+            "features": {"count": 4, "min_firings": 20},
+            "contexts": {"window": 16, "train": 5, "test_activating": 2, "test_random": 1, "test_near": 1},
+            "llm": {"model": "test-model", "base_url": endpoint.url, "logprobs": False},
+            "explainers": ["token_stats"],
+            "scorers": ["detection"],
+            "variants": {"k 8": {}, "k 2": {"sae.train.k": 2}},
+            "seeds": [0],
+            "metrics": ["detection_gain", "detection", "l0"],
+        }
+        explained["corpus"] = PLAN["corpus"] | {"tokens": 20_000}
+        found = sweep(write(tmp_path, subject=subject, **explained), out=tmp_path / "out")
+    (score,), (gain,) = found.of("k 2", "detection"), found.of("k 2", "detection_gain")
+    assert score.value == pytest.approx(0.5), "a judge who says the same of all has the base rate"
+    assert (gain.value, gain.low, gain.high) == (0, 0, 0), "and of any other explanation too"
+    assert len(ai.open_run(tmp_path / "out" / "k 2 0").features) == 4
+    assert found.of("k 2", "detection_control") == [], "only what is asked for"
