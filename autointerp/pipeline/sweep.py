@@ -208,8 +208,19 @@ def _check(key: str, wanted: Iterable[str], known: Collection[str]) -> None:
             raise ConfigError(f"{key}: the evaluation has no {metric!r}{did_you_mean(metric, sorted(known))}")
 
 
+def _bands(made: Sweep, variant: str) -> dict[str, dict[str, float]]:
+    """For each metric its mean over the positions 0, 1, 2–3, 4–7 … (by their last one) and over seeds."""
+    found: dict[str, dict[str, list[float]]] = {metric: {} for metric in made.plan.positions}
+    for one in made.figures:
+        if one.variant == variant and one.position is not None and one.value is not None:
+            last = 2 ** one.position.bit_length() - 1
+            found[one.metric].setdefault(str(last), []).append(one.value)
+    return {metric: {band: fmean(values) for band, values in bands.items()} for metric, bands in found.items()}
+
+
 def _summary(made: Sweep, config: str, environment: Mapping[str, Any]) -> str:
-    """JSON: for each variant and metric the mean over seeds, and every seed's value and interval."""
+    """JSON: for each variant and metric the mean over seeds, and every seed's value and interval; and by position, in
+    bands that double in width."""
     table: dict[str, dict[str, Any]] = {}
     for variant in made.plan.variants:
         table[variant] = {}
@@ -218,5 +229,8 @@ def _summary(made: Sweep, config: str, environment: Mapping[str, Any]) -> str:
             values = [figure.value for figure in figures if figure.value is not None]
             seeds = [{key: getattr(figure, key) for key in ("seed", "value", "low", "high")} for figure in figures]
             table[variant][metric] = {"mean": fmean(values) if values else None, "seeds": seeds}
-    about = {"command": f"autointerp sweep {config}", "variants": made.plan.variants, "figures": table, **environment}
+    about = {"command": f"autointerp sweep {config}", "variants": made.plan.variants, "figures": table}
+    if made.plan.positions:
+        about["positions"] = {variant: _bands(made, variant) for variant in made.plan.variants}
+    about |= environment
     return json.dumps(about, indent=1, ensure_ascii=False) + "\n"

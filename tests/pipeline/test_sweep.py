@@ -47,8 +47,13 @@ def write(folder: Path, **changes: Any) -> Path:
 def test_a_sweep_lays_its_variants_side_by_side_and_does_nothing_twice(subject, tmp_path, monkeypatch):
     out, file = tmp_path / "out", write(tmp_path, subject=subject)
     found = sweep(file, out=out)
-    table = json.loads((out / "sweep.json").read_text())["figures"]
+    made = json.loads((out / "sweep.json").read_text())
+    table, places = made["figures"], made["positions"]["k 8"]["explained_variance"]
     assert list(table) == ["k 8", "k 2", "wide"]
+    assert list(places) == ["1", "3", "7", "15", "31", "63"], (
+        "bands of positions in 64 tokens, the first of which is BOS"
+    )
+    assert places["3"] > places["63"]
     assert table["k 8"]["l0"]["mean"] == 8
     assert table["k 2"]["l0"]["mean"] == 2
     assert table["k 8"]["explained_variance"]["mean"] > table["k 2"]["explained_variance"]["mean"]
