@@ -85,6 +85,8 @@ class TrainConfig(Section):
             raise ValueError(f"groups are positive shares that add up to 1, these make {sum(self.groups):g}")
         if self.stages > 1 and (self.architecture != "topk" or self.stages > min(self.k, self.steps)):
             raise ValueError(f"stages = {self.stages} is for topk, with k and the number of steps at least as many")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas = {self.betas}: each is at least 0 and below 1")
         if self.target_l0 is not None and self.architecture not in ("relu", "gated", "rescaled"):
             raise ValueError(f"target_l0 is for relu, gated and rescaled; {self.architecture} has k")
         return self

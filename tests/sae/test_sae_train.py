@@ -327,14 +327,31 @@ def test_the_sparsity_weight_is_steered_to_the_target(tmp_path: Path, architectu
     [
         {"architecture": "relu", "stages": 2},
         {"stages": 4, "k": 3},
+        {"betas": (0.9, 1.0)},
         {"architecture": "topk", "target_l0": 4},
         {"penalty": {"kind": "sideways"}},
     ],
     ids=str,
 )
 def test_what_an_architecture_has_not_is_refused(options: dict[str, object]) -> None:
-    with pytest.raises(ValidationError, match=r"stages|target_l0|kind"):
+    with pytest.raises(ValidationError, match=r"stages|betas|target_l0|kind"):
         small(**options)
+
+
+@settings(max_examples=30, deadline=None)
+@given(usual=st.floats(0, 20), k=st.integers(1, 12), seed=st.integers(0, 5))
+def test_batchtopk_keeps_the_largest_whatever_its_threshold_was(usual: float, k: int, seed: int) -> None:
+    """The running threshold only says where to look first."""
+    config = small(architecture="batchtopk", k=k, d_sae=40)
+    recipe = RECIPES["batchtopk"](config, 16)
+    recipe.initialise(torch.Generator().manual_seed(seed))
+    recipe.kept["threshold"] = torch.tensor(usual)
+    z = torch.randn(30, 16, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        pre = recipe.product(z, recipe.weights["W_enc"].T) + recipe.weights["b_enc"]
+        positive = pre[pre > 0].sort(descending=True).values[: 30 * k]
+        codes, _ = recipe._codes(z, 5)
+    assert torch.equal(codes[codes > 0].sort(descending=True).values, positive)
 
 
 def damage(content: bytes) -> Iterator[bytes]:
