@@ -51,10 +51,10 @@ WORLDS: dict[str, Callable[..., worlds.World]] = {
 # What counts as a flag; the first has the bars. `confirmed`: composite, and the re-encode test agrees; `+ parents`: or
 # a "parent of children" of which the test says so.
 READINGS = ("composite", "composite or possible", "confirmed", "confirmed + parents")
-DEFAULT, OWN = "default", "the check's own levels, R² ≥ .70 and share ≥ .20"
+DEFAULT, LOOSER = "default", "looser: R² ≥ .70 and share ≥ .20"
 BOUNDS = {
     DEFAULT: Bounds(),
-    OWN: Bounds(composite=0.70, share=0.20),
+    LOOSER: Bounds(composite=0.70, share=0.20),
     "R² ≥ .70": Bounds(composite=0.70),
     "R² ≥ .80": Bounds(composite=0.80),
     "R² ≥ .90": Bounds(composite=0.90),
@@ -212,7 +212,7 @@ def summary(setting: Setting, rows: list[dict[str, Any]]) -> dict[str, Any]:
     figures["seeds_with_a_flag"] = interval([float(row["flagged"] > 0) for row in rows])
     agreed = {
         bound: {reading: ratios([row["counts"][bound][reading] for row in rows]) for reading in READINGS}
-        for bound in (DEFAULT, OWN)
+        for bound in (DEFAULT, LOOSER)
     }
     return {**asdict(setting), "name": setting.name, "seeds": len(rows), **figures, "agreement": agreed}
 
@@ -233,7 +233,7 @@ def shown(agreed: dict[str, Any]) -> str:
 
 
 def print_bars(groups: dict[str, Any]) -> None:
-    for bound in (DEFAULT, OWN):
+    for bound in (DEFAULT, LOOSER):
         print(f"truth: {bound}")
         for group, reading in ((group, reading) for group in BARS if group in groups for reading in READINGS):
             agreed = groups[group][bound][reading]
@@ -265,7 +265,7 @@ def picture(results: list[dict[str, Any]], path: Path) -> None:
     plain.sort(key=lambda r: (r["group"], r["name"]))
     colours = {"precision": "tab:blue", "recall": "tab:orange", "recall_all": "tab:green"}
     words = {"precision": "precision", "recall": "recall of the detectable", "recall_all": "recall of all"}
-    for axis, bound in zip(axes, (DEFAULT, OWN)):
+    for axis, bound in zip(axes, (DEFAULT, LOOSER)):
         for y, result in enumerate(plain):
             for offset, (key, colour) in zip((0.25, 0, -0.25), colours.items()):
                 for reading, marker in (("composite", "o"), ("confirmed", "x")):
@@ -279,7 +279,7 @@ def picture(results: list[dict[str, Any]], path: Path) -> None:
         axis.set(xlim=(-0.02, 1.03), yticks=range(len(plain)), yticklabels=[])
     axes[0].set_yticklabels([r["name"].replace("pairs", r["group"].removesuffix(", pairs")) for r in plain])
     axes[0].set_title("12 correlated pairs of 64 features\ntruth: R² ≥ .85, share ≥ .25, as planted")
-    axes[1].set_title("the same SAEs and flags\ntruth: R² ≥ .70, share ≥ .20, as the check")
+    axes[1].set_title("the same SAEs and flags\ntruth: R² ≥ .70, share ≥ .20")
     handles = [Line2D([], [], color=colours[key], marker="s", ls="", label=words[key]) for key in colours]
     handles += [Line2D([], [], color="k", marker="o", ls="", label="composite, by the decoder alone")]
     handles += [Line2D([], [], color="k", marker="x", ls="", label="confirmed by re-encoding")]
