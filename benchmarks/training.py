@@ -124,9 +124,10 @@ def compare(activations: Path, tokens: int, held: int) -> tuple[dict[str, Any], 
         print(f"{name:28} {ev:7.4f} {l0:6.1f} {dead:6.1%} {speed:9,.0f} {cpu:9,.0f} {rate:8.1e}")
     own = runs["autointerp"]
     pairs = {lr: (runs[f"autointerp, lr {lr:g}"], runs[f"sae-lens, lr {lr:g}"]) for lr in LRS}
-    # Equal rates are not equal steps: our decoder's rows have length 1, theirs start at .1. So: best against best.
+    # Equal rates are not equal steps: our decoder's rows have length 1, theirs start at .1. So also: best against best.
     best = [max(side, key=lambda run: run["explained_variance"]) for side in zip(*pairs.values())]
-    gains = [("own defaults", own, pairs[LRS[0]][1]), ("each at its best rate", *best)]
+    gains = [("own defaults", own, pairs[LRS[0]][1])] + [(f"lr {lr:g}", *pair) for lr, pair in pairs.items()]
+    gains.append(("each at its best rate", *best))
     faster = min(a[key] / b[key] for a, b in pairs.values() for key in ("tokens_per_s", "tokens_per_cpu_s"))
     bars = [
         (f"explained variance less sae-lens', {at}", a["explained_variance"] - b["explained_variance"], "≥", 0.0)

@@ -95,11 +95,12 @@ def sweep(config: str | Path, *, set: Mapping[str, Any] | None = None, out: str 
         log.info("variant %d of %d: %s, seed %d", number, len(variants), name, seed)
         own = folder / f"{name} {seed}"
         trained[name, seed], _ = train(resolved, out=own)
-        done = run_targets(_with_sae_of(resolved, seed, trained), STAGES, out=own)
+        resolved = _with_sae_of(resolved, seed, trained)
+        done = run_targets(resolved, STAGES, out=own)
         rows = _rows(done["evaluate"] / "evaluation.parquet")
         rows += _composites(done["reencode"])
         if scores := _scores_of(resolved).intersection(plan.metrics):
-            rows += _scores(run(_with_sae_of(resolved, seed, trained), out=own), scores)
+            rows += _scores(run(resolved, out=own), scores)
         found = [Figure(name, seed, row["metric"], row["value"], row.get("low"), row.get("high")) for row in rows]
         _check("metrics", plan.metrics, {figure.metric for figure in found} | {*DISTINCT})
         places = _rows(done["evaluate"] / "evaluation_positions.parquet")
