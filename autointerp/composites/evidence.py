@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 REACH = 0.4  # of the 95th percentile for the latent itself, of the typical value for its parts
 CONFIRM_SHARE, CONFIRM_TOKENS = 0.6, 100
+PLAIN_PASS = 0.2  # where more than this share of the latents that are no sums pass too, passing confirms nothing
 SELDOM = 0.1  # a part fires on less than this share of the latent's tokens: it is as good as off
 PER_ROW = 4  # tokens of one row that are tested before those of another are
 

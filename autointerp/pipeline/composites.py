@@ -87,7 +87,8 @@ def evidence_stage(session: Session, job: Job) -> None:
     The subject runs once more, on the rows that hold a tested token; at most `composites.tokens` of a
     latent are tested. Beside each flagged latent's own parts stand two controls: another one's parts
     (swapped), and latents that fire as often as its own (random). Some latents that are no composites
-    are put to the same test with their two nearest neighbours; the stage's facts say how many pass.
+    are put to the same test with their two nearest neighbours; the stage's facts say how many pass, and
+    where that is more than a fifth nothing is `confirmed`.
     """
     import numpy as np
     import pandas as pd
@@ -119,12 +120,13 @@ def evidence_stage(session: Session, job: Job) -> None:
                 windows += _windows(f, looked[f].parts["own"], fired, corpus, strings, session.config.contexts.window)
     if looked and not sae.is_transcoder:
         _project(session, looked, corpus, sae, session.subject(sae.cfg.hook_name))
-    table = _conclude(table, tested, sae)
+    calibration = _calibration(plain, sae) if plain and not sae.is_transcoder else None
+    table = _conclude(table, tested, sae, _untold(calibration))
     save_composites(table, job.folder / "composites.parquet")
     write_rows(job.folder / "cofiring.parquet", "cofiring", windows)
     job.facts |= _summary(table)
-    if plain and not sae.is_transcoder:
-        job.facts["reencode"]["no_sums"] = _calibration(plain, sae)
+    if calibration:
+        job.facts["reencode"]["no_sums"] = calibration
 
 
 def _to_test(table: Frame, counts: np.ndarray, seed: int) -> dict[int, _Tested]:
@@ -181,6 +183,18 @@ def _calibration(plain: Mapping[int, _Tested], sae: SAE) -> dict[str, Any]:
     shares = [one.share for one in full if one.share is not None]
     mean = sum(shares) / len(shares) if shares else None
     return {"n": len(full), "mean": mean, "pass": sum(one.confirms for one in full)}
+
+
+def _untold(calibration: Mapping[str, Any] | None) -> str | None:
+    """Why passing the re-encode test says nothing in this SAE; None where it does, or none could be put to it."""
+    from autointerp.composites.evidence import PLAIN_PASS
+
+    if not calibration or calibration["pass"] <= PLAIN_PASS * calibration["n"]:
+        return None
+    return (
+        f"not confirmed: {calibration['pass']} of {calibration['n']} latents that are no sums pass the re-encode test"
+        f" too, so it tells nothing in this SAE"
+    )
 
 
 def _reencode(one: _Tested, pair: Pair, W: np.ndarray) -> Reencoding:
@@ -355,8 +369,8 @@ _FIGURES = ("reencode", "reencode_swapped", "reencode_random", "lift", "lift_swa
 _LISTS = ("absorbed", "swapped", "random")
 
 
-def _conclude(table: Frame, tested: Mapping[int, _Tested], sae: SAE) -> Frame:
-    """`table` with what was found, and with the labels that it decides."""
+def _conclude(table: Frame, tested: Mapping[int, _Tested], sae: SAE, untold: str | None) -> Frame:
+    """`table` with what was found, and with the labels that it decides; `untold` is of `_untold`."""
     import numpy as np
 
     from autointerp.composites import FLAGGED
@@ -365,7 +379,7 @@ def _conclude(table: Frame, tested: Mapping[int, _Tested], sae: SAE) -> Frame:
     found: dict[int, dict[str, Any]] = {}
     for f, label in zip(table["feature"], table["label"]):
         if f in tested:
-            found[f] = _verdict(label, tested[f], W)
+            found[f] = _verdict(label, tested[f], W, untold)
         elif label in FLAGGED:
             found[f] = {"failure": "re-encode: a constituent is of the union SAE, whose firings were not harvested"}
     features = table["feature"].tolist()
@@ -381,7 +395,7 @@ def _conclude(table: Frame, tested: Mapping[int, _Tested], sae: SAE) -> Frame:
     return table[[column for column in table.columns if column not in last] + last]
 
 
-def _verdict(label: str, one: _Tested, W: np.ndarray) -> dict[str, Any]:
+def _verdict(label: str, one: _Tested, W: np.ndarray, untold: str | None) -> dict[str, Any]:
     """What one tested latent's row says beside the decoder's figures."""
     import numpy as np
 
@@ -406,7 +420,7 @@ def _verdict(label: str, one: _Tested, W: np.ndarray) -> dict[str, Any]:
         result = _reencode(one, pair, W)
         row[_column("reencode", pair)] = result.share
         if pair == "own" and label == "composite" and result.confirms:
-            row["label"] = "confirmed"
+            row |= {"failure": untold} if untold else {"label": "confirmed"}
     return row
 
 

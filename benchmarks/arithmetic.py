@@ -1,0 +1,193 @@
+"""Do the explanations of composites add up? What ``autointerp run composites`` found; run it first, then
+``python benchmarks/arithmetic.py``.
+
+For every composite (g + h = f) among the explained features:
+
+- arithmetic: whether a judge says that f's explanation entails those of g and h, beside the constituents of another
+  composite (swapped) and latents that fire as often (random);
+- detection of f by its own explanation (default), by "both g and h" (conjunction), by a text that a model wrote from
+  both (constituents), and by another composite's "g and h" (conjunction_swapped), each beside another feature's
+  explanation of the same kind. Differences are paired by composite, with 95 % bootstrap intervals over composites;
+- detection of the constituents that are no composites, by their own explanations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import autointerp as ai
+from autointerp.composites import FLAGGED
+from autointerp.stats import paired_difference
+
+PAIRS = {"own": "its own constituents", "swapped": "another composite's", "random": "others as frequent"}
+CONTROL = "other_feature"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", nargs="?", default="composites")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/reference/arithmetic.json"), help="a picture beside it"
+    )
+    options = parser.parse_args()
+    run = ai.open_run(options.run)
+    found = measure(run)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    draw(found, options.out.with_suffix(".png"))
+    print(json.dumps({key: value for key, value in found.items() if key != "table"}, indent=1, ensure_ascii=False))
+
+
+def measure(run: ai.Run) -> dict[str, Any]:
+    checked: Any = run.composites.set_index("feature")
+    explained = run.explanations.pivot_table(
+        index="feature", columns="explainer", values="explanation", aggfunc="first"
+    )
+    scores: Any = run.scores[run.scores["scorer"] == "detection"]
+    scores = scores.assign(control=scores["control"].fillna(""))
+    wide = scores.pivot_table(index="feature", columns=["explainer", "control"], values="value")
+    explainers = list(dict.fromkeys(scores["explainer"]))
+    first, *others = explainers
+    flagged = [f for f in explained.index if checked.loc[f, "label"] in FLAGGED and f in wide.index]
+    plain = [f for f in wide.index if f not in flagged]
+    of = wide.loc[flagged]
+    differences: dict[str, Any] = {}
+    for name in explainers:
+        differences[f"{name} − {CONTROL}"] = paired(of[name, ""], of[name, CONTROL])
+    for name in others:
+        differences[f"{name} − {first}"] = paired(of[name, ""], of[first, ""])
+    if "conjunction_swapped" in explainers:
+        differences["conjunction − conjunction_swapped"] = paired(of["conjunction", ""], of["conjunction_swapped", ""])
+    return {
+        "command": f"autointerp run {run.info['name']} && python benchmarks/arithmetic.py {run.info['name']}",
+        "revision": run.info["git"],
+        "packages": run.info["packages"],
+        "labels": {str(k): int(n) for k, n in checked["label"].value_counts().items()},
+        "composites": {str(k): int(n) for k, n in checked.loc[flagged, "label"].value_counts().items()},
+        "reencode": run.info["stages"]["reencode"]["facts"]["reencode"],
+        "arithmetic": arithmetic(checked.loc[flagged]),
+        "detection": {name: mean(of[name, ""]) for name in explainers}
+        | {f"{name}, {CONTROL}": mean(of[name, CONTROL]) for name in explainers},
+        "differences": differences,
+        "constituents": {
+            "detection": mean(wide.loc[plain, (first, "")]),
+            f"− {CONTROL}": paired(wide.loc[plain, (first, "")], wide.loc[plain, (first, CONTROL)]),
+        },
+        "unscored": int(scores["n_unscored"].sum()),
+        "table": [
+            {
+                "feature": int(f),
+                "label": checked.loc[f, "label"],
+                "r2": round(float(checked.loc[f, "r2"]), 3),
+                "constituents": [int(part) for part in checked.loc[f, "constituents"]],
+                "explanations": {
+                    name: text for name in explained.columns if isinstance(text := explained.loc[f, name], str)
+                },
+                "of the constituents": [text_of(explained, part, first) for part in checked.loc[f, "constituents"]],
+                **{name: number(checked.loc[f, column]) for name, column in columns().items()},
+                "detection": {name: number(of.loc[f, (name, "")]) for name in explainers},
+                "detection, control": {name: number(of.loc[f, (name, CONTROL)]) for name in explainers},
+            }
+            for f in flagged
+        ],
+    }
+
+
+def columns() -> dict[str, str]:
+    return {f"entails, {pair}": "semantic" if pair == "own" else f"semantic_{pair}" for pair in PAIRS}
+
+
+def arithmetic(rows: Any) -> dict[str, Any]:
+    """Of each kind of pair the mean probability that all of it is entailed, and how often that is ½ or more."""
+    found: dict[str, Any] = {}
+    for pair, column in zip(PAIRS, columns().values()):
+        known = rows[column].dropna()
+        entailed = (known >= 0.5).astype(float)
+        found[pair] = {"mean": mean(known), "entailed": mean(entailed)}
+        if pair != "own":
+            found[f"own − {pair}"] = paired(rows["semantic"], rows[column])
+    return found
+
+
+def mean(values: Any) -> dict[str, Any]:
+    """With its bootstrap interval over features."""
+    known = values.dropna()
+    return without_wins(paired(known, known * 0))
+
+
+def without_wins(found: dict[str, Any]) -> dict[str, Any]:
+    return {key: found[key] for key in ("mean", "low", "high", "n")}
+
+
+def paired(one: Any, other: Any) -> dict[str, Any]:
+    return {key: number(value) for key, value in asdict(paired_difference(one.tolist(), other.tolist())).items()}
+
+
+def number(value: Any) -> Any:
+    if value is None or isinstance(value, int):
+        return value
+    return None if value != value else round(float(value), 4)
+
+
+def text_of(explained: Any, feature: int, explainer: str) -> str | None:
+    text = explained[explainer].get(feature)
+    return text if isinstance(text, str) else None
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Left, how far explanations entail; right, detection. A line a composite, a bar the mean with its interval."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", width_ratios=[1, 1.5])
+    explainers = [name for name in found["detection"] if CONTROL not in name]
+    strips(
+        left,
+        list(PAIRS.values()),
+        [[row[f"entails, {pair}"] for pair in PAIRS] for row in found["table"]],
+        [found["arithmetic"][pair]["mean"] for pair in PAIRS],
+    )
+    left.set_title("the composite's explanation entails those of …", fontsize=10, loc="left")
+    left.set_ylabel("smallest P(yes)")
+    strips(
+        right,
+        [name.replace("_", "\n") for name in explainers],
+        [[row["detection"][name] for name in explainers] for row in found["table"]],
+        [found["detection"][name] for name in explainers],
+    )
+    for x, name in enumerate(explainers):
+        control = found["detection"][f"{name}, {CONTROL}"]["mean"]
+        right.hlines(control, x - 0.25, x + 0.25, color="0.5", ls=":", label="another feature's" if x == 0 else None)
+    right.legend(frameon=False, fontsize=9)
+    right.set_title("detection of the composite by its explanation", fontsize=10, loc="left")
+    right.set_ylabel("area under precision and recall")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def strips(
+    axis: Any, names: Sequence[str], lines: Sequence[Sequence[float | None]], means: Sequence[dict[str, Any]]
+) -> None:
+    for line in lines:
+        known = [(x, value) for x, value in enumerate(line) if value is not None]
+        axis.plot(*zip(*known), color="0.8", lw=0.8, marker="o", ms=3, zorder=1)
+    for x, figure in enumerate(means):
+        if figure["mean"] is None:
+            continue
+        axis.plot(x, figure["mean"], "o", color="#1f6fb4", ms=7, zorder=3)
+        if figure["low"] is not None:
+            axis.vlines(x, figure["low"], figure["high"], color="#1f6fb4", lw=2.5, zorder=2)
+    axis.set_xticks(range(len(names)), names, fontsize=9)
+    axis.set_ylim(-0.03, 1.03)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+if __name__ == "__main__":
+    main()
