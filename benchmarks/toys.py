@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from autointerp.composites import FLAGGED, find_composites
-from autointerp.composites.evidence import reencode, strong_tokens
+from autointerp.composites import FLAGGED, find_composites, top_neighbours
+from autointerp.composites.evidence import CONFIRM_TOKENS, Reencoding, plain_level, reencode, strong_tokens
 from autointerp.hashing import code_digest, digest
 from autointerp.sae.source import StreamSource
 from autointerp.sae.train import TrainConfig, train_sae
@@ -48,8 +48,8 @@ WORLDS: dict[str, Callable[..., worlds.World]] = {
     "one-hot": worlds.two_one_hot_sets,
     "forest": worlds.forest,
 }
-# What counts as a flag; the first has the bars. `confirmed`: composite, and the re-encode test agrees; `+ parents`: or
-# a "parent of children" of which the test says so.
+# What counts as a flag; the first has the bars. `confirmed`: composite, and the re-encode test agrees, calibrated on
+# atomic latents; `+ parents`: or a "parent of children" of which the test says so.
 READINGS = ("composite", "composite or possible", "confirmed", "confirmed + parents")
 DEFAULT, LOOSER = "default", "looser: R² ≥ .70 and share ≥ .20"
 BOUNDS = {
@@ -146,7 +146,7 @@ def measure(world: worlds.World, sae: Any) -> dict[str, Any]:
     table = find_composites(decoder, alive=alive)
     label, parts = table["label"].tolist(), table["constituents"].tolist()
     tested = [i for i, name in enumerate(label) if name in FLAGGED or name == "parent_of_children"]
-    agrees = {i for i in tested if _reencodes(i, parts[i], acts, left.numpy(), decoder)}
+    agrees = _confirmed({i: parts[i] for i in tested}, label, acts, left.numpy(), decoder)
     composite = {i for i in tested if label[i] == "composite"}
     flagged = composite | {i for i in tested if label[i] == "possible"}
     flags = {
@@ -171,13 +171,24 @@ def measure(world: worlds.World, sae: Any) -> dict[str, Any]:
     }
 
 
-def _reencodes(f: int, parts: list[int], acts: np.ndarray, left: np.ndarray, decoder: np.ndarray) -> bool:
-    """Whether the re-encode test, on the held-out tokens, says that its parts explain what the latent f does."""
+def _confirmed(
+    tested: dict[int, list[int]], label: list[str], acts: np.ndarray, left: np.ndarray, decoder: np.ndarray
+) -> set[int]:
+    """Which latents the re-encode test confirms on the held-out tokens, as the pipeline does it."""
+    often = (acts > 0).sum(0) >= CONFIRM_TOKENS
+    atomic = np.array([i for i, name in enumerate(label) if name == "atomic" and often[i]], int)
+    near = top_neighbours(decoder, 2, queries=atomic, candidates=often)[0].tolist() if len(atomic) else []
+    pairs = [(int(i), pair) for i, pair in zip(atomic, near) if min(pair) >= 0]
+    plain = plain_level([_reencode(i, pair, acts, left, decoder) for i, pair in pairs])
+    return {i for i, parts in tested.items() if _reencode(i, parts, acts, left, decoder).confirms(plain)}
+
+
+def _reencode(f: int, parts: list[int], acts: np.ndarray, left: np.ndarray, decoder: np.ndarray) -> Reencoding:
     on = np.nonzero(acts[:, f] > 0)[0]
     strong = on[strong_tokens(acts[on, f])]
     x = left[strong] + acts[strong][:, [f, *parts]] @ decoder[[f, *parts]]
     typical = np.array([np.median(acts[acts[:, part] > 0, part]) for part in parts])
-    return reencode(x @ decoder[parts].T, decoder[parts] @ decoder[parts].T, typical).confirms
+    return reencode(x @ decoder[parts].T, decoder[parts] @ decoder[parts].T, typical)
 
 
 def interval(values: list[float]) -> list[float]:

@@ -87,8 +87,8 @@ def evidence_stage(session: Session, job: Job) -> None:
     The subject runs once more, on the rows that hold a tested token; at most `composites.tokens` of a
     latent are tested. Beside each flagged latent's own parts stand two controls: another one's parts
     (swapped), and latents that fire as often as its own (random). Some latents that are no composites
-    are put to the same test with their two nearest neighbours; the stage's facts say how many pass, and
-    where that is more than a fifth nothing is `confirmed`.
+    are put to the same test with their two nearest neighbours: `confirmed` is who does better than nine
+    of ten of them. The stage's facts say how they did.
     """
     import numpy as np
     import pandas as pd
@@ -121,7 +121,7 @@ def evidence_stage(session: Session, job: Job) -> None:
     if looked and not sae.is_transcoder:
         _project(session, looked, corpus, sae, session.subject(sae.cfg.hook_name))
     calibration = _calibration(plain, sae) if plain and not sae.is_transcoder else None
-    table = _conclude(table, tested, sae, _untold(calibration))
+    table = _conclude(table, tested, sae, calibration["level"] if calibration else None)
     save_composites(table, job.folder / "composites.parquet")
     write_rows(job.folder / "cofiring.parquet", "cofiring", windows)
     job.facts |= _summary(table)
@@ -174,27 +174,22 @@ def _no_sums(table: Frame, counts: np.ndarray, sae: SAE, seed: int) -> dict[int,
 
 
 def _calibration(plain: Mapping[int, _Tested], sae: SAE) -> dict[str, Any]:
-    """The re-encode test on `_no_sums`: how many had tokens enough, the mean share, and how many pass."""
-    from autointerp.composites.evidence import CONFIRM_TOKENS
+    """The re-encode test on `_no_sums`: how many had tokens enough, the mean share and what nine of ten stay within,
+    and how many pass."""
+    import numpy as np
+
+    from autointerp.composites.evidence import CONFIRM_TOKENS, plain_level
 
     W = sae.W_dec.detach().float().cpu().numpy()
     results = [_reencode(one, "own", W) for one in plain.values()]
     full = [one for one in results if one.tokens >= CONFIRM_TOKENS]
     shares = [one.share for one in full if one.share is not None]
-    mean = sum(shares) / len(shares) if shares else None
-    return {"n": len(full), "mean": mean, "pass": sum(one.confirms for one in full)}
-
-
-def _untold(calibration: Mapping[str, Any] | None) -> str | None:
-    """Why passing the re-encode test says nothing in this SAE; None where it does, or none could be put to it."""
-    from autointerp.composites.evidence import PLAIN_PASS
-
-    if not calibration or calibration["pass"] <= PLAIN_PASS * calibration["n"]:
-        return None
-    return (
-        f"not confirmed: {calibration['pass']} of {calibration['n']} latents that are no sums pass the re-encode test"
-        f" too, so it tells nothing in this SAE"
-    )
+    return {
+        "n": len(full),
+        "mean": float(np.mean(shares)) if shares else None,
+        "level": plain_level(full),
+        "pass": sum(one.passes for one in full),
+    }
 
 
 def _reencode(one: _Tested, pair: Pair, W: np.ndarray) -> Reencoding:
@@ -369,8 +364,8 @@ _FIGURES = ("reencode", "reencode_swapped", "reencode_random", "lift", "lift_swa
 _LISTS = ("absorbed", "swapped", "random")
 
 
-def _conclude(table: Frame, tested: Mapping[int, _Tested], sae: SAE, untold: str | None) -> Frame:
-    """`table` with what was found, and with the labels that it decides; `untold` is of `_untold`."""
+def _conclude(table: Frame, tested: Mapping[int, _Tested], sae: SAE, plain: float | None) -> Frame:
+    """`table` with what was found, and with the labels that it decides; `plain` is of `Reencoding.confirms`."""
     import numpy as np
 
     from autointerp.composites import FLAGGED
@@ -379,7 +374,7 @@ def _conclude(table: Frame, tested: Mapping[int, _Tested], sae: SAE, untold: str
     found: dict[int, dict[str, Any]] = {}
     for f, label in zip(table["feature"], table["label"]):
         if f in tested:
-            found[f] = _verdict(label, tested[f], W, untold)
+            found[f] = _verdict(label, tested[f], W, plain)
         elif label in FLAGGED:
             found[f] = {"failure": "re-encode: a constituent is of the union SAE, whose firings were not harvested"}
     features = table["feature"].tolist()
@@ -395,7 +390,7 @@ def _conclude(table: Frame, tested: Mapping[int, _Tested], sae: SAE, untold: str
     return table[[column for column in table.columns if column not in last] + last]
 
 
-def _verdict(label: str, one: _Tested, W: np.ndarray, untold: str | None) -> dict[str, Any]:
+def _verdict(label: str, one: _Tested, W: np.ndarray, plain: float | None) -> dict[str, Any]:
     """What one tested latent's row says beside the decoder's figures."""
     import numpy as np
 
@@ -419,8 +414,10 @@ def _verdict(label: str, one: _Tested, W: np.ndarray, untold: str | None) -> dic
     for pair in one.parts:
         result = _reencode(one, pair, W)
         row[_column("reencode", pair)] = result.share
-        if pair == "own" and label == "composite" and result.confirms:
-            row |= {"failure": untold} if untold else {"label": "confirmed"}
+        if pair == "own" and label == "composite" and result.confirms(plain):
+            row["label"] = "confirmed"
+        elif pair == "own" and label == "composite" and result.passes:
+            row["failure"] = f"not confirmed: a tenth of the latents that are no sums re-encode at {plain:.2f} or more"
     return row
 
 
@@ -451,11 +448,14 @@ def choose_features(table: Frame, composites: Frame, config: FeaturesConfig, see
     those that fire often enough in `table` (of `firing_table`). AutointerpError where there is none."""
     import numpy as np
 
+    from autointerp.composites import FLAGGED
+
     ok = set(table.loc[table["status"] == "ok", "feature"])
-    rng, chosen = np.random.default_rng(seed % 2**64), []
-    for label in ("confirmed", "composite", "possible"):
-        features = [f for f in composites.loc[composites["label"] == label, "feature"] if f in ok]
-        chosen += rng.permutation(np.array(features, int)).tolist()
+    turn = np.random.default_rng(seed % 2**64).permutation(len(composites)).tolist()
+    rank = {label: place for place, label in enumerate(FLAGGED)}
+    rows = zip(turn, composites["feature"].tolist(), composites["label"])
+    order = sorted((rank[label], place, f) for place, f, label in rows if label in rank and f in ok)
+    chosen = [f for *_, f in order]
     if not chosen:
         raise AutointerpError(
             f"features.select is composites, and no latent that fires {config.min_firings} times is flagged as one"

@@ -94,13 +94,14 @@ def test_reencode_confirms_what_its_parts_carry_and_not_what_they_do_not():
     parts, typical = np.stack([g, h]), np.array([2.0, 1.0])
     amount = rng.uniform(1, 3, (150, 1))
     both = amount * (2 * g + h) @ parts.T
-    assert evidence.reencode(both, parts @ parts.T, typical).confirms
+    assert evidence.reencode(both, parts @ parts.T, typical).confirms(plain=0.9)
+    assert not evidence.reencode(both, parts @ parts.T, typical).confirms(plain=1.0)  # as much as no sums reach
     one = evidence.reencode(amount * (2 * g + other) @ parts.T, parts @ parts.T, typical)
     assert one.share is not None
     assert one.share < 0.1
     few = evidence.reencode(both[:99], parts @ parts.T, typical)
     assert few.share == 1.0
-    assert not few.confirms
+    assert not few.confirms(plain=None)
     assert evidence.reencode(both[:0], parts @ parts.T, typical).share is None
 
 
