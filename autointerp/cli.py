@@ -45,7 +45,7 @@ DecoderArgument = Annotated[
         metavar="SAE", help="An SAE, or its decoder alone: a matrix [latents, d_model] in .npy, .safetensors or .pt."
     ),
 ]
-Transpose = Annotated[bool, typer.Option("--transpose", help="The bare matrix is [d_model, latents].")]
+Transpose = Annotated[bool, typer.Option("--transpose", help="Bare matrices are [d_model, latents].")]
 Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1; auto: a GPU if there is.")]
 
 
@@ -205,20 +205,19 @@ def composites(
     transpose: Transpose = False,
     device: Device = "auto",
     memory: Annotated[
-        float, typer.Option(min=0, metavar="GB", help="For directions; more than fit are read as needed.")
+        float, typer.Option(min=0, max=1e6, metavar="GB", help="For directions; more than fit are read as needed.")
     ] = 3.0,
     verbose: Verbose = False,
 ) -> None:
     """Find composite features, duplicates and split families in a decoder alone: no language model is needed."""
     from autointerp.pipeline import decoder
 
-    if out is not None and out.suffix not in decoder.WRITES:
-        raise ConfigError(f"--out {out}: the suffix must be one of {', '.join(decoder.WRITES)}")
-    found = decoder.check_decoder(sae, union, transpose=transpose, device=device, memory=int(memory * 2**30))
     if out is not None:
-        decoder.write_table(found, out)
+        decoder.check_writable(out)
+    found = decoder.check_decoder(sae, union, transpose=transpose, device=device, memory=int(memory * 2**30))
     _print_composites(found, limit)
     if out is not None:
+        decoder.write_table(found, out)
         print(out)
 
 
@@ -286,10 +285,9 @@ def geometry(
     from autointerp.pipeline import decoder
     from autointerp.pipeline.geometry import geometry_report
 
-    rows = decoder.load_decoder(sae, transpose=transpose)
-    others = decoder.load_decoder(other) if other else None
+    rows, *others = decoder.load_decoders([sae, *([other] if other else [])], transpose=transpose)
     device = decoder.usable_device(device)
-    found = geometry_report(rows, out, other=others, meta_passes=meta_passes, device=device)
+    found = geometry_report(rows, out, other=others[0] if others else None, meta_passes=meta_passes, device=device)
     lines = []
     for name, mean in found.mmcs.items():
         meta = found.meta_sae[name] if found.meta_sae else None

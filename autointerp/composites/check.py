@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from autointerp.composites import nulls
 from autointerp.composites.decompose import EDGE, decompose
@@ -91,7 +92,7 @@ def find_composites(
         with _progress("neighbours", queries, Z) as bar:
             lists, white_cosines = search(white, living, queries, neighbours, block, bar)
         copies = _copies(Z, queries, lists, white_cosines)
-        leader, twin = _groups(len(Z), n, *copies[:2])
+        leader, twin = _groups(len(Z), n, *copies[:2], partial(_alike, Z, white))
         firsts = living & (leader == torch.arange(len(Z), device=Z.device))
         lists = _without_copies(white, firsts, queries, lists, leader, block)
         candidates = max(int(firsts.sum()) - 1, 0)
@@ -124,6 +125,11 @@ def _copies(
     return left[same], right[same], cosines[same]
 
 
+def _alike(Z: Rows, white: Rows, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    near = _pair_cosines(white, left, right) >= DUPLICATE_WHITE
+    return near & (_pair_cosines(Z, left, right) >= DUPLICATE - EDGE)
+
+
 def _pair_cosines(Z: Rows, left: torch.Tensor, right: torch.Tensor, block: int = 8192) -> torch.Tensor:
     import torch
 
@@ -131,24 +137,35 @@ def _pair_cosines(Z: Rows, left: torch.Tensor, right: torch.Tensor, block: int =
     return torch.cat(parts) if parts else torch.zeros(0, device=Z.device)
 
 
-def _groups(total: int, n: int, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _groups(
+    total: int, n: int, left: torch.Tensor, right: torch.Tensor, alike: Callable[[torch.Tensor, torch.Tensor], Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Of pairs of duplicates: the first row of each row's group, and the row each is a duplicate of (-1: none).
 
-    Groups are of `W_dec`'s own rows, 0 … n - 1; a row of the union belongs to the group of its first copy there.
+    Groups are of `W_dec`'s own rows, 0 … n - 1; a row of the union belongs to the group of its first copy there. A
+    member is a copy of its group's first row itself, `alike` tells: the ends of a chain of near rows are far apart.
     """
     import torch
 
     own = torch.arange(total, device=left.device)
-    leader = own
+    chain = own
     inside = right < n
     ends = torch.cat([left[inside], right[inside]]), torch.cat([right[inside], left[inside]])
-    while True:  # the lowest row number spreads through each group
-        spread = leader.scatter_reduce(0, ends[0], leader[ends[1]], "amin")
+    while True:  # the lowest row number spreads through each chain: a list holds some copies, not all
+        spread = chain.scatter_reduce(0, ends[0], chain[ends[1]], "amin")
         spread = spread[spread]
-        if torch.equal(spread, leader):
+        if torch.equal(spread, chain):
             break
-        leader = spread
-    twin = torch.full_like(own, total).scatter_reduce(0, ends[0], ends[1], "amin")
+        chain = spread
+    leader = chain.clone()
+    rest = (leader != own).nonzero().squeeze(1)
+    while len(rest):  # who is far from the first: the lowest such row of the chain leads them
+        rest = rest[~alike(rest, leader[rest])]
+        lowest = torch.full_like(own, total).scatter_reduce(0, chain[rest], rest, "amin")
+        leader[rest] = lowest[chain[rest]]
+        rest = rest[leader[rest] != rest]
+    member = (leader != own).nonzero().squeeze(1)
+    twin = torch.full_like(own, total).scatter_reduce(0, leader[member], member, "amin")
     twin = torch.where(leader < own, leader, torch.where(twin == total, -1, twin))
     leader = leader.scatter_reduce(0, right[~inside], leader[left[~inside]], "amin")
     return leader, twin

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from autointerp.progress import Progress
 
 LEVEL = 1e-3  # chance flags fewer than this share of latents
+PARTIAL = 0.3  # least partial R² of a term given the others
 SHARE = 0.2  # least share of the smaller coefficient in the sum of the smaller and the largest
 TRIPLE_GAIN = 0.05  # R² that a third term must add
 EDGE = 1e-6  # thresholds sit beside round numbers, where hand-made rows fall and rounding would decide
@@ -131,8 +132,9 @@ def _fit_block(Z: Rows, white: Rows, queries: torch.Tensor, index: torch.Tensor,
     unrelated = _unrelated(iso)
     even = torch.minimum(a, b) >= (SHARE - EDGE) * (a + b)
 
-    # Of sums that fit equally well (2g + h is also a sum of g + h and g), the one of the least related parts.
-    score = r2 - 1e-3 * iso.G.clamp_min(0)
+    # Of sums that fit equally well (2g + h is also a sum of g + h and g), the one of the least related parts; before
+    # all, one to which both terms add enough: a better fit in which they do not would hide it.
+    score = r2 - 1e-3 * iso.G.clamp_min(0) + 2 * (partial + EDGE >= PARTIAL)
     best, pair = torch.where(sound & unrelated & even, score, -torch.inf).flatten(1).max(1)
     p, q = pair // m, pair % m
     flagged = best > -torch.inf
@@ -244,7 +246,7 @@ def _third(
     apart = _unrelated(white)
     good = allowed & apart[at, p] & apart[at, q] & (x > 0).all(2) & (white_x > 0).all(2)
     good &= x.amin(2) >= (SHARE - EDGE) * (x.amin(2) + x.amax(2))
-    good &= (r2 - without[..., 2] >= TRIPLE_GAIN - EDGE) & (white_partial >= bar)
+    good &= (r2 - without[..., 2] >= TRIPLE_GAIN - EDGE) & (partial + EDGE >= PARTIAL) & (white_partial >= bar)
     good &= torch.arange(m, device=p.device)[None] != p[:, None]
     good &= torch.arange(m, device=p.device)[None] != q[:, None]
     best, third = torch.where(good, r2, -torch.inf).max(1)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 REACH = 0.4  # of the 95th percentile for the latent itself, of the typical value for its parts
 CONFIRM_SHARE, CONFIRM_TOKENS = 0.6, 100
-PLAIN_QUANTILE = 0.9  # and beyond this quantile of what latents that are no sums reach in the same SAE
+PLAIN_QUANTILE, PLAIN_LEAST = 0.9, 20  # and beyond nine of ten latents that are no sums, of so many or more
 SELDOM = 0.1  # a part fires on less than this share of the latent's tokens: it is as good as off
 PER_ROW = 4  # tokens of one row that are tested before those of another are
 
@@ -38,16 +38,16 @@ class Reencoding:
 
     def confirms(self, plain: float | None) -> bool:
         """Passes, and with more than nine of ten latents that are no sums; `plain` is their `plain_level`."""
-        return self.passes and (plain is None or (self.share is not None and self.share > plain))
+        return self.passes and plain is not None and self.share is not None and self.share > plain
 
 
 def plain_level(results: Sequence[Reencoding]) -> float | None:
-    """What nine of ten latents that are no sums stay within, each refitted by its two nearest neighbours; None where no
-    such latent had tokens enough."""
+    """What nine of ten latents that are no sums stay within, each refitted by its two nearest neighbours; None where
+    fewer than 20 such latents had tokens enough."""
     import numpy as np
 
     shares = [one.share for one in results if one.share is not None and one.tokens >= CONFIRM_TOKENS]
-    return float(np.quantile(shares, PLAIN_QUANTILE)) if shares else None
+    return float(np.quantile(shares, PLAIN_QUANTILE)) if len(shares) >= PLAIN_LEAST else None
 
 
 def strong_tokens(activations: np.ndarray) -> np.ndarray:

@@ -124,13 +124,35 @@ def highest_to(
     both = Rows([own, rest], device)
     with full_precision(), torch.inference_mode():
         asked = torch.arange(len(both), device=both.device)
-        index, cosines = search(both, not_zero(both) & (asked >= len(own)), asked[: len(own)], 1, block)
-    return torch.where(index[:, 0] >= 0, index[:, 0] - len(own), -1), cosines[:, 0]
+        allowed = not_zero(both) & (asked >= len(own))
+        if not allowed.any():
+            raise AutointerpError("other has no direction: all its rows are zero")
+        index, cosines = search(both, allowed, asked[: len(own)], 1, block)
+    return index[:, 0] - len(own), cosines[:, 0].clone()
+
+
+@dataclass(frozen=True)
+class Other:
+    """Beside another dictionary: the mean highest cosine to it, and the share of latents with none above .2."""
+
+    mmcs: float
+    distinct: float
+
+
+def beside(
+    W: np.ndarray | torch.Tensor, other: np.ndarray | torch.Tensor, *, device: str | torch.device = "cpu"
+) -> Other:
+    """How W's rows lie beside those of `other`; zero rows do not count."""
+    import torch
+
+    _, cosines = highest_to(W, other, device=device)
+    with torch.inference_mode():
+        known = cosines[not_zero(Rows([as_matrix(W)], device))]
+    return Other(float(known.mean()), float((known < DISTINCT).float().mean()))
 
 
 def distinct_share(
     W: np.ndarray | torch.Tensor, other: np.ndarray | torch.Tensor, *, device: str | torch.device = "cpu"
 ) -> float:
     """The fraction of W's rows whose highest cosine to `other` is below .2; zero rows do not count."""
-    _, cosines = highest_to(W, other, device=device)
-    return float((cosines[cosines != 0] < DISTINCT).float().mean())
+    return beside(W, other, device=device).distinct

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 from autointerp.composites import nulls
-from autointerp.composites.decompose import EDGE, LEVEL, Fits
+from autointerp.composites.decompose import EDGE, LEVEL, PARTIAL, Fits
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +28,7 @@ FLAGGED: tuple[Label, ...] = ("confirmed", "composite", "possible")
 
 # .8, not the .7 that planted dictionaries allow: between them lie trained latents that chance made of two features
 # (benchmarks/toys.py). A planted sum with noise of .4 of its length has .86.
-COMPOSITE_R2, POSSIBLE_R2, PARTIAL = 0.8, 0.6, 0.3
+COMPOSITE_R2, POSSIBLE_R2 = 0.8, 0.6
 PARENT_R2, CHILD_R2, CHILD_PARTIAL = 0.5, 0.25, 0.2
 
 
@@ -159,8 +160,8 @@ def _p_values(
     return p.max(0), names[p.argmax(0)]
 
 
-def expand(table: pd.DataFrame, feature: int) -> dict[int, float]:
-    """The atoms of a flagged latent: its constituents, theirs in turn, with the products of the coefficients.
+def expand(table: pd.DataFrame, features: Iterable[int]) -> dict[int, dict[int, float]]:
+    """The atoms of flagged latents: their constituents, theirs in turn, with the products of the coefficients.
 
     2g + h, g + h and g + 2h become three composites of two atoms. A latent that is not flagged is its own
     atom, and so is one with constituents in a union dictionary, or among those it was reached from.
@@ -168,16 +169,15 @@ def expand(table: pd.DataFrame, feature: int) -> dict[int, float]:
     by_feature = table.set_index("feature")
     label, constituents = by_feature["label"].to_dict(), by_feature["constituents"].to_dict()
     coefficients = by_feature["coefficients"].to_dict()
-    atoms: dict[int, float] = {}
 
-    def walk(at: int, weight: float, above: frozenset[int]) -> None:
+    def walk(at: int, weight: float, above: frozenset[int], atoms: dict[int, float]) -> dict[int, float]:
         parts = [int(part) for part in constituents[at]]
         whole = len(parts) == len(coefficients[at]) and not above.intersection(parts)
         if label[at] not in FLAGGED or not whole:
             atoms[at] = atoms.get(at, 0.0) + weight
-            return
-        for part, coefficient in zip(parts, coefficients[at]):
-            walk(part, weight * float(coefficient), above | {at})
+        else:
+            for part, coefficient in zip(parts, coefficients[at]):
+                walk(part, weight * float(coefficient), above | {at}, atoms)
+        return atoms
 
-    walk(int(feature), 1.0, frozenset())
-    return atoms
+    return {int(feature): walk(int(feature), 1.0, frozenset(), {}) for feature in features}

@@ -24,6 +24,7 @@ BLOCK = 512  # query rows at a time: 67 MB of cosines in bfloat16 against a chun
 MEMORY = 3 * 2**30  # bytes
 _CHUNK = 65_536  # candidates at a time
 _GROUP = 32  # columns whose maximum is compared first
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
 _BYTES = 10  # a number of a dictionary held: unit row and whitened row in float32, and a part in bfloat16
 
 
@@ -33,10 +34,14 @@ def as_matrix(rows: np.ndarray | torch.Tensor, name: str = "W_dec") -> np.ndarra
     import torch
 
     matrix = rows.detach() if isinstance(rows, torch.Tensor) else np.asanyarray(rows)
-    floats = matrix.is_floating_point() if isinstance(matrix, torch.Tensor) else matrix.dtype.kind == "f"
+    if isinstance(matrix, torch.Tensor):
+        floats = str(matrix.dtype).removeprefix("torch.") in _FLOATS and matrix.layout == torch.strided
+    else:
+        floats = matrix.dtype.newbyteorder("=").name in _FLOATS
     if matrix.ndim != 2 or not floats:
         kind, shape = matrix.dtype, list(matrix.shape)
-        raise AutointerpError(f"{name} must be a matrix of floats [latents, d_model], this is {kind} {shape}")
+        sparse = " (sparse)" if isinstance(matrix, torch.Tensor) and matrix.layout != torch.strided else ""
+        raise AutointerpError(f"{name} must be a matrix of floats [latents, d_model], this is {kind}{sparse} {shape}")
     if not matrix.shape[1]:
         raise AutointerpError(f"{name} has rows of width 0")
     for start in range(0, len(matrix), 4096):
@@ -189,8 +194,11 @@ def top_neighbours(
         allowed = not_zero(Z)
         if candidates is not None:
             allowed &= torch.as_tensor(candidates, dtype=torch.bool, device=Z.device)
-        wanted = torch.arange(len(Z)) if queries is None else torch.as_tensor(queries).long()
-        return search(Z, allowed, wanted.to(Z.device), m, block)
+        wanted = torch.arange(len(Z)) if queries is None else torch.as_tensor(queries)
+        if wanted.dtype == torch.bool or wanted.is_floating_point() or not ((wanted >= 0) & (wanted < len(Z))).all():
+            raise AutointerpError(f"queries must be row numbers from 0 to {len(Z) - 1}")
+        index, cosines = search(Z, allowed, wanted.long().to(Z.device), m, block)
+    return index.clone(), cosines.clone()  # outside of inference mode, so that they are as other tensors
 
 
 def not_zero(Z: Rows) -> torch.Tensor:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from autointerp.composites.neighbours import Rows
 
 
+ROUNDING = 1e-5  # of an R² from products in float32
+
+
 def beta_tail(x: np.ndarray, k: int, d: int) -> np.ndarray:
     """P(Beta(k/2, (d − k)/2) > x), [n] -> [n]; 1 where d ≤ k: k directions then span everything."""
     import numpy as np
@@ -66,14 +69,15 @@ def p_random(r2: np.ndarray, k: int, d: int, candidates: int) -> np.ndarray:
 
 
 def threshold(p: float, k: int, d: int, candidates: int) -> float:
-    """The R² that chance reaches with probability `p`: the inverse of `p_random`, 1 where no R² is that unlikely."""
+    """The R² that chance reaches with probability `p`: the inverse of `p_random`; infinite where no R² is that
+    unlikely, or only one that rounding to float32 makes of a lower one."""
     import numpy as np
 
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if p_random(np.array([middle]), k, d, candidates)[0] > p else (low, middle)
-    return high
+    return high if high < 1 - ROUNDING else math.inf
 
 
 def whitener(Z: Rows | torch.Tensor, living: torch.Tensor | None = None, block: int = 4096) -> torch.Tensor:

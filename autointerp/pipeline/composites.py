@@ -395,7 +395,7 @@ def _verdict(label: str, one: _Tested, W: np.ndarray, plain: float | None) -> di
     import numpy as np
 
     from autointerp.composites import FLAGGED
-    from autointerp.composites.evidence import CONFIRM_TOKENS, absorbs
+    from autointerp.composites.evidence import CONFIRM_TOKENS, PLAIN_LEAST, absorbs
 
     assert one.positions is not None
     own = one.parts["own"]
@@ -405,19 +405,24 @@ def _verdict(label: str, one: _Tested, W: np.ndarray, plain: float | None) -> di
     if not one.projections:
         return row | {"failure": "re-encode: a transcoder writes elsewhere than it reads"}
     strengths = [one.projections["own"][:, i] / float(W[part] @ W[part]) for i, part in enumerate(own)]
+    if len(one.positions) < CONFIRM_TOKENS:
+        few = f"{len(one.positions)} strong tokens, {CONFIRM_TOKENS} are needed"
+        return row | {"failure": f"{'re-encode' if label in FLAGGED else 'absorption'}: {few}"}
     absorbed = map(absorbs, one.together, strengths, one.typical["own"].tolist())
     row["absorbed"] = [part for part, gone in zip(own, absorbed) if gone]
     if label not in FLAGGED:
         return row | ({"label": "absorption"} if row["absorbed"] else {})
-    if len(one.positions) < CONFIRM_TOKENS:
-        return row | {"failure": f"re-encode: {len(one.positions)} strong tokens, {CONFIRM_TOKENS} are needed"}
     for pair in one.parts:
         result = _reencode(one, pair, W)
         row[_column("reencode", pair)] = result.share
         if pair == "own" and label == "composite" and result.confirms(plain):
             row["label"] = "confirmed"
         elif pair == "own" and label == "composite" and result.passes:
-            row["failure"] = f"not confirmed: a tenth of the latents that are no sums re-encode at {plain:.2f} or more"
+            row["failure"] = "not confirmed: " + (
+                f"fewer than {PLAIN_LEAST} latents that are no sums to compare with"
+                if plain is None
+                else f"a tenth of the latents that are no sums re-encode at {plain:.2f} or more"
+            )
     return row
 
 

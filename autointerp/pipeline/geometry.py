@@ -36,20 +36,12 @@ class MetaSae:
 
 
 @dataclass(frozen=True)
-class Other:
-    """Beside another dictionary: the mean highest cosine to it, and the share of latents with none above .2."""
-
-    mmcs: float
-    distinct: float
-
-
-@dataclass(frozen=True)
 class GeometryReport:
     latents: int  # that are a direction: zero rows are left out
     width: int
     mmcs: dict[str, float]  # dictionary, random, covariance -> mean of the highest cosine
     meta_sae: dict[str, MetaSae] | None  # of the same three
-    other: Other | None
+    other: directions.Other | None
     hubs: list[dict[str, Any]]
     profile: list[dict[str, Any]]
 
@@ -95,10 +87,7 @@ def geometry_report(
                 "covariance": lambda: nulls.random_directions(n, d, seed + 1, L),
             }.items()
         }
-    beside = None
-    if other is not None:
-        _, cosines = directions.highest_to(W_dec, other, device=device)
-        beside = Other(float(cosines[living].mean()), float((cosines[living] < directions.DISTINCT).float().mean()))
+    beside = None if other is None else directions.beside(W_dec, other, device=device)
     hubs, profile = (json.loads(str(table.to_json(orient="records"))) for table in (found.hubs, found.profile))
     report = GeometryReport(n, d, found.mmcs, meta, beside, hubs, profile)
     out.mkdir(parents=True, exist_ok=True)

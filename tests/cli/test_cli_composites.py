@@ -132,13 +132,49 @@ def test_columns_for_latents_are_noticed_and_can_be_turned(rows: np.ndarray, tmp
     assert "--transpose" not in result.stderr
 
 
+def test_transpose_turns_every_bare_matrix_and_is_refused_where_a_name_tells_the_orientation(
+    rows: np.ndarray, tmp_path: Path
+):
+    np.save(tmp_path / "turned.npy", rows.T)
+    both = call("composites", tmp_path / "turned.npy", "--union", tmp_path / "turned.npy", "--transpose")
+    assert both.exit_code == 0, both.stderr
+    linear = write(rows, tmp_path, "linear")
+    refused = call("composites", linear, "--transpose")
+    assert refused.exit_code == 2
+    assert "leave out --transpose" in refused.stderr
+    one = call("composites", linear, "--union", tmp_path / "turned.npy", "--transpose")
+    assert one.exit_code == 0, one.stderr
+
+
+def test_a_place_that_cannot_be_written_is_said_before_the_check(rows: np.ndarray, tmp_path: Path):
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "file").touch()
+    for out in ("folder.csv", "file/found.csv"):
+        refused = call("composites", write(rows, tmp_path, "npy"), "--out", tmp_path / out)
+        assert refused.exit_code == 2
+        assert refused.stdout == ""
+        assert f"{out}: cannot be written" in refused.stderr
+
+
+def test_a_dictionary_of_zeros_is_nothing_to_be_beside(rows: np.ndarray, tmp_path: Path):
+    np.save(tmp_path / "zero.npy", np.zeros((20, 64), np.float32))
+    result = call("geometry", write(rows, tmp_path, "npy"), "--other", tmp_path / "zero.npy", "--meta-passes", 0)
+    assert result.exit_code == 1
+    assert "all its rows are zero" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("make", "code", "says"),
     [
         (lambda p: p / "nowhere.npy", 2, "no SAE and no file"),
         (lambda p: np.save(p / "x.npy", np.full((9, 4), np.nan)) or p / "x.npy", 1, "first in row 0"),
         (lambda p: np.save(p / "x.npy", np.ones((9, 4), dtype=int)) or p / "x.npy", 1, "matrix of floats"),
-        (lambda p: np.save(p / "x.npy", np.ones(9)) or p / "x.npy", 1, "matrix of floats"),
+        (lambda p: np.save(p / "x.npy", np.ones(9)) or p / "x.npy", 1, "expected a matrix"),
+        (lambda p: np.save(p / "x.npy", np.ones((0, 4))) or p / "x.npy", 1, "[0, 4], expected a matrix"),
+        (lambda p: np.save(p / "x.npy", np.ones((9, 4), np.longdouble)) or p / "x.npy", 1, "matrix of floats"),
+        (lambda p: np.savez(p / "x.npz", a=1) or (p / "x.npz").rename(p / "x.npy"), 1, "archive of several"),
+        (lambda p: torch.save(torch.eye(9).to_sparse(), p / "x.pt") or p / "x.pt", 1, "(sparse)"),
+        (lambda p: torch.save(torch.eye(9).to(torch.float8_e5m2), p / "x.pt") or p / "x.pt", 1, "matrix of floats"),
         (lambda p: np.save(p / "x.npy", np.array([{}])) or p / "x.npy", 1, "cannot be read as an array"),
         (lambda p: (p / "x.npy").write_bytes(b"\x93NUMPY") and p / "x.npy", 1, "cannot be read as an array"),
         (lambda p: (p / "x.pt").write_bytes(b"junk") and p / "x.pt", 1, "x.pt"),

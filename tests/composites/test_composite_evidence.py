@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from autointerp.composites import evidence, geometry, nulls, top_neighbours
 from autointerp.composites.neighbours import Rows
+from autointerp.errors import AutointerpError
 
 
 def unit(rows):
@@ -27,6 +28,16 @@ def test_top_neighbours_are_those_of_the_full_matrix(n, m, block, seed):
     assert cosine.numpy()[:, :k] == pytest.approx(expected[:, :k], abs=1e-5)
     assert np.take_along_axis(full, index.numpy()[:, :k], 1) == pytest.approx(expected[:, :k], abs=1e-5)
     assert (index.numpy()[:, k:] == -1).all()
+
+
+def test_neighbours_are_asked_for_by_row_number_and_can_be_trained_on():
+    rows = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(AutointerpError, match="row numbers from 0 to 7"):
+        top_neighbours(rows, 2, queries=torch.ones(8, dtype=torch.bool))
+    with pytest.raises(AutointerpError, match="row numbers"):
+        top_neighbours(rows, 2, queries=[8])
+    _, cosines = top_neighbours(rows, 2, queries=[3])
+    (cosines * torch.ones(1, requires_grad=True)).sum().backward()  # no inference tensors
 
 
 def test_zero_rows_and_excluded_rows_are_nobodys_neighbour():
@@ -54,7 +65,7 @@ def test_the_random_threshold_is_near_the_extreme_value_formula():
     median = nulls.threshold(0.5, 1, d, n)
     assert median == pytest.approx((2 * np.log(n) - np.log(np.log(n)) - np.log(4 * np.pi)) / d, rel=0.06)
     assert nulls.p_random(np.array([nulls.threshold(1e-3, 2, d, n)]), 2, d, n)[0] == pytest.approx(1e-3, rel=1e-3)
-    assert nulls.threshold(1e-3, 2, 2, n) == 1.0  # two directions span two dimensions
+    assert nulls.threshold(1e-3, 2, 2, n) == np.inf  # two directions span two dimensions
 
 
 def test_whitening_keeps_linear_relations_and_makes_a_cone_isotropic():
@@ -179,6 +190,13 @@ def test_geometry_of_random_directions_is_that_of_its_nulls_and_a_hub_stands_out
     hubs = geometry.geometry(rows).hubs
     assert hubs["largest_hub"].max() >= 10  # the bands share its 39 followers
     assert hubs.loc[hubs["largest_hub"].idxmax(), "hub"] == 0
+
+
+def test_a_latent_orthogonal_to_all_of_the_other_is_distinct_and_a_zero_row_is_none():
+    one = np.eye(8, dtype=np.float32)
+    assert geometry.distinct_share(one[:4], one[4:]) == 1
+    assert geometry.distinct_share(one[:4], np.concatenate([one[:1], one[4:]])) == 0.75
+    assert geometry.distinct_share(np.concatenate([one[:1], 0 * one[:3]]), one[4:]) == 1
 
 
 def test_distinct_latents_are_those_the_other_sae_has_not():
