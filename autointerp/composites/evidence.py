@@ -155,6 +155,7 @@ def absorbs(together: float | None, strengths: np.ndarray, typical: float) -> bo
 
 # --- controls ---------------------------------------------------------------------------------
 
+NO_SUMS = 100  # latents that are no composites, put to the same tests
 ALIKE = 32  # latents of the nearest frequency, of which one stands in
 
 
@@ -172,6 +173,14 @@ def swapped_parts(flagged: Mapping[int, Sequence[int]], seed: int) -> dict[int, 
         if others:
             found[f] = list(flagged[others[np.random.default_rng([seed, f]).integers(len(others))]])
     return found
+
+
+def some_atomic(labels: Sequence[str], counts: np.ndarray, seed: int) -> np.ndarray:
+    """Up to 100 atomic latents that fire often enough for a test, at random, in order."""
+    import numpy as np
+
+    atomic = np.flatnonzero((np.asarray(labels) == "atomic") & (counts >= CONFIRM_TOKENS))
+    return np.sort(np.random.default_rng([seed, 2]).permutation(atomic)[:NO_SUMS])
 
 
 def random_parts(f: int, parts: Sequence[int], pool: np.ndarray, counts: np.ndarray, seed: int) -> list[int] | None:

@@ -15,13 +15,11 @@ from autointerp.tables import write_rows
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
     from autointerp.artifacts import Corpus
     from autointerp.composites.evidence import Reencoding
     from autointerp.pipeline.dag import Job
     from autointerp.pipeline.session import Session
-    from autointerp.progress import Progress
     from autointerp.sae import SAE
     from autointerp.subject import Subject
 
@@ -29,7 +27,6 @@ Frame: TypeAlias = Any  # a pandas.DataFrame: its own types call every second co
 Pair = Literal["own", "swapped", "random"]  # a latent's own parts, another composite's, any that fire as often
 PAIRS: tuple[Pair, ...] = ("own", "swapped", "random")
 SHOWN = 3  # co-firing contexts kept of a latent
-NO_SUMS = 100  # latents that are no composites, put to the same test
 
 
 def check_stage(session: Session, job: Job) -> None:
@@ -74,6 +71,7 @@ class _Tested:
     typical: dict[Pair, np.ndarray] = field(default_factory=dict)  # [parts] median activation
     lifts: dict[Pair, list[float]] = field(default_factory=dict)
     together: list[float | None] = field(default_factory=list)  # P(own part | f)
+    cofire: dict[Pair, float] = field(default_factory=dict)  # share of the tested tokens on which all parts fire
     mode: str | None = None
 
     @property
@@ -97,6 +95,7 @@ def evidence_stage(session: Session, job: Job) -> None:
     from autointerp.artifacts import Corpus, Firings
     from autointerp.composites import FLAGGED
     from autointerp.composites.evidence import CONFIRM_TOKENS
+    from autointerp.pipeline.union import lent
     from autointerp.subject import token_strings
 
     table: Frame = pd.read_parquet(job.inputs["composites"] / "composites.parquet")
@@ -121,12 +120,15 @@ def evidence_stage(session: Session, job: Job) -> None:
     if looked and not sae.is_transcoder:
         _project(session, looked, corpus, sae, session.subject(sae.cfg.hook_name))
     calibration = _calibration(plain, sae) if plain and not sae.is_transcoder else None
-    table = _conclude(table, tested, sae, calibration["level"] if calibration else None)
+    borrowed, of_union = lent(session, table, corpus, firings, sae, turn)
+    table = _conclude(table, tested, borrowed, sae, calibration["level"] if calibration else None)
     save_composites(table, job.folder / "composites.parquet")
     write_rows(job.folder / "cofiring.parquet", "cofiring", windows)
     job.facts |= _summary(table)
     if calibration:
         job.facts["reencode"]["no_sums"] = calibration
+    if of_union:
+        job.facts["union"] = of_union
 
 
 def _to_test(table: Frame, counts: np.ndarray, seed: int) -> dict[int, _Tested]:
@@ -158,14 +160,10 @@ def _no_sums(table: Frame, counts: np.ndarray, sae: SAE, seed: int) -> dict[int,
     Swapped and random parts share no direction with the latent, so little of it can be refitted by them;
     neighbours do, and this is the harder comparison.
     """
-    import numpy as np
-
     from autointerp.composites import top_neighbours
-    from autointerp.composites.evidence import CONFIRM_TOKENS
+    from autointerp.composites.evidence import CONFIRM_TOKENS, some_atomic
 
-    atomic = table["feature"][table["label"] == "atomic"].to_numpy()
-    atomic = atomic[counts[atomic] >= CONFIRM_TOKENS]
-    some = np.sort(np.random.default_rng([seed, 2]).permutation(atomic)[:NO_SUMS])
+    some = some_atomic(table["label"], counts, seed)
     if not len(some):
         return {}
     near, _ = top_neighbours(sae.W_dec, 2, queries=some, candidates=counts >= CONFIRM_TOKENS)
@@ -220,6 +218,9 @@ def _look(
         one.typical[pair] = np.array([np.median(fired[part][1]) if len(fired[part][1]) else 0.0 for part in parts])
         lifts = [lift(position, fired[part][0], n_tokens) for part in parts]
         one.lifts[pair] = [np.nan if x is None else x for x in lifts]
+        if len(one.positions):
+            on = np.all([np.isin(one.positions, fired[part][0]) for part in parts], axis=0)
+            one.cofire[pair] = float(on.mean())
     own = [fired[part][0] for part in one.parts["own"]]
     one.together = [share_within(part, position) for part in own]
     one.mode = mode(position, own)
@@ -277,6 +278,8 @@ def _project(session: Session, tested: Mapping[int, _Tested], corpus: Corpus, sa
     import numpy as np
     import torch
 
+    from autointerp.pipeline.codes import Codes, activations_at
+
     device, features = session.device, list(tested)
     width = max(len(parts) for one in tested.values() for parts in one.parts.values())
     parts = torch.full((len(features), len(PAIRS), width), -1, dtype=torch.long)
@@ -291,8 +294,8 @@ def _project(session: Session, tested: Mapping[int, _Tested], corpus: Corpus, sa
     rows, latents, parts = corpus.row_of(position), torch.tensor(features, device=device), parts.to(device)
     step = max(1, 16_000_000 // (parts[0].numel() * sae.W_dec.shape[1]))
     with progress("re-encode", len(position), "tokens") as bar, torch.inference_mode():
-        for some, acts, of in _activations(corpus, subject, position, rows, session.config.subject.batch_tokens, bar):
-            code = _Codes(sae, acts)
+        for some, acts, of in activations_at(corpus, subject, position, rows, session.config.subject.batch_tokens, bar):
+            code = Codes(sae, acts)
             for low in range(0, len(some), step):
                 here, t = some[low : low + step], torch.from_numpy(of[low : low + step]).to(device)
                 mine = torch.from_numpy(owner[here]).to(device)
@@ -309,63 +312,23 @@ def _project(session: Session, tested: Mapping[int, _Tested], corpus: Corpus, sa
         at += len(own)
 
 
-class _Codes:
-    """The codes of a batch of activations [n, d], by token and latent, and what they leave unexplained."""
-
-    def __init__(self, sae: SAE, acts: torch.Tensor) -> None:
-        codes = sae.encode_sparse(acts)
-        self.n = sae.cfg.d_sae
-        self.left = sae.unexplained(acts, codes)  # [n, d]
-        self.keys, order = (codes.token_index * self.n + codes.latent_index).sort()
-        self.values = codes.value[order]
-
-    def value(self, token: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
-        """Activations of latents at tokens, of one shape; 0 where a latent is silent or -1."""
-        import torch
-
-        if not len(self.keys):
-            return torch.zeros_like(latent, dtype=self.left.dtype)
-        wanted = token * self.n + latent
-        at = torch.searchsorted(self.keys, wanted).clamp_max(len(self.keys) - 1)
-        return torch.where((self.keys[at] == wanted) & (latent >= 0), self.values[at], 0)
+def _column(name: str, pair: Pair) -> str:
+    return name if pair == "own" else f"{name}_{pair}"
 
 
-def _activations(
-    corpus: Corpus, subject: Subject, position: np.ndarray, rows: np.ndarray, batch_tokens: int, bar: Progress
-) -> Iterator[tuple[np.ndarray, torch.Tensor, np.ndarray]]:
-    """Batch by batch of rows: which of the positions [t] lie there, activations [n, d], and the place of each there."""
-    import numpy as np
-    import torch
-
-    used = np.unique(rows)
-    lengths = corpus.offsets[used + 1] - corpus.offsets[used]
-    used = used[np.argsort(-lengths, kind="stable")]  # longest first: memory that suffices at the start suffices
-    rank = np.zeros(corpus.info.n_rows, np.int64)
-    rank[used] = np.arange(len(used))
-    order = np.argsort(rank[rows], kind="stable")
-    ranked, start = rank[rows][order], 0
-    while start < len(used):
-        width = int(corpus.offsets[used[start] + 1] - corpus.offsets[used[start]])
-        batch = used[start : start + max(1, batch_tokens // width)]
-        tokens = np.zeros((len(batch), width), np.int64)
-        for i, row in enumerate(batch):
-            tokens[i, : len(corpus.row(row))] = corpus.row(row)
-        low, high = np.searchsorted(ranked, (start, start + len(batch)))
-        some = order[low:high]
-        flat = (rank[rows[some]] - start) * width + position[some] - corpus.offsets[rows[some]]
-        places, of = np.unique(flat, return_inverse=True)
-        acts = subject.activations(torch.from_numpy(tokens)).flatten(0, 1)
-        yield some, acts[torch.from_numpy(places).to(acts.device)], of
-        bar.advance(len(some))
-        start += len(batch)
-
-
-_FIGURES = ("reencode", "reencode_swapped", "reencode_random", "lift", "lift_swapped", "lift_random", "tokens")
+_FIGURES = (*(_column(name, pair) for name in ("reencode", "lift", "cofire") for pair in PAIRS), "tokens")
 _LISTS = ("absorbed", "swapped", "random")
 
 
-def _conclude(table: Frame, tested: Mapping[int, _Tested], sae: SAE, plain: float | None) -> Frame:
-    """`table` with what was found, and with the labels that it decides; `plain` is of `Reencoding.confirms`."""
+def _conclude(
+    table: Frame,
+    tested: Mapping[int, _Tested],
+    borrowed: Mapping[int, dict[str, Any]],
+    sae: SAE,
+    plain: float | None,
+) -> Frame:
+    """`table` with what was found, and with the labels that it decides; `borrowed` is of `union.lent` and `plain` of
+    `Reencoding.confirms`."""
     import numpy as np
 
     from autointerp.composites import FLAGGED
@@ -376,7 +339,8 @@ def _conclude(table: Frame, tested: Mapping[int, _Tested], sae: SAE, plain: floa
         if f in tested:
             found[f] = _verdict(label, tested[f], W, plain)
         elif label in FLAGGED:
-            found[f] = {"failure": "re-encode: a constituent is of the union SAE, whose firings were not harvested"}
+            why = "re-encode: a constituent is of the union SAE, which cannot take f's place in this one"
+            found[f] = {**borrowed.get(f, {}), "failure": why}
     features = table["feature"].tolist()
     for column in _FIGURES:
         table[column] = np.array([found.get(f, {}).get(column, np.nan) for f in features], float)
@@ -401,6 +365,7 @@ def _verdict(label: str, one: _Tested, W: np.ndarray, plain: float | None) -> di
     own = one.parts["own"]
     row: dict[str, Any] = {"mode": one.mode, "tokens": len(one.positions)}
     row |= {_column("lift", pair): float(np.min(lifts)) for pair, lifts in one.lifts.items()}
+    row |= {_column("cofire", pair): share for pair, share in one.cofire.items()} if label in FLAGGED else {}
     row |= {pair: one.parts[pair] for pair in PAIRS[1:] if pair in one.parts}
     if not one.projections:
         return row | {"failure": "re-encode: a transcoder writes elsewhere than it reads"}
@@ -424,10 +389,6 @@ def _verdict(label: str, one: _Tested, W: np.ndarray, plain: float | None) -> di
                 else f"a tenth of the latents that are no sums re-encode at {plain:.2f} or more"
             )
     return row
-
-
-def _column(name: str, pair: Pair) -> str:
-    return name if pair == "own" else f"{name}_{pair}"
 
 
 def _summary(table: Frame) -> dict[str, Any]:

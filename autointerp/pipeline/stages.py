@@ -62,7 +62,8 @@ CODE: dict[str, tuple[str, ...]] = {
     "reencode": (
         *("subject", "sae", "composites/evidence.py", "composites/labels.py", "composites/neighbours.py"),
         "activations/contexts.py",
-        *("artifacts.py", "stats.py", "tables.py", "pipeline/composites.py"),
+        *("artifacts.py", "stats.py", "tables.py"),
+        *("pipeline/composites.py", "pipeline/union.py", "pipeline/codes.py"),
     ),
     "semantic": ("composites", "answers.py", "prompting.py", "stats.py", "pipeline/semantic.py"),
     "evaluate": (
@@ -117,7 +118,7 @@ def build_stages(config: Config, session: Session, targets: Sequence[str] = ("ta
         union = {"union": source_identity(config.composites.union) if config.composites.union else None}
         decoder = config.composites.model_dump(exclude={"tokens", "semantic"}) | union
         add("composites", partial(check_stage, session), decoder, "sae", "harvest")
-        tested = {"tokens": config.composites.tokens, "window": config.contexts.window} | seeds
+        tested = {"tokens": config.composites.tokens, "window": config.contexts.window} | seeds | union
         gathered = ("corpus", "sae", "harvest", "composites")
         add("reencode", partial(evidence_stage, session), tested | subject | numbers, *gathered)
         tables.append("reencode")

@@ -155,13 +155,28 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 
 def _composites(folder: Path) -> list[dict[str, Any]]:
     """Share of the living latents with each label; all are counted: no interval but what the seeds show. `confirmed`
-    ones are composites too. `no_sums_pass`: the share of atomic latents which the re-encode test would confirm."""
-    labels = Counter(row["label"] for row in _rows(folder / "composites.parquet") if row["label"] != "dead")
+    ones are composites too. Of composites on whose strong tokens all constituents fire, too: `cofire` is the mean share
+    of such tokens, `share_cofiring` the share of latents with .6 or more. `no_sums_pass`: the share of atomic latents
+    that would pass the re-encode test; `no_sums_cofire`: with .6 or more by their two nearest rows of the union SAE."""
+    from autointerp.composites.evidence import CONFIRM_SHARE
+
+    table = _rows(folder / "composites.parquet")
+    labels = Counter(row["label"] for row in table if row["label"] != "dead")
     living = max(labels.total(), 1)
     labels["composite"] += labels["confirmed"]
     rows: list[dict[str, Any]] = [{"metric": f"share_{label}", "value": labels[label] / living} for label in LABELS]
-    plain = json.loads((folder / "manifest.json").read_text())["facts"]["reencode"].get("no_sums") or {"n": 0}
-    return [*rows, {"metric": "no_sums_pass", "value": plain["pass"] / plain["n"] if plain["n"] else None}]
+    for column in ("cofire", "cofire_swapped"):
+        shares = [
+            row[column] for row in table if row["label"] in ("confirmed", "composite") and row[column] is not None
+        ]
+        rows.append({"metric": column, "value": fmean(shares) if shares else None})
+        if column == "cofire":
+            rows.append({"metric": "share_cofiring", "value": sum(x >= CONFIRM_SHARE for x in shares) / living})
+    facts = json.loads((folder / "manifest.json").read_text())["facts"]
+    for metric, of in (("no_sums_pass", "reencode"), ("no_sums_cofire", "union")):
+        plain = facts.get(of, {}).get("no_sums") or {"n": 0}
+        rows.append({"metric": metric, "value": plain["pass"] / plain["n"] if plain["n"] else None})
+    return rows
 
 
 def _scores_of(config: Config) -> set[str]:

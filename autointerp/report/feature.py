@@ -101,6 +101,8 @@ class FeatureView:
         if row.get("mode"):
             what = {"replacing": "they are seldom on with it", "additive": "they are on with it"}[row["mode"]]
             fires.append(f"{row['mode']} ({what})")
+        if row.get("cofire") is not None:
+            fires += held("all of them on with it", "cofire")
         lines += [", ".join(fires), *held("explanation entails them", "semantic"), *_reason(row)]
         return [line for line in lines if line]
 

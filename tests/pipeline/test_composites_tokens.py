@@ -14,6 +14,7 @@ from autointerp.artifacts import Corpus, CorpusInfo
 from autointerp.composites import find_composites
 from autointerp.composites.evidence import nonnegative_fit
 from autointerp.pipeline.composites import _conclude, _project, _Tested, _to_test, save_composites
+from autointerp.pipeline.union import lent
 from autointerp.sae.model import SAE, SAEConfig
 
 D, N = 8, 30
@@ -94,18 +95,20 @@ def test_a_child_whose_parent_is_silent_though_its_direction_is_there_has_absorb
     sae = make()
     square = float(sae.W_dec[4] @ sae.W_dec[4])
 
-    def child(together: float, strength: float) -> _Tested:
+    def child(together: float, strength: float, tokens: int = 100) -> _Tested:
         return _Tested(
-            {"own": [4]}, np.arange(50), {"own": np.full((50, 1), strength * square)}, {"own": np.array([1.0])},
-            {"own": [together / 0.01]}, [together], "additive",
+            {"own": [4]}, np.arange(tokens), {"own": np.full((tokens, 1), strength * square)}, {"own": np.array([1.0])},
+            {"own": [together / 0.01]}, [together], mode="additive",
         )  # fmt: skip
 
-    table = pd.DataFrame([row(1, "split_child", [4]), row(2, "split_child", [4]), row(3, "split_child", [4]),
-                          row(5, "composite", [1], [0])])  # fmt: skip
-    found = _conclude(table, {1: child(0.0, 1.0), 2: child(0.5, 1.0), 3: child(0.0, 0.1)}, sae)
-    assert found["label"].tolist() == ["absorption", "split_child", "split_child", "composite"]
-    assert found["absorbed"].tolist() == [[4], [], [], []]
-    assert "union SAE" in found["failure"][3]
+    table = pd.DataFrame([*(row(f, "split_child", [4]) for f in (1, 2, 3, 6)), row(5, "composite", [1], [0])])
+    children = {1: child(0.0, 1.0), 2: child(0.5, 1.0), 3: child(0.0, 0.1), 6: child(0.0, 1.0, tokens=99)}
+    found = _conclude(table, children, {5: {"cofire": 0.7}}, sae, None)
+    assert found["label"].tolist() == ["absorption", *["split_child"] * 3, "composite"]
+    assert found["absorbed"].tolist() == [[4], [], [], [], []]
+    assert found["failure"][3] == "absorption: 99 strong tokens, 100 are needed"
+    assert "union SAE" in found["failure"][4]
+    assert found["cofire"].fillna(-1).tolist() == [-1, -1, -1, -1, 0.7]
     assert found["reencode"].isna().all()
     save_composites(found, tmp_path / "composites.parquet")
     again = pd.read_parquet(tmp_path / "composites.parquet")
@@ -114,16 +117,52 @@ def test_a_child_whose_parent_is_silent_though_its_direction_is_there_has_absorb
 
 
 def test_a_transcoder_is_not_reencoded_and_says_so() -> None:
-    one = _Tested({"own": [1, 2]}, np.arange(200), {}, {}, {"own": [3.0, 2.0]}, [0.0, 0.0], "replacing")
-    found = _conclude(pd.DataFrame([row(0, "composite", [1, 2])]), {0: one}, make(d_out=5))
+    one = _Tested({"own": [1, 2]}, np.arange(200), {}, {}, {"own": [3.0, 2.0]}, [0.0, 0.0], mode="replacing")
+    found = _conclude(pd.DataFrame([row(0, "composite", [1, 2])]), {0: one}, {}, make(d_out=5), None)
     assert found["label"][0] == "composite"
     assert found["lift"][0] == 2.0
     assert "transcoder" in found["failure"][0]
 
 
+def test_parts_of_another_sae_that_fire_together_are_told_from_those_that_exclude_each_other(corpus: Corpus) -> None:
+    tokens = corpus.tokens.astype(np.int64)
+    left, right = tokens % 2 == 0, tokens % 2 == 1
+    table = torch.zeros(50, D)
+    table[:, 0], table[::2, 1], table[1::2, 2] = 1, 1, 1  # dimension 0: any token; 1: even ones; 2: odd ones
+
+    def sae_of(rows: list[list[int]], **changes: Any) -> SAE:
+        encoder = torch.stack([torch.eye(D)[dims].sum(0) for dims in rows])
+        cfg = SAEConfig("relu", D, len(rows), "autointerp", "float32", False, **changes)
+        tensors = {"W_enc": encoder.T.contiguous(), "W_dec": encoder, "b_enc": torch.zeros(len(rows))}
+        return SAE(cfg, tensors | {"b_dec": torch.zeros(D)})
+
+    sae, union = sae_of([[0], [0], [5]]), sae_of([[0], [0], [1], [2]])
+    found = pd.DataFrame([row(0, "composite", [], [0, 1]), row(1, "possible", [], [2, 3]), row(2, "atomic", [])])
+    everywhere = np.arange(len(tokens))
+    fired = {0: (everywhere, np.ones(len(tokens))), 1: (everywhere, np.ones(len(tokens)))}
+    firings = SimpleNamespace(
+        counts=np.array([len(tokens), len(tokens), 0]), of=lambda some: {f: fired[f] for f in some}
+    )
+    config = SimpleNamespace(
+        seed=0, subject=SimpleNamespace(batch_tokens=20), composites=SimpleNamespace(union="wide", tokens=1000)
+    )
+    session = SimpleNamespace(
+        device="cpu", config=config, load_sae=lambda _: union,
+        subject=lambda _: SimpleNamespace(activations=lambda some: table[some]),
+    )  # fmt: skip
+    turn = np.arange(corpus.info.n_rows)
+    of, _ = lent(session, found, corpus, firings, sae, turn)  # type: ignore[arg-type]
+    assert left.any()
+    assert right.any()
+    assert {f: (one["cofire"], one["cofire_swapped"], one["tokens"]) for f, one in of.items()} == {
+        0: (1.0, 0.0, len(tokens)),
+        1: (0.0, 1.0, len(tokens)),
+    }
+
+
 def test_an_empty_check_keeps_the_types_of_its_columns(tmp_path) -> None:
     table = find_composites(np.eye(4, dtype=np.float32))
-    save_composites(_conclude(table, {}, make()), tmp_path / "composites.parquet")
+    save_composites(_conclude(table, {}, {}, make(), None), tmp_path / "composites.parquet")
     import pyarrow.parquet as pq
 
     schema = pq.read_schema(tmp_path / "composites.parquet")
