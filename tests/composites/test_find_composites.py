@@ -88,6 +88,18 @@ def test_parent_of_unequal_children_is_called_a_parent():
     assert not flagged(table)
 
 
+def test_a_parent_between_children_that_exclude_each_other_is_their_sum_as_the_limits_say():
+    rng = np.random.default_rng(0)
+    rows = unit(rng.standard_normal((1000, 256)))
+    away = rng.standard_normal(256)
+    away = unit(away - (away @ rows[0]) * rows[0])
+    for cosine, label in ((0.7, "composite"), (0.85, "parent_of_children")):
+        rows[1], rows[2] = (cosine * rows[0] + sign * np.sqrt(1 - cosine**2) * away for sign in (1, -1))
+        table = find_composites(rows)
+        assert table["label"][0] == label
+        assert set(table["constituents"][0]) == {1, 2}
+
+
 def test_only_the_positive_side_of_a_signed_relation_is_flagged():
     base = directions(200)
     base[2] = unit(base[0] + 0.7 * base[1])  # so base[0] = (base[2] - b base[1]) / a as well
