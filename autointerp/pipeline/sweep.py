@@ -158,17 +158,18 @@ def _composites(folder: Path) -> list[dict[str, Any]]:
     ones are composites too. Of composites on whose strong tokens all constituents fire, too: `cofire` is the mean share
     of such tokens, `share_cofiring` the share of latents with .6 or more. `no_sums_pass`: the share of atomic latents
     that would pass the re-encode test; `no_sums_cofire`: with .6 or more by their two nearest rows of the union SAE."""
-    from autointerp.composites.evidence import CONFIRM_SHARE
+    from autointerp.composites.evidence import CONFIRM_SHARE, CONFIRM_TOKENS
 
     table = _rows(folder / "composites.parquet")
     labels = Counter(row["label"] for row in table if row["label"] != "dead")
     living = max(labels.total(), 1)
     labels["composite"] += labels["confirmed"]
     rows: list[dict[str, Any]] = [{"metric": f"share_{label}", "value": labels[label] / living} for label in LABELS]
+    tested = [
+        row for row in table if row["label"] in ("confirmed", "composite") and (row["tokens"] or 0) >= CONFIRM_TOKENS
+    ]
     for column in ("cofire", "cofire_swapped"):
-        shares = [
-            row[column] for row in table if row["label"] in ("confirmed", "composite") and row[column] is not None
-        ]
+        shares = [row[column] for row in tested if row[column] is not None]
         rows.append({"metric": column, "value": fmean(shares) if shares else None})
         if column == "cofire":
             rows.append({"metric": "share_cofiring", "value": sum(x >= CONFIRM_SHARE for x in shares) / living})

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from autointerp.sae import SAE
 
 Frame: TypeAlias = Any  # a pandas.DataFrame
-COPY = 0.95  # cosine: a union row as near as this is the latent itself
 
 
 def lent(
@@ -73,6 +72,7 @@ def _no_sums(table: Frame, counts: np.ndarray, sae: SAE, union: SAE, seed: int) 
     import torch
 
     from autointerp.composites import top_neighbours
+    from autointerp.composites.check import DUPLICATE
     from autointerp.composites.evidence import some_atomic
 
     some = some_atomic(table["label"], counts, seed)
@@ -83,7 +83,7 @@ def _no_sums(table: Frame, counts: np.ndarray, sae: SAE, union: SAE, seed: int) 
     near, cosines = top_neighbours(both, 4, queries=some, candidates=lender)
     found = {}
     for f, parts, cosine in zip(some.tolist(), near.tolist(), cosines.tolist()):
-        others = [part for part, value in zip(parts, cosine) if part >= 0 and value < COPY][:2]
+        others = [part for part, value in zip(parts, cosine) if part >= 0 and value < DUPLICATE][:2]
         if len(others) == 2:
             found[f] = others
     return found

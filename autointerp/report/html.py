@@ -329,6 +329,14 @@ def _composites(run: RunFolder) -> list[str]:
                 f"Of {plain['n']} latents that are no composites, refitted by their two nearest neighbours, "
                 f"{plain['pass']} pass the same test; their mean share is {number(plain['mean'])}."
             )
+    lent = facts["reencode"].get("union") or {}
+    if lent.get("n"):
+        plain = lent["no_sums"]
+        beside = f"; by the two nearest rows of {plain['n']} latents that are no sums, {number(plain['mean'])}"
+        lines.append(
+            f"Of {lent['n']} with constituents of the union SAE, all constituents are on together, on average, on a share "
+            f"of {number(lent['mean'])} of the tokens{beside if plain['n'] else ''}; {lent['pass']} on .6 or more."
+        )
     said = facts["semantic"]
     if said:
         judged = f"{said['judged']} of {said['composites']} could be judged"
