@@ -97,8 +97,8 @@ def test_the_page_has_the_same_and_sums_up_all_composites(run: Path, tmp_path: P
         "Of 1,010 latents: 1,000 atomic, 10 confirmed.",
         "a share of .50 of the tokens; swapped pairs .10 (paired difference .40 [.30 .50] over 10).",
         "Of 90 latents that are no composites, refitted by their two nearest neighbours, 9 pass the same test",
-        "Of 7 with constituents of the union SAE, all constituents are on together, on average, on a share of .40 of the "
-        "tokens; by the two nearest rows of 80 latents that are no sums, .20; 3 on .6 or more.",
+        "Of 7 with constituents of the union SAE, all constituents are on together, on average, on a share of .40 of "
+        "the tokens; by the two nearest rows of 80 latents that are no sums, .20; 3 on .6 or more.",
         "10 of 12 could be judged; of these .70 entail all their constituents",
     ):
         assert part in page
