@@ -335,7 +335,8 @@ def _composites(run: RunFolder) -> list[str]:
         beside = f"; by the two nearest rows of {plain['n']} latents that are no sums, {number(plain['mean'])}"
         lines.append(
             f"Of {lent['n']} with constituents of the union SAE, all constituents are on together, on average, on a "
-            f"share of {number(lent['mean'])} of the tokens{beside if plain['n'] else ''}; {lent['pass']} on .6 or more."
+            f"share of {number(lent['mean'])} of the tokens{beside if plain['n'] else ''}; "
+            f"{lent['pass']} on .6 or more."
         )
     said = facts["semantic"]
     if said:
