@@ -248,8 +248,8 @@ def print_bars(groups: dict[str, Any]) -> None:
         print(f"truth: {bound}")
         for group, reading in ((group, reading) for group in BARS if group in groups for reading in READINGS):
             agreed = groups[group][bound][reading]
-            verdicts = [_verdict("bar", BARS[group], agreed)]
-            verdicts += [_verdict("ambitious", AMBITIOUS[group], agreed)] if group in AMBITIOUS else []
+            bars = [("bar", BARS), ("ambitious", AMBITIOUS)] if reading == READINGS[0] else []
+            verdicts = [_verdict(name, held[group], agreed) for name, held in bars if group in held]
             print(f"{group:12} {reading:22} {shown(agreed)}  " + "; ".join(verdicts))
 
 
