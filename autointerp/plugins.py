@@ -40,6 +40,7 @@ explainers: Registry[Callable[..., Any]] = Registry(
         "default": "autointerp.explainers.default:explain",
         "token_stats": "autointerp.explainers.token_stats:explain",
         "conjunction": "autointerp.explainers.constituents:conjunction",
+        "disjunction": "autointerp.explainers.constituents:disjunction",
         "constituents": "autointerp.explainers.constituents:explain",
     },
     _async,

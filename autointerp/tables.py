@@ -92,8 +92,10 @@ def schema(table: str) -> pa.Schema:
             "feature": whole,
             "pair": text,  # own, swapped or random
             "constituents": pa.list_(whole),
-            "probabilities": pa.list_(real),
-            "semantic": real,
+            "probabilities": pa.list_(real),  # that the composite's explanation entails each constituent's
+            "semantic": real,  # the smallest
+            "reverse": pa.list_(real),  # that each constituent's entails the composite's
+            "semantic_either": real,  # the smallest
             "failure": text,
         },
         "evaluation": {"metric": text, "value": real, "low": real, "high": real, "n": whole, "note": text},

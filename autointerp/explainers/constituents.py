@@ -23,10 +23,20 @@ Pair = Literal["own", "swapped", "random"]
 @explainer("conjunction", needs_llm=False, needs_constituents=True)
 async def conjunction(feature: FeatureEvidence, llm: None, *, of: str | None = None, pair: Pair = "own") -> Explanation:
     """No model: "both g and h". Scored like any explanation, it says how far 'g and h' predict f's contexts."""
+    return _joined(feature, "both", "all of", "and")
+
+
+@explainer("disjunction", needs_llm=False, needs_constituents=True)
+async def disjunction(feature: FeatureEvidence, llm: None, *, of: str | None = None, pair: Pair = "own") -> Explanation:
+    """No model: "either g or h", for a latent that two features share because there were not latents enough."""
+    return _joined(feature, "either", "any of", "or")
+
+
+def _joined(feature: FeatureEvidence, two: str, more: str, join: str) -> Explanation:
     if missing := _unexplained(feature):
         return Explanation(None, missing)
     *some, last = [str(part.explanation).rstrip(". ") for part in feature.constituents]
-    return Explanation(f"{'both' if len(some) == 1 else 'all of'} {', '.join(some)} and {last}")
+    return Explanation(f"{two if len(some) == 1 else more} {', '.join(some)} {join} {last}")
 
 
 @explainer("constituents", needs_constituents=True)

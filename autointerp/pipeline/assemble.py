@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -115,9 +116,9 @@ def _composites(job: Job) -> Frame:
         by_pair = {pair: rows.set_index("feature") for pair, rows in judged.groupby("pair")}
         place = table.columns.get_loc("semantic")
         table = table.drop(columns="semantic")
-        for i, pair in enumerate(PAIRS):
-            values = by_pair[pair]["semantic"] if pair in by_pair else pd.Series(dtype=float)
-            name = "semantic" if pair == "own" else f"semantic_{pair}"
+        for i, (column, pair) in enumerate(product(("semantic", "semantic_either"), PAIRS)):
+            values = by_pair[pair][column] if pair in by_pair else pd.Series(dtype=float)
+            name = column if pair == "own" else f"{column}_{pair}"
             table.insert(place + i, name, table["feature"].map(values).astype(float))
         why = by_pair["own"]["failure"].dropna().to_dict() if "own" in by_pair else {}
         table["failure"] = [

@@ -102,7 +102,7 @@ def _record(
 
 
 def record_entails(config: Config, pairs: Sequence[tuple[str, str]]) -> Asked:
-    """The requests by which a judge compares explanations (of a composite, of a constituent)."""
+    """The requests by which a judge compares explanations (of a composite, of a constituent), each way."""
     from autointerp.composites.semantics import entails
 
     llm = llm_config(config, semantic_judge(config))
@@ -111,6 +111,7 @@ def record_entails(config: Config, pairs: Sequence[tuple[str, str]]) -> Asked:
     async def ask() -> None:
         for whole, part in pairs:
             await entails(whole, part, recorder)
+            await entails(part, whole, recorder)
 
     asyncio.run(ask())
     return recorder.asked

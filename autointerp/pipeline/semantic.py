@@ -142,9 +142,11 @@ def pair_of(config: Config, explainer: PluginConfig) -> Pair:
 
 def semantic_stage(session: Session, of: str, job: Job) -> None:
     """Write semantic.parquet: for every composite that is explained, as its parts are, whether a judge says that its
-    explanation entails theirs, those of another composite (swapped) and of latents that fire as often (random).
+    explanation entails theirs, or theirs entail it; and the same of another composite's parts (swapped) and of latents
+    that fire as often (random).
 
-    `semantic` is the smallest of the probabilities: a conjunction entails each of its parts.
+    `semantic` is the smallest probability of the first: "g and h" entails each of its parts. `semantic_either` is that
+    of the second: each part of "g or h" entails it.
     """
     flagged = read_flagged(job.inputs, of, session.config.seed)
     plugin = semantic_judge(session.config)
@@ -185,19 +187,29 @@ async def judge_pair(feature: int, pair: Pair, flagged: Flagged, llm: LLM) -> di
     if lacking := flagged.missing(some):
         return row | {"failure": "; ".join(lacking)}
     whole = flagged.texts[feature]
-    heard = await asyncio.gather(*(entails(whole, flagged.texts[part], llm) for part in some))
-    said = [one.probability for one in heard]
-    row["probabilities"] = said
-    lost = list(dict.fromkeys(one.failure for one in heard if one.failure))
-    return row | ({"failure": "; ".join(lost)} if lost else {"semantic": min(p for p in said if p is not None)})
+    texts = [flagged.texts[part] for part in some]
+    forth = await asyncio.gather(*(entails(whole, text, llm) for text in texts))
+    back = await asyncio.gather(*(entails(text, whole, llm) for text in texts))
+    row |= {"probabilities": [one.probability for one in forth], "reverse": [one.probability for one in back]}
+    for column, heard in (("semantic", forth), ("semantic_either", back)):
+        known = [one.probability for one in heard if one.probability is not None]
+        row[column] = min(known) if len(known) == len(some) else None
+    lost = list(dict.fromkeys(one.failure for one in (*forth, *back) if one.failure))
+    return row | ({"failure": "; ".join(lost)} if lost else {})
 
 
 def _entailed(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How often the explanation of a composite is the conjunction, and how far own pairs are above the controls."""
-    by_pair = {pair: {row["feature"]: row.get("semantic") for row in rows if row["pair"] == pair} for pair in PAIRS}
+    """How often the explanation of a composite is the conjunction, or one of which either part is enough, and how far
+    own pairs are above the controls."""
+    own = sum(row["pair"] == "own" for row in rows)
+    return {"composites": own} | _direction(rows, "semantic") | {"either": _direction(rows, "semantic_either")}
+
+
+def _direction(rows: Sequence[Mapping[str, Any]], column: str) -> dict[str, Any]:
+    by_pair = {pair: {row["feature"]: row.get(column) for row in rows if row["pair"] == pair} for pair in PAIRS}
     own = by_pair["own"]
     judged = [p for p in own.values() if p is not None]
-    facts: dict[str, Any] = {"composites": len(own), "judged": len(judged)}
+    facts: dict[str, Any] = {"judged": len(judged)}
     if judged:
         facts["entailed"] = sum(p >= 0.5 for p in judged) / len(judged)
     for pair in PAIRS:

@@ -103,7 +103,8 @@ class FeatureView:
             fires.append(f"{row['mode']} ({what})")
         if row.get("cofire") is not None:
             fires += held("all of them on with it", "cofire")
-        lines += [", ".join(fires), *held("explanation entails them", "semantic"), *_reason(row)]
+        said = [*held("explanation entails them", "semantic"), *held("each of them entails it", "semantic_either")]
+        lines += [", ".join(fires), *said, *_reason(row)]
         return [line for line in lines if line]
 
     def groups(self) -> list[tuple[str, list[Window], int]]:

@@ -340,13 +340,17 @@ def _composites(run: RunFolder) -> list[str]:
         )
     said = facts["semantic"]
     if said:
-        judged = f"{said['judged']} of {said['composites']} could be judged"
-        if said["judged"]:
-            judged += (
-                f"; of these {number(said['entailed'])} entail all their constituents' explanations; mean probability "
-                f"{number(said['own'])}{against(said)}"
-            )
-        lines.append(f"How often is the explanation of a composite the conjunction of its constituents'? {judged}.")
+        either = said.get("either") or {"judged": 0}
+        for asked, of, what in (
+            ("the conjunction of its constituents'", said, "entail all their constituents' explanations"),
+            ("one that either constituent's is enough for", either, "are entailed by each constituent's"),
+        ):
+            judged = f"{of['judged']} of {said['composites']} could be judged"
+            if of["judged"]:
+                judged += (
+                    f"; of these {number(of['entailed'])} {what}; mean probability {number(of['own'])}{against(of)}"
+                )
+            lines.append(f"How often is the explanation of a composite {asked}? {judged}.")
     return lines
 
 

@@ -39,6 +39,8 @@ async def test_the_conjunction_joins_what_the_parts_are_said_to_be():
     assert both.text == "both the word the and mathematical prose"
     three = await constituents.conjunction(evidence(G, H, Constituent(1, 0.1, "a title.")), None)
     assert three.text == "all of the word the, mathematical prose and a title"
+    either = await constituents.disjunction(evidence(G, H), None)
+    assert either.text == "either the word the or mathematical prose"
 
 
 async def test_a_part_without_an_explanation_is_named_with_its_reason():

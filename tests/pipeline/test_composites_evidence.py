@@ -71,8 +71,10 @@ def test_an_explanation_that_is_the_conjunction_entails_its_parts_alone(finished
     rows = run.composites[run.composites["label"] == "confirmed"]
     assert (rows["semantic"] == 1).all()
     assert (rows[["semantic_swapped", "semantic_random"]] == 0).all(axis=None)
+    assert (rows["semantic_either"] == 0).all()  # no part alone is the sum
     facts = run.info["stages"]["semantic"]["facts"]
     assert (facts["composites"], facts["judged"], facts["entailed"], facts["own"]) == (3, 3, 1.0, 1.0)
+    assert (facts["either"]["judged"], facts["either"]["own"]) == (3, 0.0)
     assert facts["above_swapped"] == {
         "mean": 1.0,
         "low": 1.0,
@@ -159,7 +161,7 @@ def test_the_exact_prompts_of_a_composite_can_be_seen(finished) -> None:
     assert f"the word {g}" in asked
     assert f"«{h}»" in asked
     assert f"«{words[feature]}»" in asked
-    assert sum(view.stage == "semantic" for view in prompts(whole, feature, run.folder)) == 6
+    assert sum(view.stage == "semantic" for view in prompts(whole, feature, run.folder)) == 12
     other = next(f for f, word in words.items() if word not in parts)
     assert {view.stage for view in prompts(whole, other, run.folder)} == {"explain/default", "score/detection/default"}
 
