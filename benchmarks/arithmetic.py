@@ -3,11 +3,11 @@
 
 For every composite (g + h = f) among the explained features:
 
-- arithmetic: whether a judge says that f's explanation entails those of g and h, beside the constituents of another
-  composite (swapped) and latents that fire as often (random);
-- detection of f by its own explanation (default), by "both g and h" (conjunction), by a text that a model wrote from
-  both (constituents), and by another composite's "g and h" (conjunction_swapped), each beside another feature's
-  explanation of the same kind. Differences are paired by composite, with 95 % bootstrap intervals over composites;
+- arithmetic: whether a judge says that f's explanation entails those of g and h ("g and h"), or each of theirs entails
+  it ("g or h"), beside the constituents of another composite (swapped) and latents that fire as often (random);
+- detection of f by its own explanation (default), by "both g and h" (conjunction), "either g or h" (disjunction) and by
+  a text that a model wrote from both (constituents), each beside the same kind of explanation of another composite.
+  Differences are paired by composite, with 95 % bootstrap intervals over composites;
 - detection of the constituents that are no composites, by their own explanations.
 """
 
@@ -24,7 +24,11 @@ import autointerp as ai
 from autointerp.composites import FLAGGED
 from autointerp.stats import paired_difference
 
-PAIRS = {"own": "its own constituents", "swapped": "another composite's", "random": "others as frequent"}
+PAIRS = {"own": "its constituents", "swapped": "another's", "random": "as frequent"}
+WAYS = {
+    "entails": "semantic",
+    "is entailed by": "semantic_either",
+}  # "g and h" entails g and h; g and h entail "g or h"
 CONTROL = "other_feature"
 
 
@@ -61,8 +65,8 @@ def measure(run: ai.Run) -> dict[str, Any]:
         differences[f"{name} − {CONTROL}"] = paired(of[name, ""], of[name, CONTROL])
     for name in others:
         differences[f"{name} − {first}"] = paired(of[name, ""], of[first, ""])
-    if "conjunction_swapped" in explainers:
-        differences["conjunction − conjunction_swapped"] = paired(of["conjunction", ""], of["conjunction_swapped", ""])
+    if {"conjunction", "disjunction"} <= set(explainers):
+        differences["disjunction − conjunction"] = paired(of["disjunction", ""], of["conjunction", ""])
     return {
         "command": f"autointerp run {run.info['name']} && python benchmarks/arithmetic.py {run.info['name']}",
         "revision": run.info["git"],
@@ -99,18 +103,21 @@ def measure(run: ai.Run) -> dict[str, Any]:
 
 
 def columns() -> dict[str, str]:
-    return {f"entails, {pair}": "semantic" if pair == "own" else f"semantic_{pair}" for pair in PAIRS}
+    return {
+        f"{way}, {pair}": column if pair == "own" else f"{column}_{pair}"
+        for way, column in WAYS.items()
+        for pair in PAIRS
+    }
 
 
 def arithmetic(rows: Any) -> dict[str, Any]:
-    """Of each kind of pair the mean probability that all of it is entailed, and how often that is ½ or more."""
+    """Each way and for each kind of pair the mean of the smallest probability, and how often that is ½ or more."""
     found: dict[str, Any] = {}
-    for pair, column in zip(PAIRS, columns().values()):
-        known = rows[column].dropna()
-        entailed = (known >= 0.5).astype(float)
-        found[pair] = {"mean": mean(known), "entailed": mean(entailed)}
+    for name, column in columns().items():
+        known, (way, pair) = rows[column].dropna(), name.split(", ")
+        found[name] = {"mean": mean(known), "yes": mean((known >= 0.5).astype(float))}
         if pair != "own":
-            found[f"own − {pair}"] = paired(rows["semantic"], rows[column])
+            found[f"{way}, own − {pair}"] = paired(rows[WAYS[way]], rows[column])
     return found
 
 
@@ -140,22 +147,23 @@ def text_of(explained: Any, feature: int, explainer: str) -> str | None:
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """Left, how far explanations entail; right, detection. A line a composite, a bar the mean with its interval."""
+    """How far explanations entail, each way, and detection. A line a composite, a bar the mean with its interval."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", width_ratios=[1, 1.5])
+    figure, (*sides, right) = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained", width_ratios=[1, 1, 1.4])
     explainers = [name for name in found["detection"] if CONTROL not in name]
-    strips(
-        left,
-        list(PAIRS.values()),
-        [[row[f"entails, {pair}"] for pair in PAIRS] for row in found["table"]],
-        [found["arithmetic"][pair]["mean"] for pair in PAIRS],
-    )
-    left.set_title("the composite's explanation entails those of …", fontsize=10, loc="left")
-    left.set_ylabel("smallest P(yes)")
+    for axis, way in zip(sides, WAYS):
+        strips(
+            axis,
+            list(PAIRS.values()),
+            [[row[f"{way}, {pair}"] for pair in PAIRS] for row in found["table"]],
+            [found["arithmetic"][f"{way}, {pair}"]["mean"] for pair in PAIRS],
+        )
+        axis.set_title(f"the composite's explanation {way} those of …", fontsize=10, loc="left")
+    sides[0].set_ylabel("smallest P(yes)")
     strips(
         right,
         [name.replace("_", "\n") for name in explainers],
