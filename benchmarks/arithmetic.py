@@ -82,7 +82,7 @@ def measure(run: ai.Run) -> dict[str, Any]:
             "detection": mean(wide.loc[plain, (first, "")]),
             f"− {CONTROL}": paired(wide.loc[plain, (first, "")], wide.loc[plain, (first, CONTROL)]),
         },
-        "unscored": int(scores["n_unscored"].sum()),
+        "unscored": int(scores.loc[scores["value"].notna(), "n_unscored"].sum()),  # examples of what has a score
         "table": [
             {
                 "feature": int(f),
