@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -203,7 +204,8 @@ def where(table: pa.Table, expression: str) -> pa.Table:
         if isinstance(error, pa.ArrowException):
             raise ConfigError(f"--where: {expression!r} does not fit the columns' types ({_line(error)})") from error
         said = error.msg if isinstance(error, SyntaxError) else _line(error)
-        raise ConfigError(f"--where: {expression!r} is not an expression ({said})") from error
+        hint = "; equal is written ==" if re.search(r"(?<![=<>!])=(?!=)", expression) else ""
+        raise ConfigError(f"--where: {expression!r} is not an expression ({said}){hint}") from error
     except (pa.ArrowException, OverflowError) as error:
         raise ConfigError(f"--where: {expression!r} does not fit the columns' types ({_line(error)})") from error
     if not isinstance(mask, pa.ChunkedArray | pa.Array) or not pa.types.is_boolean(mask.type):

@@ -133,6 +133,7 @@ def test_where_chooses_rows(features: pa.Table, expression: str, chosen: list[in
         ("detection + 1", "not a condition"),
         ("1 < 2", "not a condition"),
         ("status is 'ok'", "for None only"),
+        ("detection = 1", "equal is written =="),
         ("detection >", "not an expression"),
         ("", "not an expression"),
         ("(" * 300 + ")" * 300, "not an expression"),
