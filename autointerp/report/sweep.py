@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ def print_sweep(found: Sweep) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from autointerp.report.tables import width_of
+
     def cell(variant: str, metric: str) -> str:
         values = [figure.value for figure in found.of(variant, metric) if figure.value is not None]
         spread = f" ±{(max(values) - min(values)) / 2:.1g}" if len(values) > 1 else ""
@@ -26,7 +29,7 @@ def print_sweep(found: Sweep) -> None:
     table = Table("", *found.plan.variants, box=None, header_style="bold")
     for metric in found.plan.metrics:
         table.add_row(metric.replace("_", " "), *(cell(variant, metric) for variant in found.plan.variants))
-    Console().print(table)
+    Console(width=width_of(sys.stdout) or 10_000).print(table)  # a file is as wide as it must be
 
 
 def draw(found: Sweep, path: Path) -> None:
