@@ -149,10 +149,3 @@ def beside(
     with torch.inference_mode():
         known = cosines[not_zero(Rows([as_matrix(W)], device))]
     return Other(float(known.mean()), float((known < DISTINCT).float().mean()))
-
-
-def distinct_share(
-    W: np.ndarray | torch.Tensor, other: np.ndarray | torch.Tensor, *, device: str | torch.device = "cpu"
-) -> float:
-    """The fraction of W's rows whose highest cosine to `other` is below .2; zero rows do not count."""
-    return beside(W, other, device=device).distinct

@@ -50,11 +50,11 @@ def _load(spec: str | Path, transpose: bool) -> tuple[Any, bool]:
         if not path.exists() and not looks_remote(str(spec)):
             raise ConfigError(f"no SAE and no file of decoder rows at {spec}")
         return load_sae(spec).W_dec, False
-    matrix, known = _bare(path)  # of an SAE's own file, too: its decoder is all that is needed
+    matrix, turned = _bare(path)  # of an SAE's own file, too: its decoder is all that is needed
     if matrix.ndim != 2 or not all(matrix.shape):
         raise AutointerpError(f"{path} holds an array {list(matrix.shape)}, expected a matrix [latents, d_model]")
-    if known:
-        return (matrix.T if known == "decoder.weight" else matrix), False
+    if turned:
+        return matrix.T, False
     if transpose:
         return matrix.T, True
     if matrix.shape[0] < matrix.shape[1]:
@@ -62,8 +62,8 @@ def _load(spec: str | Path, transpose: bool) -> tuple[Any, bool]:
     return matrix, True
 
 
-def _bare(path: Path) -> tuple[Any, str | None]:
-    """The matrix in a file, an array or a tensor, and its name where that says what it is."""
+def _bare(path: Path) -> tuple[Any, bool]:
+    """The matrix in a file, an array or a tensor, and whether its name says that latents are its columns."""
     from autointerp.sae.formats.files import read_safetensors, read_torch
 
     if path.suffix == ".npy":
@@ -75,18 +75,18 @@ def _bare(path: Path) -> tuple[Any, str | None]:
             raise AutointerpError(f"{path} cannot be read as an array ({error}): is it whole?") from error
         if not isinstance(array, np.ndarray):
             raise AutointerpError(f"{path} is an archive of several arrays (.npz), expected one matrix")
-        return array, None
+        return array, False
     held = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
     if not isinstance(held, dict):
         if not hasattr(held, "ndim"):
             raise AutointerpError(f"{path} holds a {type(held).__name__}, expected a matrix")
-        return held, None
+        return held, False
     for name in _NAMED:
         if hasattr(held.get(name), "ndim"):
-            return held[name], name
+            return held[name], name == "decoder.weight"
     matrices = [name for name, value in held.items() if getattr(value, "ndim", 0) == 2]
     if len(matrices) == 1:
-        return held[matrices[0]], None
+        return held[matrices[0]], False
     found = f"the matrices {', '.join(map(str, matrices[:6]))}" if matrices else "no matrix"
     raise AutointerpError(f"{path} holds {found}: name the decoder W_dec, [latents, d_model]")
 

@@ -204,7 +204,7 @@ def _scores(made: Run, metrics: Iterable[str]) -> list[dict[str, Any]]:
 def _distinct(plan: Plan, trained: Mapping[tuple[str, int], Path]) -> list[Figure]:
     """Share of a variant's latents that the first variant lacks: of another seed where there is one, so that the first
     variant's own figure is what another seed alone does. `distinct_null`: Gaussian directions of its covariance."""
-    from autointerp.composites.geometry import distinct_share
+    from autointerp.composites.geometry import beside
     from autointerp.composites.neighbours import unit
     from autointerp.composites.nulls import random_directions, whitener
     from autointerp.sae import load_sae
@@ -215,7 +215,7 @@ def _distinct(plan: Plan, trained: Mapping[tuple[str, int], Path]) -> list[Figur
         W, reference = load_sae(str(folder)).W_dec, load_sae(str(trained[first, other])).W_dec
         null = random_directions(*W.shape, seed=seed, L=whitener(unit(W)))
         for metric, rows in zip(DISTINCT, (W, null)):
-            found.append(Figure(name, seed, metric, distinct_share(rows, reference)))
+            found.append(Figure(name, seed, metric, beside(rows, reference).distinct))
     return found
 
 

@@ -36,14 +36,16 @@ def lent(
 
     if session.config.composites.union is None:
         return {}, {}
-    union = session.load_sae(session.config.composites.union)
     n, seed = sae.cfg.d_sae, session.config.seed % 2**64
     rows = table[(table["union_constituents"].map(len) > 0) & table["label"].isin(FLAGGED)]
     own = {
         int(f): [*map(int, mine), *(n + int(u) for u in theirs)]
         for f, mine, theirs in zip(rows["feature"], rows["constituents"], rows["union_constituents"])
     }
-    if not own or sae.is_transcoder or union.is_transcoder:
+    if not own:
+        return {}, {}
+    union = session.load_sae(session.config.composites.union)
+    if sae.is_transcoder or union.is_transcoder:
         return {}, {}
     swapped, plain = swapped_parts(own, seed), _no_sums(table, firings.counts, sae, union, seed)
     asked = [(f, parts) for wanted in (own, swapped, plain) for f, parts in wanted.items()]

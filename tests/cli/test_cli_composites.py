@@ -142,6 +142,10 @@ def test_transpose_turns_every_bare_matrix_and_is_refused_where_a_name_tells_the
     refused = call("composites", linear, "--transpose")
     assert refused.exit_code == 2
     assert "leave out --transpose" in refused.stderr
+    save_file({"W_dec": torch.from_numpy(rows.T.copy())}, tmp_path / "turned.safetensors")
+    named = call("composites", tmp_path / "turned.safetensors", "--transpose", "--out", tmp_path / "o.json")
+    assert named.exit_code == 0, named.stderr
+    assert len(json.loads((tmp_path / "o.json").read_text())) == 200
     one = call("composites", linear, "--union", tmp_path / "turned.npy", "--transpose")
     assert one.exit_code == 0, one.stderr
 

@@ -194,14 +194,14 @@ def test_geometry_of_random_directions_is_that_of_its_nulls_and_a_hub_stands_out
 
 def test_a_latent_orthogonal_to_all_of_the_other_is_distinct_and_a_zero_row_is_none():
     one = np.eye(8, dtype=np.float32)
-    assert geometry.distinct_share(one[:4], one[4:]) == 1
-    assert geometry.distinct_share(one[:4], np.concatenate([one[:1], one[4:]])) == 0.75
-    assert geometry.distinct_share(np.concatenate([one[:1], 0 * one[:3]]), one[4:]) == 1
+    assert geometry.beside(one[:4], one[4:]).distinct == 1
+    assert geometry.beside(one[:4], np.concatenate([one[:1], one[4:]])).distinct == 0.75
+    assert geometry.beside(np.concatenate([one[:1], 0 * one[:3]]), one[4:]).distinct == 1
 
 
 def test_distinct_latents_are_those_the_other_sae_has_not():
     rows = unit(np.random.default_rng(0).standard_normal((20, 512))).astype(np.float32)
-    assert geometry.distinct_share(rows, rows[:15]) == pytest.approx(0.25)
+    assert geometry.beside(rows, rows[:15]).distinct == pytest.approx(0.25)
     index, cosine = geometry.highest_to(rows[3:5], rows)
     assert index.tolist() == [3, 4]
     assert cosine.tolist() == pytest.approx([1, 1], abs=1e-5)
