@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from autointerp.errors import ConfigError
 from autointerp.registry import did_you_mean
 
+NOT_IN_KEYS = "a stage's key holds the values of its section, not the code that read them"
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+NOT_IN_KEYS = "an error ends a stage, which then writes nothing"
+
 
 class AutointerpError(Exception):
     """Something failed in a way we can name; the text says what is wrong and what to do. Exit code 1."""

@@ -24,6 +24,8 @@ from typing import Any
 from autointerp.errors import ConfigError
 from autointerp.registry import Registry, did_you_mean
 
+NOT_IN_KEYS = "a key holds the plug-in and its options"
+
 
 def _async(target: object) -> str | None:
     return None if inspect.iscoroutinefunction(target) else "is not an async function"

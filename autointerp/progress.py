@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+NOT_IN_KEYS = "it shows how far a stage is"
+
 log = logging.getLogger("autointerp")
 
 

@@ -10,6 +10,8 @@ from typing import Generic, TypeVar
 
 from autointerp.errors import ConfigError
 
+NOT_IN_KEYS = "a key holds the plug-in that was looked up"
+
 T = TypeVar("T")
 
 

@@ -120,3 +120,26 @@ def write_rows(path: Path, name: str, rows: Sequence[Mapping[str, Any]], extra: 
     import pyarrow.parquet as pq
 
     pq.write_table(to_table(name, rows, extra), path)
+
+
+def concat(files: Sequence[Path], name: str, to: Path) -> None:
+    """Files of one table after each other as one file, a row group each, columns united; empty where there is no file.
+
+    One file is in memory at a time. Columns beyond the schema `name` are those that any of the files has; a row whose
+    file lacks one has null there.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schemas = [pq.read_schema(file) for file in files]
+    united = pa.unify_schemas([schema(name), *schemas]).remove_metadata() if schemas else schema(name)
+    with pq.ParquetWriter(to, united) as writer:
+        for file in files:
+            with pq.ParquetFile(file) as source:
+                for batch in source.iter_batches(batch_size=1 << 16):
+                    rows = pa.Table.from_batches([batch])
+                    columns = {
+                        field.name: rows[field.name] if field.name in rows.column_names else pa.nulls(len(rows), field.type)
+                        for field in united
+                    }
+                    writer.write_table(pa.table(columns, schema=united))

@@ -21,6 +21,8 @@ REACH = 0.4  # of the 95th percentile for the latent itself, of the typical valu
 CONFIRM_SHARE, CONFIRM_TOKENS = 0.6, 100
 PLAIN_QUANTILE, PLAIN_LEAST = 0.9, 20  # and beyond nine of ten latents that are no sums, of so many or more
 SELDOM = 0.1  # a part fires on less than this share of the latent's tokens: it is as good as off
+Pair = Literal["own", "swapped", "random"]  # a latent's own parts, another composite's, any that fire as often
+PAIRS: tuple[Pair, ...] = ("own", "swapped", "random")
 PER_ROW = 4  # tokens of one row that are tested before those of another are
 
 

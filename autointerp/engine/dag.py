@@ -1,0 +1,185 @@
+"""The DAG: which stages are done, and running the others in order.
+
+1. A stage's key is the hash of its name, its code, its own section of the config, and the *content* of its inputs;
+   so an upstream stage that runs again and writes the same bytes stales nothing.
+2. A stage whose key is in the store is done.
+3. What a running stage reads is checked against its manifest; an artifact that is damaged is set aside and made
+   again before the stage goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any, Literal
+
+from autointerp.engine.store import Manifest, Store
+from autointerp.errors import AutointerpError
+from autointerp.hashing import digest
+from autointerp.progress import clock
+
+NOT_IN_KEYS = "it decides when a stage runs, not what the stage writes"
+
+log = logging.getLogger("autointerp")
+
+REPAIRS = 3  # times that a stage's artifact is made again in one run before that is an error
+
+
+@dataclass
+class Done:
+    """What a node's work tells of itself."""
+
+    to_retry: int = 0
+    facts: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage of one config, as the DAG sees it. `work` is given the folder to write into and its inputs'."""
+
+    name: str
+    work: Callable[[Path, Mapping[str, Path]], Done]
+    section: Mapping[str, Any]
+    needs: tuple[str, ...] = ()
+    code: str = ""  # digest of the code that does the work
+    resumable: bool = False
+    codes: Mapping[str, str] | None = None  # parts of `code`, so that a plan can say what changed
+
+
+State = Literal["done", "retry", "stale", "to do"]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a node stands. The key is known once all inputs are there."""
+
+    node: Node
+    state: State
+    why: str | None
+    key: str | None
+    manifest: Manifest | None
+
+
+class Dag:
+    def __init__(self, nodes: Sequence[Node], store: Store) -> None:
+        self.nodes = {node.name: node for node in nodes}
+        self.store = store
+        order = TopologicalSorter({node.name: node.needs for node in nodes}).static_order()
+        self.order = [self.nodes[name] for name in order]
+        self._repairs: dict[str, int] = {}
+
+    def standings(self, previous: Mapping[str, str] | None = None) -> dict[str, Standing]:
+        """Every node's standing, in order. `previous`: the keys of an earlier run of the same name."""
+        standings: dict[str, Standing] = {}
+        for node in self.order:
+            standings[node.name] = self._standing(node, standings, previous or {})
+        return standings
+
+    def folder(self, standing: Standing) -> Path:
+        return self.store.folder(standing.node.name, standing.key or "")
+
+    def _standing(self, node: Node, before: Mapping[str, Standing], previous: Mapping[str, str]) -> Standing:
+        waiting = [name for name in node.needs if before[name].manifest is None]
+        ran = node.name in previous
+        if waiting:
+            others = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
+            why = f"after {waiting[0]}{others}"
+            return Standing(node, "stale" if ran else "to do", why, None, None)
+        key = self._key(node, {name: before[name].manifest.content for name in node.needs})  # type: ignore[union-attr]
+        manifest = self.store.find(node.name, key)
+        if manifest is None:
+            why = self._changed(node, previous[node.name], before) if ran else None
+            if self.store.begun(node.name, key) and node.resumable:
+                why = "begun; goes on where it was"
+            return Standing(node, "stale" if ran else "to do", why, key, None)
+        if manifest.to_retry:
+            return Standing(node, "retry", f"{manifest.to_retry} failed for a reason that may pass", key, manifest)
+        return Standing(node, "done", None, key, manifest)
+
+    def _changed(self, node: Node, earlier: str, before: Mapping[str, Standing]) -> str:
+        """What the key of the earlier artifact was made of, against what it is made of now."""
+        made = self.store.find(node.name, earlier)
+        if made is None or not made.parts:
+            return "its section of the config, its inputs or its code changed"
+        now = self._parts(node, {name: before[name].manifest.content for name in node.needs})  # type: ignore[union-attr]
+        changed = [part for part in sorted({*now, *made.parts}) if now.get(part) != made.parts.get(part)]
+        return f"changed: {', '.join(changed[:4])}{' …' if len(changed) > 4 else ''}" if changed else "made again"
+
+    @staticmethod
+    def _key(node: Node, contents: Mapping[str, str]) -> str:
+        return digest([node.name, node.code, dict(node.section), dict(contents)])
+
+    @staticmethod
+    def _parts(node: Node, contents: Mapping[str, str]) -> dict[str, str]:
+        """The key's parts by name: code by module, config by key, inputs by stage."""
+        code = {f"code of {module}": value for module, value in (node.codes or {"this stage": node.code}).items()}
+        config = {f"config {key}": digest(value) for key, value in node.section.items()}
+        return code | config | {f"input {name}": content for name, content in contents.items()}
+
+    def run(self, on_stage: Callable[[Node, Manifest, bool], None] | None = None) -> dict[str, Manifest]:
+        """Run what is not done; returns every node's manifest. `on_stage` hears of each: (node, manifest, ran)."""
+        standings: dict[str, Standing] = {}
+        ran: dict[str, bool] = {}
+        for node in self.order:
+            self._ensure(node, standings, ran)
+            manifest = standings[node.name].manifest
+            assert manifest is not None
+            if on_stage:
+                on_stage(node, manifest, ran[node.name])
+        return {name: standing.manifest for name, standing in standings.items()}  # type: ignore[misc]
+
+    def _ensure(self, node: Node, standings: dict[str, Standing], ran: dict[str, bool]) -> None:
+        """Bring `node` to done, its inputs having been: a damaged one is made again first."""
+        while True:
+            standing = self._standing(node, standings, {})
+            ran.setdefault(node.name, False)
+            if standing.state == "done":
+                standings[node.name] = standing
+                return
+            damaged = [name for name in node.needs if not self._whole(standings[name])]
+            if not damaged:
+                break
+            for name in damaged:
+                self._repairs[name] = self._repairs.get(name, 0) + 1
+                if self._repairs[name] > REPAIRS:
+                    raise AutointerpError(
+                        f"{name} was damaged again after it was made: the disk that holds {self.store.root} loses data"
+                    )
+                self._ensure(self.nodes[name], standings, ran)
+        number = self.order.index(node) + 1
+        log.info("[%d/%d] %s", number, len(self.order), node.name)
+        manifest = self._execute(node, standing, standings)
+        log.info("[%d/%d] %s: done in %s", number, len(self.order), node.name, clock(manifest.seconds))
+        standings[node.name] = Standing(node, "done", None, manifest.key, manifest)
+        ran[node.name] = True
+
+    def _whole(self, standing: Standing) -> bool:
+        """Whether an artifact is what its manifest says; else it is set aside."""
+        assert standing.manifest is not None
+        wrong = self.store.verify(standing.manifest)
+        if wrong is not None:
+            self.store.set_aside(standing.node.name, standing.manifest.key, wrong)
+        return wrong is None
+
+    def _execute(self, node: Node, standing: Standing, before: Mapping[str, Standing]) -> Manifest:
+        assert standing.key is not None
+        with self.store.writing(node.name, standing.key, resumable=node.resumable) as folder:
+            already = self.store.find(node.name, standing.key)
+            if already is not None and not already.to_retry:  # another process finished it while this one waited
+                return already
+            inputs = {name: self.folder(before[name]) for name in node.needs}
+            contents = {name: before[name].manifest.content for name in node.needs}  # type: ignore[union-attr]
+            started = time.monotonic()
+            done = node.work(folder, inputs)
+            return self.store.complete(
+                node.name,
+                standing.key,
+                time.monotonic() - started,
+                done.to_retry,
+                done.facts or {},
+                self._parts(node, contents),
+            )

@@ -1,0 +1,225 @@
+"""Work in shards that survive a kill: shards of text one after the other, shards of features many requests at a time.
+
+A shard's files lie in the stage's folder. It is done when its record, ``.shards/00012.json``, is there: the record
+holds the hash of each file, so that a file that was damaged since is seen and the shard is worked again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import shutil
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from autointerp.artifacts import write_atomically
+from autointerp.tables import concat, write_rows
+
+if TYPE_CHECKING:
+    from autointerp.engine.session import Session
+    from autointerp.progress import Progress
+
+T = TypeVar("T")
+
+PART = 256  # features a shard: what a kill can cost in work beside the requests, which are kept one by one
+RECORDS = ".shards"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of a stage's work that is kept when it is done: rows of text, or features."""
+
+    number: int
+    items: Sequence[int]  # features, or the first row and the one after the last
+
+    @property
+    def record(self) -> str:
+        return f"{RECORDS}/{self.number:05d}.json"
+
+
+@dataclass
+class Rows:
+    """What one feature adds to the stage's tables, and how many of its requests may succeed later."""
+
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    to_retry: int = 0
+
+
+def each_shard(
+    folder: Path, shards: Sequence[Shard], work: Callable[[Shard], Sequence[Path]], skip: Callable[[Shard], None]
+) -> None:
+    """Call `work` for every shard that is not done; it returns the files that it wrote. `skip` hears of the others."""
+    for shard in shards:
+        if is_done(folder, shard):
+            skip(shard)
+        else:
+            record(folder, shard, work(shard), {})
+
+
+def is_done(folder: Path, shard: Shard) -> bool:
+    """Whether the shard's record is there, is of these items, has nothing to retry, and its files are whole."""
+    about = _read(folder / shard.record)
+    if about is None or about.get("items") != list(shard.items) or about.get("to_retry"):
+        return False
+    try:
+        return all(_sha256(folder / name) == sha256 for name, sha256 in about["files"].items())
+    except OSError:
+        return False
+
+
+def record(folder: Path, shard: Shard, files: Sequence[Path], about: Mapping[str, Any]) -> None:
+    hashes = {str(file.relative_to(folder)): _sha256(file) for file in files}
+    (folder / RECORDS).mkdir(exist_ok=True)
+    text = json.dumps({"items": list(shard.items), "files": hashes, **about})
+    write_atomically(folder / shard.record, lambda path: path.write_text(text))
+
+
+def records(folder: Path) -> Iterator[dict[str, Any]]:
+    """Of the shards that are done, in order."""
+    for path in sorted((folder / RECORDS).glob("[0-9]*.json")):
+        about = _read(path)
+        if about is not None:
+            yield about
+
+
+def forget_shards(folder: Path, *, files: bool) -> None:
+    """Remove the records, and with `files` the shards' files, which were merged into others."""
+    if files:
+        for about in records(folder):
+            for name in about["files"]:
+                (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / RECORDS, ignore_errors=True)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        about = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return about if isinstance(about, dict) and isinstance(about.get("files"), dict) else None
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- features, many requests at a time --------------------------------------------------------
+
+
+def feature_shards(features: Sequence[int], size: int | None = None) -> list[Shard]:
+    step = size or PART
+    return [Shard(n, list(features[start : start + step])) for n, start in enumerate(range(0, len(features), step))]
+
+
+def each_feature(
+    session: Session,
+    folder: Path,
+    features: Sequence[int],
+    read: Callable[[Sequence[int]], Mapping[int, T]],
+    work: Callable[[int, T], Awaitable[Rows]],
+    *,
+    width: int,
+    bar: Progress,
+) -> int:
+    """Call `work` for every feature, `width` at a time, and keep its rows in ``part-N.TABLE.parquet``; returns how
+    many requests may succeed later.
+
+    `read` fetches what the features of one shard need, so that memory does not grow with their number; the next
+    shard's features begin as soon as all of one have begun, so that requests stay in flight.
+    """
+    shards = feature_shards(features)
+    session.wait(_each_feature(session, folder, shards, read, work, width, bar))
+    return sum(about.get("to_retry", 0) for about in records(folder))
+
+
+async def _each_feature(
+    session: Session,
+    folder: Path,
+    shards: Sequence[Shard],
+    read: Callable[[Sequence[int]], Mapping[int, T]],
+    work: Callable[[int, T], Awaitable[Rows]],
+    width: int,
+    bar: Progress,
+) -> None:
+    gate = asyncio.Semaphore(width)
+
+    async def feature_rows(feature: int, given: T, left: list[int], begun: asyncio.Event) -> Rows:
+        async with gate:
+            left.remove(feature)
+            if not left:
+                begun.set()
+            rows = await work(feature, given)
+        bar.advance()
+        return rows
+
+    async def whole_shard(shard: Shard, given: Mapping[int, T], begun: asyncio.Event) -> None:
+        left = list(shard.items)
+        tasks = [asyncio.create_task(feature_rows(f, given[f], left, begun)) for f in shard.items]
+        try:
+            rows = await asyncio.gather(*tasks)
+        finally:
+            await _end(tasks)
+        await asyncio.to_thread(_keep, folder, shard, rows)
+        if session.on_shard is not None:
+            await asyncio.to_thread(session.on_shard)
+
+    under_way: set[asyncio.Task[None]] = set()
+    try:
+        for shard in shards:
+            if is_done(folder, shard):
+                bar.advance(len(shard.items), skipped=True)
+                continue
+            begun = asyncio.Event()
+            given = await asyncio.to_thread(read, shard.items)
+            under_way.add(asyncio.create_task(whole_shard(shard, given, begun)))
+            all_begun = asyncio.create_task(begun.wait())
+            ended, under_way = await asyncio.wait({all_begun, *under_way}, return_when=asyncio.FIRST_COMPLETED)
+            while not all_begun.done():
+                _raise_from(ended)
+                ended, under_way = await asyncio.wait({all_begun, *under_way}, return_when=asyncio.FIRST_COMPLETED)
+            _raise_from(ended - {all_begun})
+            under_way.discard(all_begun)
+        await asyncio.gather(*under_way)
+    finally:
+        await _end(under_way)
+
+
+def _raise_from(tasks: set[Any]) -> None:
+    for task in tasks:
+        task.result()
+
+
+async def _end(tasks: Any) -> None:
+    """One failed (the budget is spent, the endpoint is down): the others end too; their answers are kept."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _keep(folder: Path, shard: Shard, rows: Sequence[Rows]) -> None:
+    """Write a shard's rows, a file a table, and its record."""
+    files = []
+    for table in dict.fromkeys(name for each in rows for name in each.tables):
+        path = folder / f"part-{shard.number:05d}.{table}.parquet"
+        lines = [line for each in rows for line in each.tables.get(table, ())]
+        metrics = dict.fromkeys(name for line in lines for name in line.get("metrics", ()))
+        written = [line | line.get("metrics", {}) for line in lines]
+        write_atomically(path, lambda temporary, t=table, w=written, m=metrics: write_rows(temporary, t, w, m))
+        files.append(path)
+    record(folder, shard, files, {"to_retry": sum(each.to_retry for each in rows)})
+
+
+def part_files(folder: Path, table: str) -> list[Path]:
+    """The files of a table that the shards of a stage have written so far, in order."""
+    return sorted(folder.glob(f"part-*.{table}.parquet"))
+
+
+def merge_parts(folder: Path, tables: Sequence[str]) -> None:
+    """Each table's parts as one file, a row group a part: one part is in memory at a time. A table without a row is
+    written empty."""
+    for table in tables:
+        concat(part_files(folder, table), table, folder / f"{table}.parquet")

@@ -1,0 +1,227 @@
+"""The code that a function can reach, as a hash: what a stage's key holds of the program.
+
+1. Start at the function. Collect every name that it reads, in its body, its signature and its annotations.
+2. Resolve each name: a definition of the same file, an import at the top of the file or inside the function
+   (``if TYPE_CHECKING`` too: an annotation tells whose methods are called), a submodule's attribute, or a target
+   written as text, ``"package.module:object"``.
+3. Go on from there, through the files of this package and, for a plug-in, of the folder that the plug-in lies in.
+4. Hash each definition that was reached, without docstrings, comments and layout. Statements that a file runs when it
+   is imported count with the first definition of the file that is reached.
+
+A class counts whole. A file that holds the constant ``NOT_IN_KEYS`` does not count, and nothing is followed from it:
+its text says why what it does cannot change a result, or where else the key holds it.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from autointerp.hashing import PACKAGE, digest, without_docstrings
+
+NOT_IN_KEYS = "it makes the keys; a change of what they hold is a change of the keys themselves"
+
+_EXEMPT = "NOT_IN_KEYS"
+_AT_IMPORT = "at import"
+_TARGET = re.compile(r"[A-Za-z_]\w*(\.\w+)+:[A-Za-z_]\w*")  # "package.module:object"
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+def reached(function: Callable[..., Any]) -> Mapping[str, str]:
+    """Module -> hash of the definitions in it that `function` can reach; its own module first.
+
+    Empty for a function whose source is not at hand (defined at a prompt).
+    """
+    function = inspect.unwrap(function)
+    try:
+        file = Path(inspect.getsourcefile(function) or "")
+    except TypeError:
+        return {}
+    if not file.is_file():
+        return {}
+    walk = _Walk(tuple(dict.fromkeys((_scope(file), (PACKAGE.parent, PACKAGE)))))
+    name = function.__qualname__.split(".")[0]
+    walk.visit(file, name if name != "<lambda>" and "<locals>" not in function.__qualname__ else None)
+    return walk.hashes()
+
+
+def code(function: Callable[..., Any]) -> str:
+    """One hash of all that `function` can reach."""
+    modules = reached(function)
+    return digest(dict(modules)) if modules else digest(repr(function))
+
+
+def _root_of(file: Path) -> Path:
+    """The folder that absolute imports of this file's package start from."""
+    folder = file.resolve().parent
+    while (folder / "__init__.py").exists():
+        folder = folder.parent
+    return folder
+
+
+def _scope(file: Path) -> tuple[Path, Path]:
+    """Where a file's absolute imports start from, and the folder of the files that are followed: its package, or the
+    folder of a lone file (that file alone where the folder is one of installed packages)."""
+    root = _root_of(file)
+    if root != file.resolve().parent:
+        return root, root / file.resolve().relative_to(root).parts[0]
+    return root, file.resolve() if root.name in ("site-packages", "dist-packages") else root
+
+
+@dataclass(frozen=True)
+class _Module:
+    """A file's definitions and imports by name."""
+
+    file: Path
+    definitions: Mapping[str, tuple[ast.stmt, ...]]
+    imports: Mapping[str, tuple[str, str | None]]  # local name -> (module, name in it or None for the module itself)
+    effects: tuple[ast.stmt, ...]  # what runs at import beside definitions and imports
+    exempt: bool
+
+
+@dataclass
+class _Walk:
+    scopes: tuple[tuple[Path, Path], ...]  # where imports start from, and the folder that is followed
+    seen: dict[Path, set[str]] = field(default_factory=dict)
+    nodes: dict[Path, dict[str, str]] = field(default_factory=dict)  # file -> definition -> its meaning
+
+    def hashes(self) -> dict[str, str]:
+        return {self._name(file): digest(nodes) for file, nodes in self.nodes.items() if nodes}
+
+    def _name(self, file: Path) -> str:
+        for root, folder in self.scopes:
+            if file.is_relative_to(folder):
+                return ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+        return file.stem
+
+    def visit(self, file: Path, name: str | None) -> None:
+        """Take in definition `name` of a file, or all of the file (None)."""
+        pending = [(file.resolve(), name)]
+        while pending:
+            file, name = pending.pop()
+            module = _module(file)
+            if module.exempt:
+                continue
+            names = [name] if name is not None else [*module.definitions, *module.imports]
+            for each in names:
+                if each in self.seen.setdefault(file, set()):
+                    continue
+                first = not self.seen[file]
+                self.seen[file].add(each)
+                statements = module.definitions.get(each, ())
+                if statements:
+                    meaning = "".join(ast.dump(without_docstrings(statement)) for statement in statements)
+                    self.nodes.setdefault(file, {})[each] = meaning
+                elif each in module.imports:
+                    pending += self._target(*module.imports[each])
+                    continue
+                elif each != _AT_IMPORT and file.name != "__init__.py":
+                    pending.append((file, None))  # made in some way that is not seen: all of the file counts
+                if first and module.effects:
+                    self.nodes.setdefault(file, {})[_AT_IMPORT] = "".join(map(ast.dump, module.effects))
+                    statements = (*statements, *module.effects)
+                for statement in statements:
+                    pending += self._references(module, statement)
+
+    def _references(self, module: _Module, statement: ast.stmt) -> Iterator[tuple[Path, str | None]]:
+        local = dict(module.imports)
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                local |= _imported(node, module.file)
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Name):
+                if node.id in module.definitions and node.id not in local:
+                    yield module.file, node.id
+                elif node.id in local:
+                    yield from self._target(*local[node.id])
+            elif isinstance(node, ast.Attribute):
+                yield from self._attribute(node, local)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _TARGET.fullmatch(node.value):
+                yield from self._target(*node.value.split(":"))
+
+    def _attribute(self, node: ast.Attribute, local: Mapping[str, tuple[str, str | None]]) -> Iterator[Any]:
+        """``module.name`` of an imported module; the bare module is taken in by `_target` as little as it can."""
+        if isinstance(node.value, ast.Name) and node.value.id in local:
+            module, name = local[node.value.id]
+            where = f"{module}.{name}" if name else module
+            if self._file(where) is not None:
+                yield from self._target(where, node.attr)
+
+    def _target(self, module: str, name: str | None) -> Iterator[tuple[Path, str | None]]:
+        """Where ``from module import name`` leads; nothing for other packages' modules, nor for a bare module."""
+        if name is not None and (inner := self._file(f"{module}.{name}")) is not None:
+            if _module(inner).effects:
+                yield inner, _AT_IMPORT  # a module taken as a whole: its attributes follow where they are named
+            return
+        file = self._file(module)
+        if file is not None and name is not None:
+            yield file, name
+
+    def _file(self, module: str) -> Path | None:
+        for root, folder in self.scopes:
+            place = root.joinpath(*module.split("."))
+            for file in (place.with_suffix(".py"), place / "__init__.py"):
+                if file.is_relative_to(folder) and file.is_file():
+                    return file.resolve()
+        return None
+
+
+@cache
+def _parsed(file: Path, stamp: tuple[int, int]) -> _Module:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    definitions: dict[str, list[ast.stmt]] = {}
+    imports: dict[str, tuple[str, str | None]] = {}
+    effects: list[ast.stmt] = []
+    exempt = False
+    statements = list(tree.body)
+    while statements:
+        node = statements.pop(0)
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            imports |= _imported(node, file)
+        elif isinstance(node, _DEFINITIONS):
+            definitions.setdefault(node.name, []).append(node)
+        elif isinstance(node, ast.If) and _type_checking(node.test):
+            statements[:0] = node.body
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            names = {n.id for t in _targets(node) for n in ast.walk(t) if isinstance(n, ast.Name)}
+            exempt = exempt or _EXEMPT in names
+            for name in names:
+                definitions.setdefault(name, []).append(node)
+        elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
+            effects.append(node)
+    frozen = {name: tuple(statements) for name, statements in definitions.items()}
+    return _Module(file, frozen, imports, tuple(effects), exempt)
+
+
+def _module(file: Path) -> _Module:
+    stat = file.stat()
+    return _parsed(file, (stat.st_mtime_ns, stat.st_size))
+
+
+def _targets(node: ast.Assign | ast.AnnAssign) -> list[ast.expr]:
+    return node.targets if isinstance(node, ast.Assign) else [node.target]
+
+
+def _type_checking(test: ast.expr) -> bool:
+    return (isinstance(test, ast.Name) and test.id == "TYPE_CHECKING") or (
+        isinstance(test, ast.Attribute) and test.attr == "TYPE_CHECKING"
+    )
+
+
+def _imported(node: ast.Import | ast.ImportFrom, file: Path) -> dict[str, Any]:
+    """Local names that an import binds, each with its module and name there."""
+    if isinstance(node, ast.Import):
+        return {a.asname or a.name.split(".")[0]: (a.name if a.asname else a.name.split(".")[0], None) for a in node.names}
+    module = node.module or ""
+    if node.level:
+        folder = file.parent
+        for _ in range(node.level - 1):
+            folder = folder.parent
+        module = ".".join([*folder.relative_to(_root_of(file)).parts, *([module] if module else [])])
+    return {alias.asname or alias.name: (module, alias.name) for alias in node.names}

@@ -1,0 +1,78 @@
+"""What the stages of one run share: the config, what was loaded once, the event loop, and the executor."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from autointerp.config import Config
+
+T = TypeVar("T")
+NOT_IN_KEYS = "it holds what other files make, and makes nothing"
+
+
+class Session:
+    """Resources of a run; use as a context manager, it ends what it started (model servers, connections).
+
+    It knows of no subject, SAE or language model: `engine.models` and `engine.asking` load those and keep them here,
+    so that a stage's key holds just the code of what the stage asks for.
+    """
+
+    def __init__(self, config: Config, journal: Path) -> None:
+        self.config = config
+        self.journal = journal  # usage, a line a request
+        self.on_shard: Callable[[], None] | None = None  # called when a shard of features is kept: tables may grow
+        self._kept: dict[str, Any] = {}
+        self._open = AsyncExitStack()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` made when it was first asked for by this name."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        return self._kept[name]
+
+    def enter(self, resource: AbstractAsyncContextManager[T]) -> T:
+        """Enter an async context manager in the run's event loop; it is left when the session ends."""
+        return self.wait(self._open.enter_async_context(resource))
+
+    def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run `work` in the session's event loop and wait for it.
+
+        The loop is one for the whole run, so that connections outlive a stage, and runs in a thread of its own, so
+        that a caller may be inside a running loop, as in a notebook.
+        """
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            Thread(target=self._loop.run_forever, name="autointerp-requests", daemon=True).start()
+        task = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return task.result()
+        except BaseException:  # Ctrl-C in the waiting thread: what is under way ends before we go on
+            task.cancel()
+            asyncio.run_coroutine_threadsafe(_settled(), self._loop).result()
+            raise
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._loop is None:
+            return
+        self.wait(self._open.aclose())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop = None
+
+
+async def _settled() -> None:
+    """Wait until every other task has ended that was cancelled or ends by itself at once."""
+    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    if others:
+        await asyncio.wait(others, timeout=10)
+
+

@@ -1,0 +1,75 @@
+"""What a stage is: its declaration (one file of `stages/`), its uses in a config, and what its work is given.
+
+A stage turns files into files. Everything that has to be known of it stands in its declaration: the key, the plan,
+the prompts shown, the tables copied into a run's folder and the table of the documentation are made from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autointerp.config import Config
+from autointerp.engine.session import Session
+
+if TYPE_CHECKING:
+    from autointerp.engine.estimate import Cost, Known
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of a stage in a config, e.g. ``score/detection/default``."""
+
+    name: str
+    needs: tuple[str, ...] = ()
+    section: Mapping[str, Any] = field(default_factory=dict)  # of the config and the world outside: all it depends on
+    given: Any = None  # what tells this use from the stage's others, for its work: a plug-in, say
+    plugins: tuple[Callable[..., Any], ...] = ()  # whose code counts beside the stage's own
+
+
+@dataclass
+class Job:
+    """What a stage's work is given: the session, where to write, its inputs' folders; and what it tells of itself."""
+
+    session: Session
+    use: Use
+    folder: Path
+    inputs: Mapping[str, Path]
+    to_retry: int = 0  # items that failed for a reason that may pass; a later run tries the stage again
+    facts: dict[str, Any] = field(default_factory=dict)  # small figures for run.json
+
+    @property
+    def config(self) -> Config:
+        return self.session.config
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of a stage's work that is kept when it is done: rows of text, or features."""
+
+    number: int
+    items: Sequence[int]  # features, or (first row, last row)
+    size: float  # in the unit of the stage's progress
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage's declaration.
+
+    `uses` gives its uses in a config, none where the config does not ask for it. `work` does one use; it calls
+    `Session.executor` for what it does in shards. `key` and `plan` need nothing else of it.
+    """
+
+    kind: str  # the first part of its uses' names
+    about: str  # what it writes, for the documentation
+    uses: Callable[[Config], Iterable[Use]]
+    work: Callable[[Job], None]
+    tables: tuple[str, ...] = ()  # Parquet files that go into the run's folder
+    resumable: bool = False  # the work goes on from files that it left when it was killed
+    cost: Callable[[Use, Known], Cost] | None = None  # None: next to nothing
+    prompts: Callable[[Use, Known, int], Iterable[Any]] | None = None  # the requests for one feature
+
+    def named(self, config: Config) -> dict[str, Use]:
+        return {use.name: use for use in self.uses(config)}

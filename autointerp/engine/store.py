@@ -1,0 +1,151 @@
+"""Artifacts: a folder a stage and key, whole or absent.
+
+``STORE/STAGE/KEY/`` holds what a stage wrote and ``manifest.json``, written last. Until then the folder
+is called ``KEY.partial``: a stage that can go on where it was finds its earlier files there. Nothing
+but the manifest decides what is done, and what the manifest says of a file is compared before the file is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autointerp.artifacts import write_atomically
+from autointerp.hashing import digest
+
+NOT_IN_KEYS = "it keeps what a stage wrote as it was written"
+
+log = logging.getLogger("autointerp")
+
+LOG = "log"  # files in this subfolder of an artifact are kept but are no part of its content
+KEPT_ASIDE = ".damaged"  # the end of the name of a folder that was found damaged
+
+
+@dataclass(frozen=True)
+class Manifest:
+    stage: str
+    key: str
+    content: str  # hash of the files' hashes; what stages downstream depend on
+    files: Mapping[str, str]  # relative path -> sha256
+    seconds: float
+    to_retry: int = 0  # items that failed for a reason that may pass; a later run tries the stage again
+    facts: Mapping[str, Any] = field(default_factory=dict)  # small numbers for run.json
+    sizes: Mapping[str, int] = field(default_factory=dict)  # relative path -> bytes
+    parts: Mapping[str, str] = field(default_factory=dict)  # what the key was made of, by name
+    check: str = ""  # hash of all the above
+
+
+class Store:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._verified: set[tuple[str, str]] = set()  # stage and key, whose files this process has hashed
+
+    def folder(self, stage: str, key: str) -> Path:
+        return self.root / stage.replace("/", "__") / key
+
+    def find(self, stage: str, key: str) -> Manifest | None:
+        """The manifest of an artifact that is there; one whose manifest or whose files' sizes are wrong is set aside."""
+        path = self.folder(stage, key) / "manifest.json"
+        try:
+            manifest = Manifest(**json.loads(path.read_text()))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError):
+            return self.set_aside(stage, key, "its manifest cannot be read")
+        if manifest.check != _check(manifest) or (manifest.stage, manifest.key) != (stage, key):
+            return self.set_aside(stage, key, "its manifest is damaged")
+        for name, size in manifest.sizes.items():
+            file = path.parent / name
+            if not file.is_file() or file.stat().st_size != size:
+                return self.set_aside(stage, key, f"{name} is {'cut' if file.is_file() else 'gone'}")
+        return manifest
+
+    def begun(self, stage: str, key: str) -> bool:
+        return self.folder(stage, key).with_name(f"{key}.partial").exists()
+
+    def verify(self, manifest: Manifest) -> str | None:
+        """What is wrong with an artifact's files, None where each has the hash of the manifest.
+
+        Every file is hashed once a process, whatever its age: memory and disks flip bits without touching a file's
+        time.
+        """
+        if (manifest.stage, manifest.key) in self._verified:
+            return None
+        folder = self.folder(manifest.stage, manifest.key)
+        for name, sha256 in manifest.files.items():
+            try:
+                if _sha256(folder / name) != sha256:
+                    return f"{name} has changed"
+            except OSError as error:
+                return f"{name} cannot be read ({error.strerror})"
+        self._verified.add((manifest.stage, manifest.key))
+        return None
+
+    def set_aside(self, stage: str, key: str, wrong: str) -> None:
+        """Move an artifact out of the way, with one line that says why; it is then made again."""
+        folder = self.folder(stage, key)
+        aside = folder.with_name(f"{key}{KEPT_ASIDE}")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        log.warning("%s: %s is damaged (%s): set aside as %s, made again", stage, folder.name, wrong, aside.name)
+
+    @contextmanager
+    def writing(self, stage: str, key: str, *, resumable: bool) -> Iterator[Path]:
+        """The folder to write into. One process at a time; others wait and then find it done."""
+        from filelock import FileLock
+
+        final = self.folder(stage, key)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(final.with_name(f"{key}.lock")):
+            partial = final.with_name(f"{key}.partial")
+            if partial.exists() and not resumable:
+                shutil.rmtree(partial)
+            partial.mkdir(exist_ok=True)
+            yield partial
+
+    def complete(
+        self,
+        stage: str,
+        key: str,
+        seconds: float,
+        to_retry: int,
+        facts: Mapping[str, Any],
+        parts: Mapping[str, str] | None = None,
+    ) -> Manifest:
+        """Hash what lies in the partial folder, write the manifest, rename into place."""
+        final = self.folder(stage, key)
+        partial = final.with_name(f"{key}.partial")
+        paths = [p for p in sorted(partial.rglob("*")) if p.is_file() and p.name != "manifest.json"]
+        files = {str(path.relative_to(partial)): _sha256(path) for path in paths}
+        sizes = {str(path.relative_to(partial)): path.stat().st_size for path in paths}
+        content = digest({name: sha for name, sha in files.items() if not name.startswith(f"{LOG}/")})
+        made = Manifest(stage, key, content, files, round(seconds, 3), to_retry, dict(facts), sizes, dict(parts or {}))
+        text = json.dumps(asdict(made) | {"check": _check(made)}, indent=2)
+        write_atomically(partial / "manifest.json", lambda path: path.write_text(text))
+        if final.exists():  # an earlier attempt with items to retry
+            stale = final.with_name(f"{key}.old")
+            shutil.rmtree(stale, ignore_errors=True)
+            final.rename(stale)
+            partial.rename(final)
+            shutil.rmtree(stale)
+        else:
+            partial.rename(final)
+        self._verified.add((stage, key))  # hashed a moment ago
+        return Manifest(**json.loads(text))
+
+
+def _check(manifest: Manifest) -> str:
+    """Of a manifest's own words, as they are after JSON."""
+    return digest({name: value for name, value in asdict(manifest).items() if name != "check"})
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,43 @@
+"""activations: what an SAE that the run trains is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from autointerp.artifacts import Corpus
+from autointerp.config import Config
+from autointerp.engine import models
+from autointerp.engine.stage import Job, Stage, Use
+from autointerp.progress import progress
+from autointerp.stages.corpus import numbers_section
+
+
+def uses(config: Config) -> Iterator[Use]:
+    if config.sae.train is not None:
+        yield Use("activations", ("corpus",), numbers_section(config))
+
+
+def work(job: Job) -> None:
+    from autointerp.activations.dense import harvest_dense
+
+    corpus = Corpus(job.inputs["corpus"])
+    subject = models.subject(job.session, None)
+    with progress("activations", corpus.info.n_tokens, "tokens") as bar:
+        harvest_dense(
+            corpus,
+            subject.activations,
+            subject.d_hook,
+            job.folder,
+            batch_tokens=job.config.subject.batch_tokens,
+            device=models.device(job.session),
+            bar=bar,
+        )
+
+
+STAGE = Stage(
+    "activations",
+    "for `sae.train` alone: dense activations in float16",
+    uses,
+    work,
+    resumable=True,
+)

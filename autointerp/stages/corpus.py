@@ -1,0 +1,46 @@
+"""corpus: the text, tokenised once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from autointerp.config import Config
+from autointerp.engine import models
+from autointerp.engine.stage import Job, Stage, Use
+
+
+def uses(config: Config) -> Iterator[Use]:
+    text = {"seed": seed(config), "text": models.identity(config.corpus.source)}
+    yield Use("corpus", (), config.corpus.model_dump() | text | subject_section(config))
+
+
+def seed(config: Config) -> int:
+    """Of text that is sampled from a model."""
+    return config.corpus.seed if config.corpus.seed is not None else config.seed
+
+
+def subject_section(config: Config) -> dict[str, Any]:
+    """What the section of a stage that asks for the subject's files holds of it."""
+    return {"model": models.identity(config.subject.model, config.subject.revision)}
+
+
+def numbers_section(config: Config) -> dict[str, Any]:
+    """What the section of a stage that runs the subject holds of it."""
+    return subject_section(config) | {"dtype": config.subject.dtype, "hook": config.subject.hook}
+
+
+def work(job: Job) -> None:
+    from autointerp.subject.corpus import build_corpus
+
+    build_corpus(job.config.corpus, models.subject_folder(job.session), job.folder, seed=seed(job.config))
+    job.facts |= json.loads((job.folder / "corpus.json").read_text())
+
+
+STAGE = Stage(
+    "corpus",
+    "the text, tokenised once; no row holds two documents; BOS as the subject was trained",
+    uses,
+    work,
+)

@@ -1,0 +1,67 @@
+"""directions: each feature's nearest features by decoder cosine, and the tokens that its direction raises and lowers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from autointerp.config import Config
+from autointerp.engine import models
+from autointerp.engine.stage import Job, Stage, Use
+from autointerp.stages.corpus import subject_section
+from autointerp.stages.select import ready
+from autointerp.tables import write_rows
+
+if TYPE_CHECKING:
+    from autointerp.sae.model import SAE
+    from autointerp.subject.model import Subject
+
+LOGITS = 10  # tokens kept at each end of a feature's logit weights
+
+
+def uses(config: Config) -> Iterator[Use]:
+    near = {"neighbours": config.contexts.neighbours}
+    yield Use("directions", ("sae", "select"), subject_section(config) | near)
+
+
+def work(job: Job) -> None:
+    from autointerp.composites.neighbours import top_neighbours
+
+    sae = models.open_sae(job.session, job.inputs["sae"])
+    features = ready(job.inputs["select"])
+    wanted = min(job.config.contexts.neighbours, sae.cfg.d_sae - 1)
+    near, cosine = top_neighbours(sae.W_dec, wanted, queries=features)
+    rows = [
+        {"feature": feature, "rank": rank, "neighbour": int(near[i][rank]), "cosine": float(cosine[i][rank])}
+        for i, feature in enumerate(features)
+        for rank in range(wanted)
+        if near[i][rank] >= 0
+    ]
+    write_rows(job.folder / "neighbours.parquet", "neighbours", rows)
+    subject = models.subject(job.session, sae.cfg.hook_name)
+    write_rows(job.folder / "logits.parquet", "logits", list(_logits(subject, sae, features)))
+
+
+def _logits(subject: Subject, sae: SAE, features: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Rows of logits.parquet; none where the hook does not write into the residual stream."""
+    vocabulary = subject.vocab_strings()
+    for start in range(0, len(features), 64):
+        batch = features[start : start + 64]
+        weights = subject.logit_weights(sae.W_dec[batch])
+        if weights is None:
+            return
+        for direction, sign in (("up", 1), ("down", -1)):
+            top = (sign * weights).topk(LOGITS, dim=-1)
+            for feature, ids, values in zip(batch, top.indices.tolist(), top.values.tolist()):
+                for rank, (token, value) in enumerate(zip(ids, values)):
+                    place = {"feature": feature, "direction": direction, "rank": rank}
+                    yield place | {"token": vocabulary[token], "weight": sign * value}
+
+
+STAGE = Stage(
+    "directions",
+    "each feature's nearest features by decoder cosine; tokens that it raises and lowers",
+    uses,
+    work,
+    tables=("neighbours", "logits"),
+)

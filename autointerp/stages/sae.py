@@ -1,0 +1,123 @@
+"""sae: the SAE that the run trains, or what the one it loads says of itself."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from autointerp.artifacts import Corpus
+from autointerp.config import Config, problem
+from autointerp.engine import models
+from autointerp.engine.stage import Job, Stage, Use
+from autointerp.errors import ConfigError
+from autointerp.evaluation.rows import held_out_of
+from autointerp.stages.corpus import numbers_section
+
+if TYPE_CHECKING:
+    import torch
+
+    from autointerp.sae.train import TrainConfig
+    from autointerp.subject.model import Subject
+
+log = logging.getLogger("autointerp")
+
+CHECK_TOKENS = 4096  # on which a loaded SAE's L0 and explained variance are looked at
+
+
+def uses(config: Config) -> Iterator[Use]:
+    if config.sae.train is not None:
+        yield Use("sae", ("corpus", "activations"), {"train": train_config(config).model_dump()}, given="train")
+    else:
+        section = {"sae": models.identity(config.sae.load or ""), "format": config.sae.format}
+        section |= numbers_section(config) | {"hook_out": config.subject.hook_out}
+        yield Use("sae", ("corpus",), section, given="load")
+
+
+def train_config(config: Config) -> TrainConfig:
+    """`sae.train` checked: unknown keys and values that cannot be are errors before anything runs."""
+    from pydantic import ValidationError
+
+    from autointerp.sae.train import TrainConfig
+
+    if config.subject.hook is None:
+        raise ConfigError("subject.hook is missing: an SAE that the run trains needs to know what to read")
+    try:
+        return TrainConfig.model_validate({"seed": config.seed, **(config.sae.train or {})})
+    except ValidationError as error:
+        raise ConfigError("; ".join(problem(e, TrainConfig, "sae.train.") for e in error.errors())) from None
+
+
+def work(job: Job) -> None:
+    if job.use.given == "train":
+        _train(job)
+    else:
+        _load(job)
+
+
+def _train(job: Job) -> None:
+    import numpy as np
+
+    from autointerp.sae.source import ArraySource
+    from autointerp.sae.train import train_sae
+
+    data = np.load(job.inputs["activations"] / "activations.npy", mmap_mode="r")
+    source, held_out = ArraySource(data).hold_out(held_out_of(len(data)))
+    subject = models.subject(job.session, None)
+    train_sae(
+        source,
+        train_config(job.config),
+        job.folder,
+        held_out=held_out.float(),
+        hook_name=subject.hook.name,
+        model_name=job.config.subject.model,
+        context_size=job.config.corpus.context,
+        prepend_bos=Corpus(job.inputs["corpus"]).info.bos_id is not None,
+        device=models.device(job.session),
+    )
+    job.facts |= json.loads((job.folder / "train.json").read_text())["figures"]
+
+
+def _load(job: Job) -> None:
+    """Check the SAE against the subject; keep what it says of itself and a hash of it, not a copy."""
+    from autointerp.sae.check import check_sae, require_width
+
+    wanted = job.config.sae
+    sae = models.load_sae(job.session, wanted.load or "", wanted.format)
+    subject = models.subject(job.session, sae.cfg.hook_name)
+    require_width(sae, subject.d_hook, subject.hook.name)
+    if job.config.subject.hook and sae.cfg.hook_name and not subject.hook.means(sae.cfg.hook_name):
+        log.warning("SAE: it was trained on %s and reads %s here (subject.hook)", sae.cfg.hook_name, subject.hook)
+    corpus, writes = Corpus(job.inputs["corpus"]), models.written(job.session, sae)
+    outputs = _first_activations(corpus, writes, CHECK_TOKENS) if writes is not subject else None
+    check = check_sae(sae, _first_activations(corpus, subject, CHECK_TOKENS), outputs)
+    for warning in check.warnings:
+        log.warning("SAE: %s", warning)
+    about = {"cfg": asdict(sae.cfg), "content": models.identity(wanted.load or "")}
+    (job.folder / "sae.json").write_text(json.dumps(about, indent=2, default=str))
+    job.facts |= {"l0": check.l0, "explained_variance": check.explained_variance, "warnings": list(check.warnings)}
+
+
+def _first_activations(corpus: Corpus, subject: Subject, tokens: int) -> torch.Tensor:
+    """[n, d] activations of the first rows of the corpus, BOS left out as in the harvest."""
+    import torch
+
+    skip = int(corpus.info.bos_id is not None)
+    parts: list[Any] = []
+    for index in range(corpus.info.n_rows):
+        row = torch.from_numpy(corpus.row(index).astype("int64"))
+        parts.append(subject.activations(row[None])[0, skip:])
+        if sum(map(len, parts)) >= tokens:
+            break
+    return torch.cat(parts)
+
+
+STAGE = Stage(
+    "sae",
+    "the trained SAE in SAELens' format, or what the loaded one says of itself, with its L0 and explained variance here",
+    uses,
+    work,
+    resumable=True,
+)
