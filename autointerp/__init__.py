@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from autointerp.commands.folder import Run as Run
+    from autointerp.commands.folder import open_run as open_run
+    from autointerp.commands.run import arun as arun
+    from autointerp.commands.run import run as run
+    from autointerp.commands.train import evaluate as evaluate
+    from autointerp.commands.train import train as train
     from autointerp.composites import find_composites as find_composites
-    from autointerp.pipeline.alone import evaluate as evaluate
-    from autointerp.pipeline.alone import train as train
-    from autointerp.pipeline.run import Run as Run
-    from autointerp.pipeline.run import open_run as open_run
-    from autointerp.pipeline.run import run as run
     from autointerp.plugins import control as control
     from autointerp.plugins import explainer as explainer
     from autointerp.plugins import scorer as scorer
@@ -29,11 +30,12 @@ if TYPE_CHECKING:
 
 # Imported when first asked for: `import autointerp` stays light.
 _WHERE = {
-    "run": "autointerp.pipeline.run",
-    "open_run": "autointerp.pipeline.run",
-    "Run": "autointerp.pipeline.run",
-    "train": "autointerp.pipeline.alone",
-    "evaluate": "autointerp.pipeline.alone",
+    "run": "autointerp.commands.run",
+    "arun": "autointerp.commands.run",
+    "open_run": "autointerp.commands.folder",
+    "Run": "autointerp.commands.folder",
+    "train": "autointerp.commands.train",
+    "evaluate": "autointerp.commands.train",
     "load_sae": "autointerp.sae",
     "find_composites": "autointerp.composites",
     **dict.fromkeys(("explainer", "scorer", "control"), "autointerp.plugins"),

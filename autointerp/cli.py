@@ -19,7 +19,7 @@ import typer
 from autointerp.errors import AutointerpError, ConfigError
 
 if TYPE_CHECKING:
-    from autointerp.pipeline.plan import Plan
+    from autointerp.commands.plan import Plan
 
 app = typer.Typer(
     help="Explain the features of sparse autoencoders, and say how far each explanation can be trusted.",
@@ -89,7 +89,7 @@ def run(
     if dry_run:
         _print_plan(config, set, out)
         return
-    from autointerp.pipeline.run import run as run_pipeline
+    from autointerp.commands.run import run as run_pipeline
     from autointerp.report import print_table
 
     folder = run_pipeline(config, set=_overrides(set), out=out).folder
@@ -148,8 +148,8 @@ def prompts(
     verbose: Verbose = False,
 ) -> None:
     """Print the exact prompts that would be sent, with token counts; nothing is sent."""
+    from autointerp.commands.prompts import prompts as all_prompts
     from autointerp.config import load_config
-    from autointerp.pipeline.prompts import prompts as all_prompts
 
     count = tokens = 0
     for view in all_prompts(load_config(config, _overrides(set)), feature, out):
@@ -210,7 +210,7 @@ def composites(
     verbose: Verbose = False,
 ) -> None:
     """Find composite features, duplicates and split families in a decoder alone: no language model is needed."""
-    from autointerp.pipeline import decoder
+    from autointerp.commands import composites as decoder
 
     if out is not None:
         decoder.check_writable(out)
@@ -229,7 +229,7 @@ def sweep(
     verbose: Verbose = False,
 ) -> None:
     """Train and evaluate the variants of a config on the same tokens; ends with their figures side by side."""
-    from autointerp.pipeline.sweep import sweep as run_sweep
+    from autointerp.commands.sweep import sweep as run_sweep
     from autointerp.report.sweep import print_sweep
 
     found = run_sweep(config, set=_overrides(set), out=out)
@@ -240,7 +240,7 @@ def sweep(
 @command("train train-demo --set sae.train.k=16")
 def train(config: ConfigArgument, set: Set = None, out: Out = None, verbose: Verbose = False) -> None:
     """Train the SAE of a config and stop there."""
-    from autointerp.pipeline.alone import train as train_alone
+    from autointerp.commands.train import train as train_alone
 
     folder, figures = train_alone(config, set=_overrides(set), out=out)
     rows = [[name, f"{value:.4g}"] for name, value in figures.items() if isinstance(value, int | float)]
@@ -257,7 +257,7 @@ def evaluate(
     verbose: Verbose = False,
 ) -> None:
     """Measure an SAE on the subject and the text of a config: sparsity, reconstruction, the patched model, latents."""
-    from autointerp.pipeline.alone import evaluate as evaluate_alone
+    from autointerp.commands.train import evaluate as evaluate_alone
     from autointerp.report.evaluation import print_evaluation
 
     folder = evaluate_alone(sae, config, set=_overrides(set), out=out).folder
@@ -282,8 +282,8 @@ def geometry(
     verbose: Verbose = False,
 ) -> None:
     """Report how the directions of an SAE lie: cosines beside two nulls, hubs, meta-SAE, what another SAE has not."""
-    from autointerp.pipeline import decoder
-    from autointerp.pipeline.geometry import geometry_report
+    from autointerp.commands import composites as decoder
+    from autointerp.commands.geometry import geometry_report
 
     rows, *others = decoder.load_decoders([sae, *([other] if other else [])], transpose=transpose)
     device = decoder.usable_device(device)
@@ -314,8 +314,8 @@ def _version(
 
 
 def _print_plan(config: str, set: list[str] | None, out: Path | None) -> None:
+    from autointerp.commands.plan import plan as make_plan
     from autointerp.config import load_config
-    from autointerp.pipeline.plan import plan as make_plan
 
     made = make_plan(load_config(config, _overrides(set)), out)
     rows = [[stage.name, stage.state, stage.cost or "", stage.why or ""] for stage in made.stages]

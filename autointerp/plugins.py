@@ -11,20 +11,25 @@ A plug-in's options are its keyword-only arguments; the config gives them beside
     @control("mine")
     def pick(features: Sequence[int], explanations: Mapping[int, str], *, seed: int) -> Mapping[int, str]: ...
 
-`llm` is None where the plug-in says ``needs_llm=False`` at registration. A parameter named `seed`
-receives the run's seed.
+What a plug-in needs beside that it says at registration, ``needs={"llm", "neighbours"}``, and is given as keyword-only
+arguments of those names; `llm` comes in its place and is None where it is not among them. Parameters named `seed` and
+`feature` receive the run's seed and the feature's number.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, Literal, get_args
 
 from autointerp.errors import ConfigError
 from autointerp.registry import Registry, did_you_mean
 
 NOT_IN_KEYS = "a key holds the plug-in and its options"
+
+Need = Literal["llm", "subject", "sae", "neighbours", "constituents", "embedder", "activations", "token_table"]
+NEEDS: tuple[Need, ...] = get_args(Need)
+GIVEN = ("seed", "feature")  # keyword-only arguments that are filled without being asked for
 
 
 def _async(target: object) -> str | None:
@@ -64,39 +69,48 @@ controls: Registry[Callable[..., Any]] = Registry(
 )
 
 
-def explainer(name: str, *, needs_llm: bool = True, needs_constituents: bool = False) -> Callable[[Any], Any]:
-    """`needs_constituents`: it explains composites alone, from their constituents' explanations by the explainer
-    that its option `of` names (the config's first other one, where None); its option `pair` may ask for controls."""
+def explainer(name: str, *, needs: Collection[Need] = ("llm",)) -> Callable[[Any], Any]:
+    """Register an explainer; `needs` says what it is given beside the feature's evidence (see `NEEDS`).
 
-    def add(target: Any) -> Any:
-        target.needs_constituents = needs_constituents
-        return _decorate(explainers, name, needs_llm)(target)
-
-    return add
+    One that needs "constituents" explains composites alone, from their constituents' explanations by the explainer
+    that its option `of` names (the config's first other one, where None); its option `pair` may ask for controls.
+    """
+    return _decorate(explainers, name, needs)
 
 
-def scorer(name: str, *, needs_llm: bool = True) -> Callable[[Any], Any]:
-    return _decorate(scorers, name, needs_llm)
+def scorer(name: str, *, needs: Collection[Need] = ("llm",)) -> Callable[[Any], Any]:
+    """Register a scorer; `needs` says what it is given beside the explanation and the examples (see `NEEDS`)."""
+    return _decorate(scorers, name, needs)
 
 
 def control(name: str) -> Callable[[Any], Any]:
-    return _decorate(controls, name, False)
+    return _decorate(controls, name, ())
 
 
-def _decorate(registry: Registry[Any], name: str, needs_llm: bool) -> Callable[[Any], Any]:
+def _decorate(registry: Registry[Any], name: str, needs: Collection[Need]) -> Callable[[Any], Any]:
     def add(target: Any) -> Any:
-        target.needs_llm = needs_llm
+        unknown = sorted(set(needs) - set(NEEDS))
+        if unknown:
+            raise ConfigError(f"{registry.kind} {name!r} needs {unknown[0]!r}{did_you_mean(unknown[0], NEEDS)}")
+        target.needs = frozenset(needs)
         return registry.register(name)(target)
 
     return add
 
 
-def needs_llm(plugin: Callable[..., Any]) -> bool:
-    return getattr(plugin, "needs_llm", True)
+def needs(plugin: Callable[..., Any]) -> frozenset[Need]:
+    """What a plug-in is given; one that was never registered gets a language model."""
+    return getattr(plugin, "needs", frozenset({"llm"}))
 
 
-def needs_constituents(plugin: Callable[..., Any]) -> bool:
-    return getattr(plugin, "needs_constituents", False)
+def given_by_keyword(plugin: Callable[..., Any]) -> set[str]:
+    """Keyword-only arguments that the pipeline fills and the config may not."""
+    return {name for name in _keywords(plugin) if name in GIVEN or name in needs(plugin)}
+
+
+def _keywords(plugin: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    signature = inspect.signature(plugin, eval_str=True)
+    return {p.name: p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 
 def bind_options(
@@ -105,8 +119,8 @@ def bind_options(
     """Check `options` against the plug-in's keyword-only arguments and return them with `seed` where wanted."""
     from pydantic import TypeAdapter, ValidationError
 
-    signature = inspect.signature(plugin, eval_str=True)
-    wanted = {p.name: p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
+    given = given_by_keyword(plugin)
+    wanted = {name: p for name, p in _keywords(plugin).items() if name not in given or name == "seed"}
     bound: dict[str, Any] = {}
     for key, value in options.items():
         if key not in wanted or key == "seed":

@@ -63,6 +63,24 @@ class Constituent:
 
 
 @dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A feature whose decoder direction lies near: what a good explanation has to tell from this one."""
+
+    feature: int
+    cosine: float  # of the two decoder rows
+    explanation: str | None = None  # by the same explainer; None where there is none (yet)
+    contexts: tuple[Context, ...] = ()  # in which it fires, of the same split as the examples beside it
+
+
+@dataclass(frozen=True, slots=True)
+class TokenActivations:
+    """A text's tokens and one feature's activation on each."""
+
+    tokens: tuple[str, ...]
+    activations: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class FeatureEvidence:
     """All that an explainer may see of a feature. Contexts are of the train split only."""
 

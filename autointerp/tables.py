@@ -138,8 +138,16 @@ def concat(files: Sequence[Path], name: str, to: Path) -> None:
             with pq.ParquetFile(file) as source:
                 for batch in source.iter_batches(batch_size=1 << 16):
                     rows = pa.Table.from_batches([batch])
-                    columns = {
-                        field.name: rows[field.name] if field.name in rows.column_names else pa.nulls(len(rows), field.type)
-                        for field in united
-                    }
-                    writer.write_table(pa.table(columns, schema=united))
+                    for field in united:
+                        if field.name not in rows.column_names:
+                            rows = rows.append_column(field, pa.nulls(len(rows), field.type))
+                    writer.write_table(rows.select(united.names).cast(united))
+
+
+def append_rows(path: Path, name: str, rows: Sequence[Mapping[str, Any]], sort_by: str) -> None:
+    """Add rows to a table that is small enough for memory, in the order of a column."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.concat_tables([pq.read_table(path), to_table(name, rows)], promote_options="default")
+    pq.write_table(table.sort_by(sort_by), path)

@@ -16,10 +16,10 @@ import tempfile
 from pathlib import Path
 
 from autointerp.config import PluginConfig, load_config
-from autointerp.pipeline.dag import Dag
-from autointerp.pipeline.prompts import record_explain, record_score, token_counter
-from autointerp.pipeline.run import store
-from autointerp.pipeline.session import Session
+from autointerp.engine.dag import Dag
+from autointerp.commands.prompts import record_explain, record_score, token_counter
+from autointerp.commands.run import store
+from autointerp.engine.session import Session
 from autointerp.pipeline.stages import build_stages, evidence_of, held_out, selected
 
 CALLS, TOKENS = 6, 8000

@@ -62,7 +62,7 @@ def test_the_decorator_registers_and_a_second_owner_of_the_name_is_refused() -> 
 
     async def other(feature, llm): ...
 
-    ai.explainer("of a test", needs_llm=False)(one)
+    ai.explainer("of a test", needs=())(one)
     assert explainers.get("of a test") is one
     assert not needs_llm(one)
     with pytest.raises(ConfigError, match="registered twice"):

@@ -28,46 +28,47 @@ Logits = Sequence[tuple[str, float]]
 _TOKEN_STATS = 30
 
 
-def evidence(
-    contexts: Mapping[int, Sequence[Context]],
-    firings: Firings,
-    corpus: Corpus,
-    token_strings: TokenStrings,
-    *,
-    test_share: float,
-    seed: int,
-    logits_up: Mapping[int, Logits] | None = None,
-    logits_down: Mapping[int, Logits] | None = None,
-) -> Iterator[FeatureEvidence]:
-    """The evidence on each feature of `contexts`, in that order; contexts of the test split are left out.
+class EvidenceReader:
+    """Reads the evidence on features; what is counted over the whole corpus is counted once."""
 
-    `test_share` and `seed` are those the contexts were drawn with: token statistics count train documents only.
-    """
-    import numpy as np
+    def __init__(
+        self, firings: Firings, corpus: Corpus, token_strings: TokenStrings, *, test_share: float, seed: int
+    ) -> None:
+        """`test_share` and `seed` are those the contexts were drawn with: token statistics count train documents."""
+        train = ~held_out(int(corpus.documents.max(initial=-1)) + 1, test_share, seed)
+        self._firings, self._corpus = firings, corpus
+        self._seen = token_counts(corpus, train)
+        self._table = token_table(corpus, token_strings)
+        self._starts, self._train_row = content_starts(corpus), train[corpus.documents]
 
-    train = ~held_out(int(corpus.documents.max(initial=-1)) + 1, test_share, seed)
-    seen = token_counts(corpus, train)
-    table = token_table(corpus, token_strings)
-    starts, train_row = content_starts(corpus), train[corpus.documents]
-    tokens = np.asarray(corpus.tokens)
-    for chunk in chunks(list(contexts), {}, firings.counts):
-        for feature, (position, activation) in firings.of(chunk).items():
-            row = corpus.row_of(position)
-            counted = train_row[row] & (position >= starts[row])
-            shown = [context for context in contexts[feature] if context.split == "train"]
-            yield FeatureEvidence(
-                feature=feature,
-                firings=int(firings.counts[feature]),
-                frequency=int(firings.counts[feature]) / max(firings.info.n_tokens, 1),
-                max_activation=float(firings.peaks[feature]),
-                activating=tuple(sorted((c for c in shown if c.kind == "activating"), key=lambda c: -c.peak)),
-                random=tuple(c for c in shown if c.kind == "random"),
-                near=tuple(c for c in shown if c.kind == "near"),
-                train_firings=int(counted.sum()),
-                token_stats=_token_stats(tokens[position[counted]], activation[counted], seen, table),
-                logits_up=tuple((logits_up or {}).get(feature, ())),
-                logits_down=tuple((logits_down or {}).get(feature, ())),
-            )
+    def read(
+        self,
+        contexts: Mapping[int, Sequence[Context]],
+        *,
+        logits_up: Mapping[int, Logits] | None = None,
+        logits_down: Mapping[int, Logits] | None = None,
+    ) -> Iterator[FeatureEvidence]:
+        """The evidence on each feature of `contexts`, in that order; contexts of the test split are left out."""
+        firings, corpus = self._firings, self._corpus
+        for chunk in chunks(list(contexts), {}, firings.counts):
+            for feature, (position, activation) in firings.of(chunk).items():
+                row = corpus.row_of(position)
+                counted = self._train_row[row] & (position >= self._starts[row])
+                ids = corpus.tokens[position[counted]]
+                shown = [context for context in contexts[feature] if context.split == "train"]
+                yield FeatureEvidence(
+                    feature=feature,
+                    firings=int(firings.counts[feature]),
+                    frequency=int(firings.counts[feature]) / max(firings.info.n_tokens, 1),
+                    max_activation=float(firings.peaks[feature]),
+                    activating=tuple(sorted((c for c in shown if c.kind == "activating"), key=lambda c: -c.peak)),
+                    random=tuple(c for c in shown if c.kind == "random"),
+                    near=tuple(c for c in shown if c.kind == "near"),
+                    train_firings=int(counted.sum()),
+                    token_stats=_token_stats(ids, activation[counted], self._seen, self._table),
+                    logits_up=tuple((logits_up or {}).get(feature, ())),
+                    logits_down=tuple((logits_down or {}).get(feature, ())),
+                )
 
 
 def _token_stats(ids: np.ndarray, activation: np.ndarray, seen: np.ndarray, table: np.ndarray) -> tuple[TokenStat, ...]:

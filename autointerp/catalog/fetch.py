@@ -31,6 +31,8 @@ from autointerp.catalog.entries import Entry, Piece, Source
 from autointerp.errors import AutointerpError
 from autointerp.progress import Progress, progress
 
+NOT_IN_KEYS = "a key holds the hash of what is fetched"
+
 HUB_SECONDS = 5.0  # the most that finding the hub unreachable may cost
 
 

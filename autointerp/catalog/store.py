@@ -21,6 +21,8 @@ from autointerp.errors import ConfigError
 from autointerp.registry import did_you_mean
 from autointerp.resources import cache_dir
 
+NOT_IN_KEYS = "a key holds the hash of what is fetched"
+
 log = logging.getLogger("autointerp")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 MARK = "catalog.json"

@@ -108,7 +108,7 @@ def usable_device(wanted: str) -> str:
     """`wanted`, or the GPU if there is one for "auto"; a ConfigError where torch has no such device."""
     import torch
 
-    from autointerp.pipeline.session import pick_device
+    from autointerp.engine.session import pick_device
 
     device = pick_device(wanted)
     try:

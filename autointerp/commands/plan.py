@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from autointerp.commands.prompts import UNWRITTEN, record_entails, record_explain, record_score, token_counter
+from autointerp.commands.run import previous_stages, run_folder, store
 from autointerp.config import Config, PluginConfig
+from autointerp.engine.dag import Dag, Standing
+from autointerp.engine.session import Session, llm_config
 from autointerp.pipeline.composites import PAIRS
-from autointerp.pipeline.dag import Dag, Standing
-from autointerp.pipeline.prompts import UNWRITTEN, record_entails, record_explain, record_score, token_counter
-from autointerp.pipeline.run import previous_stages, run_folder, store
 from autointerp.pipeline.semantic import read_flagged, reads, semantic_judge
-from autointerp.pipeline.session import Session, llm_config
 from autointerp.plugins import explainers, needs_llm, scorers
 from autointerp.records import Constituent, Context, FeatureEvidence
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from autointerp.config import Config, LLMConfig, PluginConfig
+from autointerp.engine.dag import Dag
+from autointerp.engine.session import Session, llm_config
 from autointerp.errors import AutointerpError
 from autointerp.pipeline.composites import PAIRS
-from autointerp.pipeline.dag import Dag
 from autointerp.pipeline.semantic import (
     Flagged,
     constituents_of,
@@ -22,7 +23,6 @@ from autointerp.pipeline.semantic import (
     reads,
     semantic_judge,
 )
-from autointerp.pipeline.session import Session, llm_config
 from autointerp.plugins import bind_options, explainers, needs_llm, scorers
 from autointerp.records import Capability, Choices, Completion, Context, FeatureEvidence, Message
 from autointerp.registry import Registry
@@ -140,7 +140,7 @@ def token_counter(config: LLMConfig) -> Callable[[Sequence[Message]], int]:
 
 def prompts(config: Config, feature: int | None = None, out: Path | None = None) -> Iterator[PromptView]:
     """The prompts for one feature (the first that has contexts, when none is named). Needs the contexts stage done."""
-    from autointerp.pipeline.run import run_folder, store
+    from autointerp.commands.run import run_folder, store
     from autointerp.pipeline.stages import build_stages, evidence_of, held_out, selected
 
     with Session(config, run_folder(config, out) / "usage.jsonl") as session:

@@ -1,91 +1,52 @@
-"""Running a config, and reading what a run left."""
+"""Running a config: the whole DAG, or the stages that are asked for by name."""
 
 from __future__ import annotations
 
-import json
+import asyncio
 import logging
-import os
-import platform
-import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from autointerp.artifacts import write_atomically
+from autointerp.commands.folder import (
+    Run,
+    describe,
+    is_complete,
+    previous_stages,
+    run_folder,
+    store,
+    write_config,
+    write_json,
+    write_usage,
+)
 from autointerp.config import Config, load_config
+from autointerp.engine.dag import Dag, Node
+from autointerp.engine.session import Session
+from autointerp.engine.store import Manifest
 from autointerp.errors import AutointerpError
-from autointerp.pipeline.dag import Dag, Stage
-from autointerp.pipeline.store import Manifest, Store
-from autointerp.registry import did_you_mean
-from autointerp.resources import cache_dir
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from autointerp.pipeline.session import Session
+from autointerp.stages import TABLES, nodes
+from autointerp.stages.tables import copy_tables
 
 log = logging.getLogger("autointerp")
 
-PACKAGES = ("torch", "transformers", "transformer-lens", "openai", "vllm", "datasets", "numpy", "pandas")
 
+def run(config: str | Path | Config, *, set: Mapping[str, Any] | None = None, out: str | Path | None = None) -> Run:
+    """Run the DAG of a config and return the run. What is done already, in this run or another, is not done again.
 
-class Run:
-    """A run's folder. Each table is read when it is first asked for: ``run.features``, ``run.scores`` …"""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._tables: dict[str, pd.DataFrame] = {}
-
-    def __getattr__(self, name: str) -> pd.DataFrame:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        if name not in self._tables:
-            path = self.folder / f"{name}.parquet"
-            if not path.exists():
-                known = [p.stem for p in self.folder.glob("*.parquet")]
-                raise AttributeError(f"the run in {self.folder} has no table {name!r}{did_you_mean(name, known)}")
-            import pandas as pd
-
-            self._tables[name] = pd.read_parquet(path)
-        return self._tables[name]
-
-    @property
-    def info(self) -> dict[str, Any]:
-        """run.json."""
-        return json.loads((self.folder / "run.json").read_text())
-
-    def __repr__(self) -> str:
-        return f"Run({str(self.folder)!r})"
-
-
-def open_run(folder_or_name: str | Path) -> Run:
-    """A run by its folder, or by its name in ``results/``."""
-    from autointerp.report import find_run
-
-    return Run(find_run(folder_or_name))
-
-
-def run(config: str | Path | Config, *, set: dict[str, Any] | None = None, out: str | Path | None = None) -> Run:
-    """Run the DAG of a config and return the run. What is done already, in this run or another, is not done again."""
-    from autointerp.pipeline.assemble import copy_tables
-    from autointerp.pipeline.stages import build_stages
-
+    It may be called where an event loop runs, as in a notebook; `arun` lets that loop go on meanwhile.
+    """
     resolved = config if isinstance(config, Config) else load_config(config, set)
     folder = run_folder(resolved, out)
     started = time.time()
-    with _session(resolved, folder) as session:
-        dag = Dag(build_stages(resolved, session), store())
-        session.check_keys()
+    with session_in(resolved, folder) as session:
+        dag = Dag(nodes(resolved, session), store())
         stages: dict[str, Any] = {}
         before = previous_stages(folder)
 
-        def note(stage: Stage, manifest: Manifest, ran: bool) -> None:
-            stages[stage.name] = {
+        def note(node: Node, manifest: Manifest, ran: bool) -> None:
+            stages[node.name] = {
                 "key": manifest.key,
                 "status": "ran" if ran else "cached",
                 "seconds": manifest.seconds,
@@ -96,17 +57,24 @@ def run(config: str | Path | Config, *, set: dict[str, Any] | None = None, out: 
         manifests = dag.run(note)
         keys = {name: stage["key"] for name, stage in stages.items()}
         fresh = any(stage["status"] == "ran" for stage in stages.values())
-        if fresh or keys != {name: stage.get("key") for name, stage in before.items()} or not _complete(folder):
-            _write_config(folder, resolved)
-            copy_tables(dag.store.folder("tables", manifests["tables"].key), folder)
-            _write_usage(folder)
-            _write_json(folder / "run.json", _describe(resolved, stages, folder, started))
+        if fresh or keys != {name: stage.get("key") for name, stage in before.items()} or not is_complete(folder):
+            write_config(folder, resolved)
+            copy_tables(dag.store.folder("tables", manifests["tables"].key), folder, TABLES)
+            write_usage(folder)
+            write_json(folder / "run.json", describe(resolved, stages, folder, started))
             from autointerp.report.html import write_report
 
             write_report(folder)
         else:
             log.info("nothing to do: every stage is done")
     return Run(folder)
+
+
+async def arun(
+    config: str | Path | Config, *, set: Mapping[str, Any] | None = None, out: str | Path | None = None
+) -> Run:
+    """`run`, awaited: the caller's event loop goes on meanwhile."""
+    return await asyncio.to_thread(run, config, set=set, out=out)
 
 
 def run_targets(
@@ -121,21 +89,17 @@ def run_targets(
     ``run_targets("demo", ["sae", "evaluate"])``. No table is written: `out` is the folder that is locked meanwhile.
     Raises ConfigError for a stage that the config does not have.
     """
-    from autointerp.pipeline.stages import build_stages
-
     resolved = config if isinstance(config, Config) else load_config(config, set)
-    with _session(resolved, run_folder(resolved, out)) as session:
-        dag = Dag(build_stages(resolved, session, targets), store())
+    with session_in(resolved, run_folder(resolved, out)) as session:
+        dag = Dag(nodes(resolved, session, targets), store())
         manifests = dag.run()
     return {name: dag.store.folder(name, manifests[name].key) for name in targets}
 
 
 @contextmanager
-def _session(config: Config, folder: Path) -> Iterator[Session]:
+def session_in(config: Config, folder: Path) -> Iterator[Session]:
     """The session of a run in `folder`, which no other process may work in meanwhile."""
     from filelock import FileLock, Timeout
-
-    from autointerp.pipeline.session import Session
 
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -143,131 +107,3 @@ def _session(config: Config, folder: Path) -> Iterator[Session]:
             yield session
     except Timeout:
         raise AutointerpError(f"another process is running in {folder}: wait for it, or give --out") from None
-
-
-def run_folder(config: Config, out: str | Path | None) -> Path:
-    return Path(out) if out is not None else Path("results") / config.name
-
-
-def store() -> Store:
-    """Artifacts are shared by all runs of a user, so that a second config reuses a first one's harvest."""
-    return Store(cache_dir() / "store")
-
-
-def previous_stages(folder: Path) -> dict[str, Any]:
-    """What run.json says of the stages of the last finished run in this folder."""
-    try:
-        return json.loads((folder / "run.json").read_text())["stages"]
-    except (FileNotFoundError, ValueError, KeyError):
-        return {}
-
-
-def _complete(folder: Path) -> bool:
-    return all((folder / name).exists() for name in ("features.parquet", "usage.parquet", "report.html", "run.json"))
-
-
-def _write_config(folder: Path, config: Config) -> None:
-    import yaml
-
-    text = yaml.safe_dump(_without_secrets(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
-    write_atomically(folder / "config.yaml", lambda path: path.write_text(text))
-
-
-def _without_secrets(value: Any) -> Any:
-    """The config without what may hold a secret: a server's environment, its API key, credentials in an address."""
-    if isinstance(value, dict):
-        hidden = {key: dict.fromkeys(part, "hidden") if key == "env" and part else part for key, part in value.items()}
-        return {key: _without_secrets(part) for key, part in hidden.items()}
-    if isinstance(value, list):
-        keys = {i + 1 for i, part in enumerate(value) if part == "--api-key"}
-        return ["hidden" if i in keys else _without_secrets(part) for i, part in enumerate(value)]
-    if isinstance(value, str):
-        return re.sub(r"(--api-key=).*", r"\1hidden", re.sub(r"://[^/@\s]+@", "://hidden@", value))
-    return value
-
-
-def _write_usage(folder: Path) -> None:
-    from dataclasses import asdict
-
-    from autointerp.llm import read_usage
-    from autointerp.tables import write_rows
-
-    rows = [asdict(row) for row in read_usage(folder / "usage.jsonl")]
-    write_atomically(folder / "usage.parquet", lambda path: write_rows(path, "usage", rows))
-
-
-def _write_json(path: Path, value: Any) -> None:
-    text = json.dumps(value, indent=2, default=str)
-    write_atomically(path, lambda temporary: temporary.write_text(text))
-
-
-def _describe(config: Config, stages: dict[str, Any], folder: Path, started: float) -> dict[str, Any]:
-    """run.json: all that is needed to say later how these tables came to be."""
-    import pyarrow.parquet as pq
-
-    usage = pq.read_table(folder / "usage.parquet").to_pylist()
-    asked = [row for row in usage if not row["cached"]]
-    return {
-        "name": config.name,
-        **environment(),
-        "seeds": {"run": config.seed, "corpus": config.corpus.seed if config.corpus.seed is not None else config.seed},
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-        "seconds": round(time.time() - started, 1),
-        "bos": stages["corpus"]["facts"].get("bos_id"),
-        "stages": stages,
-        "usage": {
-            "requests": len(asked),
-            "from_cache": len(usage) - len(asked),
-            "failed": sum(row["outcome"] != "ok" for row in asked),
-            "prompt_tokens": sum(row["prompt_tokens"] or 0 for row in asked),
-            "completion_tokens": sum(row["completion_tokens"] or 0 for row in asked),
-        },
-    }
-
-
-def environment() -> dict[str, Any]:
-    """Which code ran on what."""
-    return {
-        "autointerp": version("autointerp"),
-        "python": platform.python_version(),
-        "packages": _versions(),
-        "git": _git(),
-        "hardware": _hardware(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _git() -> dict[str, Any] | None:
-    """Revision of the checkout this code runs from, and whether it was changed; None for an installed wheel."""
-
-    def git(*arguments: str) -> str:
-        where = Path(__file__).parent
-        done = subprocess.run(["git", "-C", str(where), *arguments], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        top = Path(git("rev-parse", "--show-toplevel"))
-        if not (top / "autointerp" / "pipeline").exists():
-            return None
-        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _hardware() -> dict[str, Any]:
-    hardware: dict[str, Any] = {"machine": platform.machine(), "cores": os.cpu_count()}
-    if "torch" in sys.modules:
-        import torch
-
-        if torch.cuda.is_available():
-            hardware["gpu"] = torch.cuda.get_device_name()
-    return hardware

@@ -22,7 +22,7 @@ from autointerp.errors import ConfigError
 from autointerp.registry import did_you_mean
 
 if TYPE_CHECKING:
-    from autointerp.pipeline.run import Run
+    from autointerp.commands.run import Run
 
 log = logging.getLogger("autointerp")
 
@@ -83,8 +83,8 @@ def sweep(config: str | Path, *, set: Mapping[str, Any] | None = None, out: str 
     Raises:
         ConfigError: a key is unknown; or, after the first variant, a metric is none that is measured.
     """
-    from autointerp.pipeline.alone import train
-    from autointerp.pipeline.run import environment, run, run_folder, run_targets
+    from autointerp.commands.run import environment, run, run_folder, run_targets
+    from autointerp.commands.train import train
     from autointerp.report.sweep import draw
 
     plan, variants = read_sweep(config, set)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from autointerp.artifacts import write_atomically
+from autointerp.commands.run import Run, environment, run_folder, run_targets
 from autointerp.config import Config, SaeConfig, load_config, read_config, resolve_config
 from autointerp.errors import ConfigError
 from autointerp.hashing import file_sha256
-from autointerp.pipeline.run import Run, environment, run_folder, run_targets
 
 log = logging.getLogger("autointerp")
 

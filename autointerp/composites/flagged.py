@@ -78,7 +78,6 @@ def read_flagged(inputs: Mapping[str, Path], of: str | None, seed: int) -> Flagg
 
 def constituents_of(flagged: Flagged, pair: Pair, contexts: Path) -> Callable[[int], tuple[Constituent, ...]]:
     """What an explainer is shown of a composite's parts, or of those that stand in for them; () where there is none."""
-    from autointerp.activations.contexts import read_contexts
 
     def read(feature: int) -> tuple[Constituent, ...]:
         parts = flagged.parts[pair].get(feature, [])

@@ -17,7 +17,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -130,28 +130,18 @@ class _Walk:
                     pending += self._references(module, statement)
 
     def _references(self, module: _Module, statement: ast.stmt) -> Iterator[tuple[Path, str | None]]:
-        local = dict(module.imports)
-        for node in ast.walk(statement):
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                local |= _imported(node, module.file)
-        for node in ast.walk(statement):
-            if isinstance(node, ast.Name):
-                if node.id in module.definitions and node.id not in local:
-                    yield module.file, node.id
-                elif node.id in local:
-                    yield from self._target(*local[node.id])
-            elif isinstance(node, ast.Attribute):
-                yield from self._attribute(node, local)
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _TARGET.fullmatch(node.value):
-                yield from self._target(*node.value.split(":"))
-
-    def _attribute(self, node: ast.Attribute, local: Mapping[str, tuple[str, str | None]]) -> Iterator[Any]:
-        """``module.name`` of an imported module; the bare module is taken in by `_target` as little as it can."""
-        if isinstance(node.value, ast.Name) and node.value.id in local:
-            module, name = local[node.value.id]
-            where = f"{module}.{name}" if name else module
-            if self._file(where) is not None:
-                yield from self._target(where, node.attr)
+        for name, attribute, imports in _names(statement, module.file, frozenset(), module.imports):
+            if ":" in name:
+                yield from self._target(*name.split(":"))
+            elif name in imports:
+                where, member = imports[name]
+                inner = f"{where}.{member}" if member else where
+                if attribute is not None and self._file(inner) is not None:
+                    yield from self._target(inner, attribute)  # ``module.name``
+                else:
+                    yield from self._target(where, member)
+            elif name in module.definitions:
+                yield module.file, name
 
     def _target(self, module: str, name: str | None) -> Iterator[tuple[Path, str | None]]:
         """Where ``from module import name`` leads; nothing for other packages' modules, nor for a bare module."""
@@ -170,6 +160,71 @@ class _Walk:
                 if file.is_relative_to(folder) and file.is_file():
                     return file.resolve()
         return None
+
+
+_Imports = Mapping[str, tuple[str, str | None]]
+_COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+
+def _names(
+    node: ast.AST, file: Path, bound: frozenset[str], imports: _Imports
+) -> Iterator[tuple[str, str | None, _Imports]]:
+    """Each name that `node` reads and that no scope around it binds, with the attribute asked of it where there is
+    one, and the imports that hold there; and each text that names a target."""
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        if node.value.id not in bound:
+            yield node.value.id, node.attr, imports
+    elif isinstance(node, ast.Name):
+        if node.id not in bound:
+            yield node.id, None, imports
+    elif isinstance(node, ast.Constant):
+        if isinstance(node.value, str) and _TARGET.fullmatch(node.value):
+            yield node.value, None, imports
+    elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        outside, inside = _parts_of(node)
+        for part in outside:
+            yield from _names(part, file, bound, imports)
+        own, imported = _bound_in(inside, file)
+        arguments = {each.arg for each in ast.walk(node.args) if isinstance(each, ast.arg)}
+        for part in inside:
+            yield from _names(part, file, (bound | arguments | own) - set(imported), {**imports, **imported})
+    elif isinstance(node, _COMPREHENSIONS):
+        targets = {n.id for part in node.generators for n in ast.walk(part.target) if isinstance(n, ast.Name)}
+        yield from _names(node.generators[0].iter, file, bound, imports)
+        for part in ast.iter_child_nodes(node):
+            yield from _names(part, file, bound | targets, imports)
+    else:
+        for part in ast.iter_child_nodes(node):
+            yield from _names(part, file, bound, imports)
+
+
+def _parts_of(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> tuple[list[ast.AST], list[ast.AST]]:
+    """What of a function is evaluated around it, and what within."""
+    defaults = [each for each in (*node.args.defaults, *node.args.kw_defaults) if each is not None]
+    notes = [each.annotation for each in ast.walk(node.args) if isinstance(each, ast.arg) and each.annotation]
+    if isinstance(node, ast.Lambda):
+        return [*defaults, *notes], [node.body]
+    return [*defaults, *notes, *node.decorator_list, *([node.returns] if node.returns else [])], [*node.body]
+
+
+def _bound_in(statements: Sequence[ast.AST], file: Path) -> tuple[set[str], _Imports]:
+    """Names that a function's own statements assign (those of functions and comprehensions inside it apart), and what
+    they import."""
+    names: set[str] = set()
+    imports: dict[str, tuple[str, str | None]] = {}
+    pending = list(statements)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            imports |= _imported(node, file)
+        elif isinstance(node, _DEFINITIONS) or (isinstance(node, ast.ExceptHandler) and node.name):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        if not isinstance(node, (*_DEFINITIONS, ast.Lambda, *_COMPREHENSIONS)):
+            pending += ast.iter_child_nodes(node)
+    declared = {name for s in statements for n in ast.walk(s) if isinstance(n, ast.Global) for name in n.names}
+    return names - declared, imports
 
 
 @cache
@@ -217,7 +272,9 @@ def _type_checking(test: ast.expr) -> bool:
 def _imported(node: ast.Import | ast.ImportFrom, file: Path) -> dict[str, Any]:
     """Local names that an import binds, each with its module and name there."""
     if isinstance(node, ast.Import):
-        return {a.asname or a.name.split(".")[0]: (a.name if a.asname else a.name.split(".")[0], None) for a in node.names}
+        return {
+            a.asname or a.name.split(".")[0]: (a.name if a.asname else a.name.split(".")[0], None) for a in node.names
+        }
     module = node.module or ""
     if node.level:
         folder = file.parent

@@ -12,6 +12,8 @@ from autointerp.errors import AutointerpError, ConfigError
 from autointerp.hashing import fingerprint
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from autointerp.sae.model import SAE
     from autointerp.subject.model import Subject
 
@@ -74,6 +76,18 @@ def open_sae(session: Session, folder: Path) -> SAE:
     if wanted.load is None:
         return load_sae(session, folder)
     return load_sae(session, wanted.load, wanted.format)
+
+
+def kept_sae(session: Session, folder: Path) -> SAE:
+    """`open_sae`, once a run: for plug-ins, which share it."""
+    return session.once(f"sae {folder}", lambda: open_sae(session, folder))
+
+
+def embedder(session: Session) -> Callable[[Sequence[str]], np.ndarray]:
+    """Texts -> unit rows [n, d], by the catalogue's sentence embedder."""
+    from autointerp.catalog.embed import Embedder
+
+    return session.once("embedder", lambda: Embedder(resolve("minilm", "embedder"), device(session)))
 
 
 def written(session: Session, sae: SAE) -> Subject:

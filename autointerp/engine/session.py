@@ -74,5 +74,3 @@ async def _settled() -> None:
     others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     if others:
         await asyncio.wait(others, timeout=10)
-
-

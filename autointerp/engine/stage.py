@@ -6,16 +6,13 @@ the prompts shown, the tables copied into a run's folder and the table of the do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from autointerp.config import Config
 from autointerp.engine.session import Session
-
-if TYPE_CHECKING:
-    from autointerp.engine.estimate import Cost, Known
 
 
 @dataclass(frozen=True)
@@ -46,15 +43,6 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Shard:
-    """A part of a stage's work that is kept when it is done: rows of text, or features."""
-
-    number: int
-    items: Sequence[int]  # features, or (first row, last row)
-    size: float  # in the unit of the stage's progress
-
-
-@dataclass(frozen=True)
 class Stage:
     """A stage's declaration.
 
@@ -68,8 +56,6 @@ class Stage:
     work: Callable[[Job], None]
     tables: tuple[str, ...] = ()  # Parquet files that go into the run's folder
     resumable: bool = False  # the work goes on from files that it left when it was killed
-    cost: Callable[[Use, Known], Cost] | None = None  # None: next to nothing
-    prompts: Callable[[Use, Known, int], Iterable[Any]] | None = None  # the requests for one feature
 
     def named(self, config: Config) -> dict[str, Use]:
         return {use.name: use for use in self.uses(config)}

@@ -51,7 +51,7 @@ class Store:
         return self.root / stage.replace("/", "__") / key
 
     def find(self, stage: str, key: str) -> Manifest | None:
-        """The manifest of an artifact that is there; one whose manifest or whose files' sizes are wrong is set aside."""
+        """The manifest of an artifact that is there. One with a wrong manifest or wrong file sizes is set aside."""
         path = self.folder(stage, key) / "manifest.json"
         try:
             manifest = Manifest(**json.loads(path.read_text()))

@@ -20,13 +20,13 @@ PROMPTS = ("explain_composite",)
 Pair = Literal["own", "swapped", "random"]
 
 
-@explainer("conjunction", needs_llm=False, needs_constituents=True)
+@explainer("conjunction", needs={"constituents"})
 async def conjunction(feature: FeatureEvidence, llm: None, *, of: str | None = None, pair: Pair = "own") -> Explanation:
     """No model: "both g and h". Scored like any explanation, it says how far 'g and h' predict f's contexts."""
     return _joined(feature, "both", "all of", "and")
 
 
-@explainer("disjunction", needs_llm=False, needs_constituents=True)
+@explainer("disjunction", needs={"constituents"})
 async def disjunction(feature: FeatureEvidence, llm: None, *, of: str | None = None, pair: Pair = "own") -> Explanation:
     """No model: "either g or h", for a latent that two features share because there were not latents enough."""
     return _joined(feature, "either", "any of", "or")
@@ -39,7 +39,7 @@ def _joined(feature: FeatureEvidence, two: str, more: str, join: str) -> Explana
     return Explanation(f"{two if len(some) == 1 else more} {', '.join(some)} {join} {last}")
 
 
-@explainer("constituents", needs_constituents=True)
+@explainer("constituents", needs={"llm", "constituents"})
 async def explain(
     feature: FeatureEvidence,
     llm: LLM,

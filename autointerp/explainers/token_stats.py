@@ -7,7 +7,7 @@ from autointerp.prompting import on_one_line
 from autointerp.records import Explanation, FeatureEvidence, TokenStat
 
 
-@explainer("token_stats", needs_llm=False)
+@explainer("token_stats", needs=())
 async def explain(feature: FeatureEvidence, llm: None, *, tokens: int = 5, min_share: float = 0.05) -> Explanation:
     """The up to `tokens` tokens that it fires on most and most specifically, each with its share of the firings.
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from autointerp.artifacts import Corpus
     from autointerp.config import Config
-    from autointerp.pipeline.dag import Job
-    from autointerp.pipeline.session import Session
+    from autointerp.engine.dag import Job
+    from autointerp.engine.session import Session
     from autointerp.sae import SAE
     from autointerp.subject import Subject
 

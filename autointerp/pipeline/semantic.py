@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autointerp.config import Config, PluginConfig
+from autointerp.engine.executor import Rows, forget_parts, in_parts
+from autointerp.engine.executor import parts as parts_of
 from autointerp.errors import ConfigError
 from autointerp.pipeline.composites import PAIRS, Pair
-from autointerp.pipeline.features import Rows, forget_parts, in_parts
-from autointerp.pipeline.features import parts as parts_of
 from autointerp.plugins import bind_options, explainers, needs_constituents
 from autointerp.progress import progress
 from autointerp.records import LLM, Constituent
@@ -22,8 +22,8 @@ from autointerp.stats import paired_difference
 from autointerp.tables import write_rows
 
 if TYPE_CHECKING:
-    from autointerp.pipeline.dag import Job
-    from autointerp.pipeline.session import Session
+    from autointerp.engine.dag import Job
+    from autointerp.engine.session import Session
 
 SEMANTIC_PROMPTS = ("judge_entails",)
 

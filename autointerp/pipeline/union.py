@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from autointerp.artifacts import Corpus, Firings
-    from autointerp.pipeline.session import Session
+    from autointerp.engine.session import Session
     from autointerp.sae import SAE
 
 Frame: TypeAlias = Any  # a pandas.DataFrame

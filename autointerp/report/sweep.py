@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from autointerp.pipeline.sweep import Sweep
+    from autointerp.commands.sweep import Sweep
 
 INK, POINT = "#222222", "#1f6fb4"
 BAND = 8  # positions of the context that a point of a line stands for

@@ -1,0 +1,116 @@
+"""The stages, in the order in which a plan lists them. Another stage is one file here and one line below."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autointerp.engine import keys
+from autointerp.engine.dag import Done, Node
+from autointerp.engine.stage import Job, Stage, Use
+from autointerp.errors import ConfigError
+from autointerp.registry import did_you_mean
+from autointerp.stages import (
+    activations,
+    composites,
+    contexts,
+    corpus,
+    directions,
+    evaluate,
+    explain,
+    harvest,
+    reencode,
+    sae,
+    score,
+    select,
+    semantic,
+    tables,
+)
+
+if TYPE_CHECKING:
+    from autointerp.config import Config
+    from autointerp.engine.session import Session
+
+NOT_IN_KEYS = "it lists the stages; each stage's key is its own"
+
+_BEFORE: tuple[Stage, ...] = (
+    corpus.STAGE,
+    activations.STAGE,
+    sae.STAGE,
+    harvest.STAGE,
+    composites.STAGE,
+    reencode.STAGE,
+    select.STAGE,
+    directions.STAGE,
+    contexts.STAGE,
+    evaluate.STAGE,
+    explain.STAGE,
+    score.STAGE,
+    semantic.STAGE,
+)
+STAGES: tuple[Stage, ...] = (
+    *_BEFORE,
+    Stage("tables", "the tables of the run's folder", partial(tables.uses_of, _BEFORE), tables.work),
+)
+BY_KIND = {stage.kind: stage for stage in STAGES}
+TABLES: tuple[str, ...] = (
+    "features",
+    *dict.fromkeys(name for stage in STAGES if stage.kind != "evaluate" for name in stage.tables),
+)
+
+
+def stage_of(use: str) -> Stage:
+    """The declaration of which ``score/detection/default`` is a use."""
+    return BY_KIND[use.split("/")[0]]
+
+
+def uses(config: Config, targets: Sequence[str] = ("tables",)) -> dict[str, Use]:
+    """The uses of stages that `targets` need, by name, in the order of the stages.
+
+    Plug-ins and their options are checked here, before anything runs; where no target needs a stage that uses them,
+    they are not looked at. Raises ConfigError.
+    """
+    known: dict[str, Use] = {}
+    for stage in STAGES:
+        known |= stage.named(config)
+        if set(known).issuperset(targets) and "tables" not in targets:
+            break
+    return {name: known[name] for name in _needed(known, targets)}
+
+
+def _needed(known: Mapping[str, Use], targets: Sequence[str]) -> Iterator[str]:
+    wanted: set[str] = set()
+    waiting = list(targets)
+    while waiting:
+        name = waiting.pop()
+        if name not in known:
+            raise ConfigError(f"this config has no stage {name!r}{did_you_mean(name, known)}")
+        if name not in wanted:
+            wanted.add(name)
+            waiting += known[name].needs
+    return (name for name in known if name in wanted)
+
+
+def nodes(config: Config, session: Session, targets: Sequence[str] = ("tables",)) -> list[Node]:
+    """The DAG's nodes for `targets`: each use with its stage's work and the code that this can reach."""
+    made = []
+    for use in uses(config, targets).values():
+        stage = stage_of(use.name)
+        codes = dict(keys.reached(stage.work))
+        for plugin in use.plugins:
+            codes |= {f"{plugin.__name__} ({module})": value for module, value in _code_of(plugin).items()}
+        work = partial(_run, session, stage, use)
+        made.append(Node(use.name, work, use.section, use.needs, keys.digest(codes), stage.resumable, codes))
+    return made
+
+
+def _code_of(plugin: object) -> Mapping[str, str]:
+    return keys.reached(plugin) or {"source": keys.code(plugin)}  # type: ignore[arg-type]
+
+
+def _run(session: Session, stage: Stage, use: Use, folder: Path, inputs: Mapping[str, Path]) -> Done:
+    job = Job(session, use, folder, inputs)
+    stage.work(job)
+    return Done(job.to_retry, job.facts)

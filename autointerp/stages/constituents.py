@@ -7,13 +7,13 @@ import inspect
 from autointerp.composites.evidence import Pair
 from autointerp.config import Config, PluginConfig
 from autointerp.errors import ConfigError
-from autointerp.plugins import bind_options, explainers, needs_constituents
+from autointerp.plugins import bind_options, explainers, needs
 from autointerp.registry import did_you_mean
 
 
 def explained_by(config: Config, named: str | None, who: str) -> str:
     """The key of the explainer whose explanations `who` reads: `named`, or the first that reads none itself."""
-    first_hand = [p.key for p in config.explainers if not needs_constituents(explainers.get(p.name))]
+    first_hand = [p.key for p in config.explainers if "constituents" not in needs(explainers.get(p.name))]
     if not first_hand:
         raise ConfigError(f"{who} reads the explanations of another explainer, and the config has none: add default")
     if named is None:
@@ -28,7 +28,7 @@ def explained_by(config: Config, named: str | None, who: str) -> str:
 
 def reads(config: Config, explainer: PluginConfig) -> str | None:
     """Whose explanations of the constituents an explainer is shown; None for one that asks for none."""
-    if not needs_constituents(explainers.get(explainer.name)):
+    if "constituents" not in needs(explainers.get(explainer.name)):
         return None
     if not config.composites.enabled:
         raise ConfigError(f"explainer {explainer.key!r} explains composites, and composites.enabled is false")

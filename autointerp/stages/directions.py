@@ -1,4 +1,4 @@
-"""directions: each feature's nearest features by decoder cosine, and the tokens that its direction raises and lowers."""
+"""directions: each feature's nearest features by decoder cosine, and the tokens that it raises and lowers."""
 
 from __future__ import annotations
 

@@ -1,47 +1,85 @@
-"""The stages that talk to language models: explain every feature, score every explanation."""
+"""explain/X: one explanation of each feature, by explainer X, from the train split."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-from autointerp.config import PluginConfig
+import pyarrow.parquet as pq
+
+from autointerp.artifacts import Corpus, Firings
+from autointerp.composites.evidence import Pair
+from autointerp.config import Config, PluginConfig
+from autointerp.engine import asking, models
+from autointerp.engine.executor import Rows, each_feature, forget_shards, merge_parts, part_files
+from autointerp.engine.guard import guarded
+from autointerp.engine.session import Session
+from autointerp.engine.stage import Job, Stage, Use
 from autointerp.errors import AutointerpError
-from autointerp.pipeline.features import Rows, forget_parts, in_parts, parts
-from autointerp.plugins import bind_options, controls, explainers, needs_llm, scorers
+from autointerp.plugins import bind_options, explainers, needs
 from autointerp.progress import progress
-from autointerp.records import Context, Explanation, FeatureEvidence, Judgement, Score
-from autointerp.tables import write_rows
-
-if TYPE_CHECKING:
-    from autointerp.pipeline.dag import Job
-    from autointerp.pipeline.session import Session
+from autointerp.records import Explanation, FeatureEvidence
+from autointerp.stages.constituents import pair_of, reads
+from autointerp.stages.given import Maker, giver, makers_of, stages_of
+from autointerp.stages.plugin_section import plugin_section
+from autointerp.stages.select import ready
+from autointerp.tables import append_rows
 
 log = logging.getLogger("autointerp")
 
 
-def explain_stage(
-    session: Session,
-    job: Job,
-    plugin: PluginConfig,
-    features: Sequence[int],
-    evidence: Callable[[Sequence[int]], Mapping[int, FeatureEvidence]],
-    skipped: Mapping[int, str] | None = None,
-) -> None:
-    """Write explanations.parquet: a row a feature. `skipped` are no composites, and why: the explainer is not asked."""
-    explain = explainers.get(plugin.name)
-    options = bind_options("explainer", plugin.name, explain, plugin.options, session.config.seed)
-    llm = session.llm(plugin) if needs_llm(explain) else None
-    stage = f"explain/{plugin.key}"
+@dataclass(frozen=True)
+class Explaining:
+    """Which explainer, and of composites alone: whose explanations of the constituents it reads, and which ones."""
 
-    async def work(feature: int, seen: FeatureEvidence) -> Rows:
-        with session.asked(llm, stage, feature) as meter:
-            explanation = await _guarded(explain, seen, llm, options, _failed_explanation)
+    plugin: PluginConfig
+    explain: Callable[..., Any]
+    options: Mapping[str, Any]
+    makers: Mapping[str, Maker]
+    of: str | None = None
+    pair: Pair = "own"
+
+
+def uses(config: Config) -> Iterator[Use]:
+    for plugin in config.explainers:
+        section = plugin_section(config, explainers, plugin) | {"seed": config.seed}
+        explain = explainers.get(plugin.name)
+        options = bind_options("explainer", plugin.name, explain, plugin.options, config.seed)
+        asked = stages_of(needs(explain) - {"constituents"})
+        evidence = ["corpus", "harvest", "select", "directions", "contexts", *asked]
+        of = reads(config, plugin)
+        makers = makers_of(explain)
+        given = Explaining(plugin, explain, options, makers, of)
+        if of is not None:
+            evidence += ["reencode", f"explain/{of}"]
+            given = replace(given, pair=pair_of(config, plugin))
+        names = tuple(dict.fromkeys(evidence))
+        yield Use(f"explain/{plugin.key}", names, section, given, plugins=(explain, *makers.values()))
+
+
+def work(job: Job) -> None:
+    """Write explanations.parquet: a row a feature."""
+    given: Explaining = job.use.given
+    features, skipped, read = _evidence_for(job, given)
+    give = giver(job, given.makers, "train", {})
+    llm = asking.client(job.session, given.plugin) if "llm" in needs(given.explain) else None
+
+    def with_needs(batch: Sequence[int]) -> dict[int, tuple[FeatureEvidence, Mapping[str, Any]]]:
+        evidence, others = read(batch), give(batch)
+        return {feature: (evidence[feature], others[feature]) for feature in batch}
+
+    async def explained(feature: int, shown: tuple[FeatureEvidence, Mapping[str, Any]]) -> Rows:
+        options = {**given.options, **shown[1]}
+        with asking.asked(llm, job.use.name, feature) as meter:
+            explanation = await guarded(
+                lambda: given.explain(shown[0], llm, **options), lambda why: Explanation(None, failure=why)
+            )
         row = {
             "feature": feature,
-            "explainer": plugin.key,
+            "explainer": given.plugin.key,
             "explanation": explanation.text,
             "model": llm.model if llm else None,
             "prompt_hash": meter.prompt_hash,
@@ -53,123 +91,85 @@ def explain_stage(
         }
         return Rows({"explanations": [row]}, meter.passing_failures)
 
-    with progress(stage, len(features), "features") as bar:
-        session.wait(in_parts(job.folder, features, evidence, work, width=session.width(plugin), bar=bar))
-    rows: list[dict[str, Any]] = []
-    for part in parts(job.folder):
-        rows += part.tables.get("explanations", [])
-        job.to_retry += part.to_retry
-    forget_parts(job.folder)
-    failures = [row["failure"] for row in rows if row["status"] == "failed"]
-    if len(rows) > 1 and len(failures) == len(rows) and len(set(failures)) == 1:
-        raise AutointerpError(f"{stage}: all {len(rows)} features failed: {failures[0]}")
-    failed = sum(row["status"] == "failed" for row in rows)
-    job.facts |= {"features": len(rows), "failed": failed}
-    for feature, why in (skipped or {}).items():
-        rows.append({"feature": feature, "explainer": plugin.key, "status": "not_composite", "failure": why})
-    rows.sort(key=lambda row: row["feature"])
-    write_rows(job.folder / "explanations.parquet", "explanations", rows)
-    if failed:
-        log.warning("%s: %d of %d features have no explanation; their rows say why", stage, failed, len(features))
+    width = asking.width(job.config, given.plugin)
+    with progress(job.use.name, len(features), "features") as bar:
+        job.to_retry += each_feature(job.session, job.folder, features, with_needs, explained, width=width, bar=bar)
+    _conclude(job, given.plugin.key, skipped)
 
 
-def score_stage(
-    session: Session,
-    job: Job,
-    plugin: PluginConfig,
-    explainer: str,
-    control: PluginConfig | None,
-    explanations: Mapping[int, str | None],
-    failures: Mapping[int, str | None],
-    examples: Callable[[Sequence[int]], Mapping[int, Sequence[Context]]],
-) -> None:
-    """Write scores.parquet (a row a feature) and judgements.parquet (a row a judged example)."""
-    score = scorers.get(plugin.name)
-    options = bind_options("scorer", plugin.name, score, plugin.options, session.config.seed)
-    llm = session.llm(plugin) if needs_llm(score) else None
-    stage = score_name(plugin, explainer, control)
-    label = control.key if control else None
-    texts = dict(explanations)
-    if control:
-        texts = dict.fromkeys(explanations)
-        known = {feature: text for feature, text in explanations.items() if text}
-        pick = controls.get(control.name)
-        chosen = bind_options("control", control.name, pick, control.options, session.config.seed)
-        texts |= pick(sorted(known), known, **chosen)
-
-    async def work(feature: int, held_out: Sequence[Context]) -> Rows:
-        text = texts[feature]
-        with session.asked(llm, stage, feature) as meter:
-            if text:
-                result = await _guarded(
-                    lambda _, llm, **o: score(text, held_out, llm, **o), None, llm, options, _failed_score(held_out)
-                )
-            else:
-                why = "no other explanation to compare with" if control else f"no explanation: {failures.get(feature)}"
-                result = _failed_score(held_out)(why)
-        names = {"feature": feature, "explainer": explainer, "scorer": plugin.key, "control": label}
-        row = names | {
-            "value": result.value,
-            "low": result.low,
-            "high": result.high,
-            "n_scored": result.n_scored,
-            "n_unscored": result.n_unscored,
-            "base_rate": result.base_rate,
-            "failure": result.failure,
-            "metrics": dict(result.metrics),
-        }
-        judgements = [
-            names | {name: getattr(judgement, name) for name in Judgement.__dataclass_fields__}
-            for judgement in result.judgements
-        ]
-        return Rows({"scores": [row], "judgements": judgements}, meter.passing_failures)
-
-    with progress(stage, len(texts), "features") as bar:
-        session.wait(in_parts(job.folder, sorted(texts), examples, work, width=session.width(plugin), bar=bar))
-    rows: list[dict[str, Any]] = []
-    judged: list[dict[str, Any]] = []
-    for part in parts(job.folder):
-        rows += part.tables.get("scores", [])
-        judged += part.tables.get("judgements", [])
-        job.to_retry += part.to_retry
-    forget_parts(job.folder)
-    unscored = [row["failure"] for row in rows if row["value"] is None]
-    if unscored:
-        log.warning(
-            "%s: %d of %d features have no score, for example: %s", stage, len(unscored), len(rows), unscored[0]
-        )
-    metrics = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
-    write_rows(job.folder / "scores.parquet", "scores", [row | row["metrics"] for row in rows], metrics)
-    write_rows(job.folder / "judgements.parquet", "judgements", judged)
-    job.facts |= {"features": len(rows), "unscored_examples": sum(row["n_unscored"] for row in rows)}
+def _conclude(job: Job, explainer: str, skipped: Mapping[int, str]) -> None:
+    """Merge the shards, with a row for each feature that the explainer was not asked about."""
+    rows, failures = 0, []
+    for file in part_files(job.folder, "explanations"):
+        columns = pq.read_table(file, columns=["status", "failure"])
+        rows += len(columns)
+        failures += [row["failure"] for row in columns.to_pylist() if row["status"] == "failed"]
+    if rows > 1 and len(failures) == rows and len(set(failures)) == 1:
+        forget_shards(job.folder, files=True)  # asked again by the next run
+        raise AutointerpError(f"{job.use.name}: all {rows} features failed: {failures[0]}")
+    merge_parts(job.folder, ["explanations"])
+    forget_shards(job.folder, files=True)
+    if skipped:
+        names = {"explainer": explainer, "status": "not_composite"}
+        lines = [{"feature": feature, "failure": why, **names} for feature, why in skipped.items()]
+        append_rows(job.folder / "explanations.parquet", "explanations", lines, sort_by="feature")
+    job.facts |= {"features": rows, "failed": len(failures)}
+    if failures:
+        log.warning("%s: %d of %d features have no explanation; their rows say why", job.use.name, len(failures), rows)
 
 
-def score_name(scorer: PluginConfig, explainer: str, control: PluginConfig | None) -> str:
-    """The name of a scoring stage: score/SCORER/EXPLAINER[/CONTROL]."""
-    return "/".join(["score", scorer.key, explainer] + ([control.key] if control else []))
+Read = Callable[[Sequence[int]], dict[int, FeatureEvidence]]
 
 
-async def _guarded(plugin: Any, first: Any, llm: Any, options: Mapping[str, Any], failed: Callable[[str], Any]) -> Any:
-    """A plug-in's own error is its feature's failure, with the reason; ours end the run."""
-    try:
-        return await plugin(first, llm, **options)
-    except AutointerpError:
-        raise
-    except Exception as error:
-        log.debug("plug-in failed", exc_info=True)
-        return failed(f"{type(error).__name__}: {error}")
+def _evidence_for(job: Job, given: Explaining) -> tuple[list[int], dict[int, str], Read]:
+    """The features that the explainer is asked about, why the others are left out, and what it may see of each."""
+    features, read = ready(job.inputs["select"]), evidence_of(job.session, job.inputs)
+    if given.of is None:
+        return features, {}, read
+    from autointerp.composites.flagged import constituents_of, read_flagged
+
+    flagged = read_flagged(job.inputs, given.of, job.config.seed)
+    skipped = {feature: why for feature in features if (why := flagged.why_not(feature))}
+    parts = constituents_of(flagged, given.pair, job.inputs["contexts"] / "contexts.parquet")
+
+    def with_parts(batch: Sequence[int]) -> dict[int, FeatureEvidence]:
+        return {f: replace(evidence, constituents=parts(f)) for f, evidence in read(batch).items()}
+
+    return [f for f in features if f not in skipped], skipped, with_parts
 
 
-def _failed_explanation(reason: str) -> Explanation:
-    return Explanation(None, failure=reason)
+def evidence_of(session: Session, inputs: Mapping[str, Path]) -> Read:
+    """What an explainer may see of each feature: contexts of the train split, token statistics, logit weights."""
+    from autointerp.activations.contexts import read_contexts
+    from autointerp.activations.evidence import EvidenceReader
+
+    config = session.config
+    logits = inputs["directions"] / "logits.parquet"
+    reader = EvidenceReader(
+        Firings(inputs["harvest"]),
+        Corpus(inputs["corpus"]),
+        models.token_strings(session),
+        test_share=config.contexts.test_share,
+        seed=config.seed,
+    )
+
+    def read(features: Sequence[int]) -> dict[int, FeatureEvidence]:
+        contexts = read_contexts(inputs["contexts"] / "contexts.parquet", features)
+        weights: dict[str, dict[int, list[tuple[str, float]]]] = {"up": {}, "down": {}}
+        for row in pq.read_table(logits, filters=[("feature", "in", list(features))]).to_pylist():
+            weights[row["direction"]].setdefault(row["feature"], []).append((row["token"], row["weight"]))
+        shown = {feature: contexts.get(feature, []) for feature in features}
+        evidence = reader.read(shown, logits_up=weights["up"], logits_down=weights["down"])
+        return {each.feature: each for each in evidence}
+
+    return read
 
 
-def _failed_score(examples: Sequence[Context]) -> Callable[[str], Score]:
-    def make(reason: str) -> Score:
-        judgements = tuple(
-            replace(Judgement(e.example, e.kind, e.quantile, float(e.fires), None), status="failed", failure=reason)
-            for e in examples
-        )
-        return Score(None, None, None, 0, len(judgements), None, {}, judgements, reason)
-
-    return make
+STAGE = Stage(
+    "explain",
+    "one explanation a feature, by explainer X, from the train split",
+    uses,
+    work,
+    tables=("explanations",),
+    resumable=True,
+)

@@ -29,11 +29,11 @@ CHECK_TOKENS = 4096  # on which a loaded SAE's L0 and explained variance are loo
 
 def uses(config: Config) -> Iterator[Use]:
     if config.sae.train is not None:
-        yield Use("sae", ("corpus", "activations"), {"train": train_config(config).model_dump()}, given="train")
+        yield Use("sae", ("corpus", "activations"), {"train": train_config(config).model_dump()}, train, (train,))
     else:
         section = {"sae": models.identity(config.sae.load or ""), "format": config.sae.format}
         section |= numbers_section(config) | {"hook_out": config.subject.hook_out}
-        yield Use("sae", ("corpus",), section, given="load")
+        yield Use("sae", ("corpus",), section, load, (load,))
 
 
 def train_config(config: Config) -> TrainConfig:
@@ -51,13 +51,10 @@ def train_config(config: Config) -> TrainConfig:
 
 
 def work(job: Job) -> None:
-    if job.use.given == "train":
-        _train(job)
-    else:
-        _load(job)
+    job.use.given(job)  # train or load: neither's code counts in the other's key
 
 
-def _train(job: Job) -> None:
+def train(job: Job) -> None:
     import numpy as np
 
     from autointerp.sae.source import ArraySource
@@ -80,7 +77,7 @@ def _train(job: Job) -> None:
     job.facts |= json.loads((job.folder / "train.json").read_text())["figures"]
 
 
-def _load(job: Job) -> None:
+def load(job: Job) -> None:
     """Check the SAE against the subject; keep what it says of itself and a hash of it, not a copy."""
     from autointerp.sae.check import check_sae, require_width
 
@@ -116,7 +113,7 @@ def _first_activations(corpus: Corpus, subject: Subject, tokens: int) -> torch.T
 
 STAGE = Stage(
     "sae",
-    "the trained SAE in SAELens' format, or what the loaded one says of itself, with its L0 and explained variance here",
+    "the trained SAE in SAELens' format, or what the loaded one says of itself; its L0 and explained variance here",
     uses,
     work,
     resumable=True,

@@ -1,85 +1,104 @@
-"""The last stage: one folder of tables from what the others wrote."""
+"""tables: the tables of a run's folder, from what the other stages wrote.
+
+1. Each table that a stage declares is the files of all its uses after each other.
+2. composites.parquet gets the columns of the judge of explanations, where that was asked.
+3. features.parquet is the selection, joined with the first explainer's texts and its scores, one column group a scorer.
+"""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
+from autointerp.artifacts import write_atomically
+from autointerp.composites.evidence import PAIRS
 from autointerp.config import Config
-from autointerp.pipeline.composites import PAIRS
-
-if TYPE_CHECKING:
-    from autointerp.pipeline.dag import Job
+from autointerp.engine.executor import part_files
+from autointerp.engine.stage import Job, Stage, Use
+from autointerp.tables import concat
 
 Frame: TypeAlias = Any  # a pandas.DataFrame: its own types call every second column an array
 
-TABLES = ("features", "explanations", "scores", "judgements", "contexts", "composites", "neighbours", "logits")
-OF_COMPOSITES = ("cofiring", "semantic")  # may have no row
+
+def uses_of(stages: Sequence[Stage], config: Config) -> Iterator[Use]:
+    """`stages` are those before this one; of them it reads select and what has tables, `evaluate` apart."""
+    shown = {kind: [p.key for p in getattr(config, kind)] for kind in ("explainers", "scorers", "controls")}
+    read = [stage for stage in stages if stage.kind == "select" or (stage.tables and stage.kind != "evaluate")]
+    names = [use.name for stage in read for use in stage.uses(config)]
+    given = {stage.kind: stage.tables for stage in read}
+    yield Use("tables", tuple(names), shown, given)
 
 
-def assemble(config: Config, job: Job) -> None:
-    """Join features.parquet and gather the others. The first explainer of the config is the one the row shows."""
+def work(job: Job) -> None:
+    facts = assemble(job.config, job.inputs, job.use.given, job.folder)
+    job.facts |= facts
+
+
+def assemble(
+    config: Config, folders: Mapping[str, Path], tables: Mapping[str, Sequence[str]], out: Path
+) -> dict[str, Any]:
+    """Write every table into `out`; returns figures for run.json.
+
+    `folders`: use -> the folder of its artifact, or of one under way, whose shards' files are then read.
+    `tables`: stage -> the tables it writes.
+    """
+    for table in dict.fromkeys(name for names in tables.values() for name in names):
+        files = [
+            file
+            for use, folder in folders.items()
+            if table in tables.get(use.split("/")[0], ())
+            for file in _files(folder, table)
+        ]
+        if table == "composites":
+            continue
+        if len(files) == 1:
+            shutil.copyfile(files[0], out / f"{table}.parquet")
+        else:
+            concat(files, table, out / f"{table}.parquet")
+    features = _features(config, folders, out)
+    features.to_parquet(out / "features.parquet", index=False)
+    return {"features": len(features), "status": features["status"].value_counts().to_dict()}
+
+
+def _files(folder: Path, table: str) -> list[Path]:
+    whole = folder / f"{table}.parquet"
+    return [whole] if whole.is_file() else part_files(folder, table)
+
+
+def _features(config: Config, folders: Mapping[str, Path], out: Path) -> Frame:
+    """The rows of features.parquet. The first explainer of the config is the one a row shows."""
     import pandas as pd
 
-    out = job.folder
-    for name, stage in (("contexts", "contexts"), ("neighbours", "directions"), ("logits", "directions")):
-        shutil.copyfile(job.inputs[stage] / f"{name}.parquet", out / f"{name}.parquet")
-    explanations = _concat(job, "explain/", "explanations")
-    scores, judgements = _concat(job, "score/", "scores"), _concat(job, "score/", "judgements")
-    explanations.to_parquet(out / "explanations.parquet", index=False)
-    scores.to_parquet(out / "scores.parquet", index=False)
-    judgements.to_parquet(out / "judgements.parquet", index=False)
-
     shown = config.explainers[0].key
-    features: Frame = pd.read_parquet(job.inputs["select"] / "selection.parquet").rename(columns={"failure": "_unfit"})
-    mine = explanations[explanations["explainer"] == shown]
-    features = features.merge(
-        mine[["feature", "explanation", "explainer", "status", "failure"]].rename(columns={"status": "_explained"}),
-        on="feature",
-        how="left",
-    )
+    features: Frame = pd.read_parquet(folders["select"] / "selection.parquet").rename(columns={"failure": "_unfit"})
+    columns = ["feature", "explanation", "explainer", "status", "failure"]
+    mine = pd.read_parquet(out / "explanations.parquet", columns=columns, filters=[("explainer", "==", shown)])
+    features = features.merge(mine.rename(columns={"status": "_explained"}), on="feature", how="left")
+    columns = ["feature", "scorer", "control", "value", "low", "high", "n_scored", "n_unscored", "failure"]
+    scores = pd.read_parquet(out / "scores.parquet", columns=columns, filters=[("explainer", "==", shown)])
     for scorer in config.scorers:
-        features = features.merge(_wide(scores, shown, scorer.key), on="feature", how="left")
-    if "reencode" in job.inputs:
-        composites = _composites(job)
-        features = features.merge(composites, on="feature", how="left")
+        features = features.merge(_wide(scores, scorer.key), on="feature", how="left")
+    if "reencode" in folders:
+        features = features.merge(_composites(folders, out), on="feature", how="left")
     else:
         features["composite"] = features["constituents"] = None
     features["failure"] = features["_unfit"].fillna(features["failure"])
     features.loc[features["_explained"] == "failed", "status"] = "failed"
-    features["failure"] = features["failure"].fillna(_unscored(scores, shown, features))
+    features["failure"] = features["failure"].fillna(_unscored(scores, features))
     features = features.drop(columns=["_unfit", "_explained"])
     last = ["composite", "constituents", "status", "failure"]
-    features = features[[c for c in features.columns if c not in last] + last]
-    features.to_parquet(out / "features.parquet", index=False)
-    job.facts |= {"features": len(features), "status": features["status"].value_counts().to_dict()}
+    return features[[c for c in features.columns if c not in last] + last]
 
 
-def _concat(job: Job, prefix: str, table: str) -> Frame:
-    """One table over all stages whose name starts with `prefix`, columns united."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    found = [
-        pq.read_table(folder / f"{table}.parquet") for name, folder in job.inputs.items() if name.startswith(prefix)
-    ]
-    return pa.concat_tables(found, promote_options="default").to_pandas() if found else _empty(table)
-
-
-def _empty(table: str) -> Frame:
-    from autointerp.tables import to_table
-
-    return to_table(table, []).to_pandas()
-
-
-def _wide(scores: Frame, explainer: str, scorer: str) -> Frame:
+def _wide(scores: Frame, scorer: str) -> Frame:
     """One scorer's columns of features.parquet: value, interval, counts, and the control's value."""
     import pandas as pd
 
-    some = scores[(scores["explainer"] == explainer) & (scores["scorer"] == scorer)]
-    real = some[some["control"].isna()]
+    rows = scores[scores["scorer"] == scorer]
+    real = rows[rows["control"].isna()]
     names = {
         "value": scorer,
         "low": f"{scorer}_low",
@@ -90,7 +109,7 @@ def _wide(scores: Frame, explainer: str, scorer: str) -> Frame:
     wide = real[["feature", *names]].rename(columns=names)
     # Features without a score leave gaps, which whole numbers of numpy cannot hold.
     wide = wide.astype({f"{scorer}_n_scored": "Int64", f"{scorer}_n_unscored": "Int64"})
-    controls = some[some["control"].notna()]
+    controls = rows[rows["control"].notna()]
     first = controls["control"].iloc[0] if len(controls) else None
     if first is None:
         return wide.assign(**{f"{scorer}_control": pd.Series(dtype="float64")})
@@ -99,32 +118,17 @@ def _wide(scores: Frame, explainer: str, scorer: str) -> Frame:
     return wide.merge(control, on="feature", how="left")
 
 
-def _composites(job: Job) -> Frame:
-    """Write composites.parquet, with what explanations say where that was asked, and the tables beside it; returns
-    the columns of features.parquet: the label, and the constituents of what is flagged as text, "12+407"."""
+def _composites(folders: Mapping[str, Path], out: Path) -> Frame:
+    """Write composites.parquet, with what explanations say where that was asked; returns the columns of
+    features.parquet: the label, and the constituents of what is flagged as text, "12+407"."""
     import pandas as pd
 
-    from autointerp.composites import FLAGGED
-    from autointerp.pipeline.composites import save_composites
+    from autointerp.composites.io import save_composites
+    from autointerp.composites.labels import FLAGGED
 
-    source, out = job.inputs["reencode"], job.folder
-    shutil.copyfile(source / "cofiring.parquet", out / "cofiring.parquet")
-    table: Frame = pd.read_parquet(source / "composites.parquet")
-    if "semantic" in job.inputs:
-        shutil.copyfile(job.inputs["semantic"] / "semantic.parquet", out / "semantic.parquet")
-        judged: Frame = pd.read_parquet(job.inputs["semantic"] / "semantic.parquet")
-        by_pair = {pair: rows.set_index("feature") for pair, rows in judged.groupby("pair")}
-        place = table.columns.get_loc("semantic")
-        table = table.drop(columns="semantic")
-        for i, (column, pair) in enumerate(product(("semantic", "semantic_either"), PAIRS)):
-            values = by_pair[pair][column] if pair in by_pair else pd.Series(dtype=float)
-            name = column if pair == "own" else f"{column}_{pair}"
-            table.insert(place + i, name, table["feature"].map(values).astype(float))
-        why = by_pair["own"]["failure"].dropna().to_dict() if "own" in by_pair else {}
-        table["failure"] = [
-            "; ".join([*([before] if isinstance(before, str) else []), f"semantic: {why[f]}"]) if f in why else before
-            for f, before in zip(table["feature"], table["failure"])
-        ]
+    table: Frame = pd.read_parquet(folders["reencode"] / "composites.parquet")
+    if "semantic" in folders:
+        table = _with_semantic(table, out / "semantic.parquet")
     save_composites(table, out / "composites.parquet")
     flagged = table["label"].isin(FLAGGED)
     named = [
@@ -134,9 +138,29 @@ def _composites(job: Job) -> Frame:
     return pd.DataFrame({"feature": table["feature"], "composite": table["label"], "constituents": named})
 
 
-def _unscored(scores: Frame, explainer: str, features: Frame) -> Any:
+def _with_semantic(table: Frame, judged_file: Path) -> Frame:
+    """`table` with a column for each direction of entailment and each pair, and why there is no value."""
+    import pandas as pd
+
+    judged: Frame = pd.read_parquet(judged_file)
+    by_pair = {pair: rows.set_index("feature") for pair, rows in judged.groupby("pair")}
+    place = table.columns.get_loc("semantic")
+    table = table.drop(columns="semantic")
+    for i, (column, pair) in enumerate(product(("semantic", "semantic_either"), PAIRS)):
+        values = by_pair[pair][column] if pair in by_pair else pd.Series(dtype=float)
+        name = column if pair == "own" else f"{column}_{pair}"
+        table.insert(place + i, name, table["feature"].map(values).astype(float))
+    why = by_pair["own"]["failure"].dropna().to_dict() if "own" in by_pair else {}
+    table["failure"] = [
+        "; ".join([*([before] if isinstance(before, str) else []), f"semantic: {why[f]}"]) if f in why else before
+        for f, before in zip(table["feature"], table["failure"])
+    ]
+    return table
+
+
+def _unscored(scores: Frame, features: Frame) -> Any:
     """For each row of `features` the reasons of scorers that gave it no value, joined, or null."""
-    failed = scores[(scores["explainer"] == explainer) & scores["control"].isna() & scores["value"].isna()]
+    failed = scores[scores["control"].isna() & scores["value"].isna()]
     reasons = {
         feature: "; ".join(f"{scorer}: {why}" for scorer, why in zip(rows["scorer"], rows["failure"]))
         for feature, rows in failed.groupby("feature")
@@ -144,11 +168,10 @@ def _unscored(scores: Frame, explainer: str, features: Frame) -> Any:
     return features["feature"].map(reasons)
 
 
-def copy_tables(source: Path, target: Path) -> None:
-    """Put the assembled tables into the run's folder, each whole or as it was."""
-    from autointerp.artifacts import write_atomically
-
-    for name in (*TABLES, *OF_COMPOSITES):
+def copy_tables(source: Path, target: Path, known: Sequence[str]) -> None:
+    """Put assembled tables into the run's folder, each whole or as it was; those that are `known` and that this config
+    does not make go."""
+    for name in known:
         file = source / f"{name}.parquet"
         if file.exists():
             write_atomically(target / file.name, lambda temporary, file=file: shutil.copyfile(file, temporary))

@@ -17,8 +17,8 @@ from typer.testing import CliRunner, Result
 
 from autointerp.cli import app
 from autointerp.errors import AutointerpError
-from autointerp.pipeline.plan import Plan, PlannedStage
-from autointerp.pipeline.prompts import PromptView
+from autointerp.commands.plan import Plan, PlannedStage
+from autointerp.commands.prompts import PromptView
 from autointerp.records import Message
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
@@ -107,7 +107,7 @@ def test_each_failure_has_its_code_and_verbose_adds_the_traceback(
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr("autointerp.pipeline.run.run", fail)
+    monkeypatch.setattr("autointerp.commands.run.run", fail)
     result = call("run", config)
     assert (result.exit_code, result.stderr) == (code, said)
     verbose = call("run", config, "--verbose")
@@ -122,7 +122,7 @@ def test_no_secret_reaches_errors_tracebacks_or_the_log(config: str, monkeypatch
         logging.getLogger("autointerp.llm").debug("header sk-very-secret-1234")
         raise AutointerpError("the endpoint refused sk-very-secret-1234")
 
-    monkeypatch.setattr("autointerp.pipeline.run.run", fail)
+    monkeypatch.setattr("autointerp.commands.run.run", fail)
     for arguments in (["run", config], ["run", config, "--verbose"]):
         result = call(*arguments)
         assert "sk-very" not in result.output
@@ -137,7 +137,7 @@ def test_run_logs_to_stderr_and_ends_with_table_and_report(config: str, folder: 
         logging.getLogger("autointerp").info("harvest: 5 tokens")
         return SimpleNamespace(folder=folder)
 
-    monkeypatch.setattr("autointerp.pipeline.run.run", run)
+    monkeypatch.setattr("autointerp.commands.run.run", run)
     result = call("run", config, "--set", "features.ids=[1, 2]", "--set", "name=x", "--out", "there")
     assert asked == [({"features.ids": [1, 2], "name": "x"}, Path("there"))]
     assert result.stderr == "harvest: 5 tokens\n"
@@ -154,7 +154,7 @@ def test_plan_says_what_is_to_do_and_what_it_costs(config: str, monkeypatch: pyt
         PlannedStage("explain", "stale", "llm.model changed", "9 LLM calls"),
     ]
     made = Plan(stages, 1200, 34000, 560, None, 75.0)
-    monkeypatch.setattr("autointerp.pipeline.plan.plan", lambda config, out: made)
+    monkeypatch.setattr("autointerp.commands.plan.plan", lambda config, out: made)
     result = call(*command, config)
     assert result.stdout.splitlines() == [
         "stage    state  cost         why",
@@ -168,7 +168,7 @@ def test_plan_says_what_is_to_do_and_what_it_costs(config: str, monkeypatch: pyt
 def test_prompts_are_printed_as_they_would_be_sent(config: str, monkeypatch: pytest.MonkeyPatch):
     view = PromptView("explain", 3, "default", [Message("system", "Be\nbrief."), Message("user", "«x»")], 12)
     monkeypatch.setattr(
-        "autointerp.pipeline.prompts.prompts", lambda config, feature, out: iter([view] * (feature or 0))
+        "autointerp.commands.prompts.prompts", lambda config, feature, out: iter([view] * (feature or 0))
     )
     result = call("prompts", config, "--feature", 2)
     one = "── explain · feature 3 · default · 12 tokens\n[system]\nBe\nbrief.\n\n[user]\n«x»\n\n"

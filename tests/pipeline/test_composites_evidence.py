@@ -16,8 +16,8 @@ import autointerp as ai
 from autointerp.composites import evidence
 from autointerp.config import parse_config
 from autointerp.errors import AutointerpError, ConfigError
-from autointerp.pipeline.plan import plan
-from autointerp.pipeline.prompts import prompts
+from autointerp.commands.plan import plan
+from autointerp.commands.prompts import prompts
 from autointerp.report import show
 
 EXPLAINERS = [

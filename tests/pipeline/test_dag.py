@@ -13,8 +13,8 @@ import pytest
 
 from autointerp.errors import AutointerpError
 from autointerp.hashing import fingerprint, module_digest
-from autointerp.pipeline.dag import Dag, Job, Stage
-from autointerp.pipeline.store import Store
+from autointerp.engine.dag import Dag, Job, Stage
+from autointerp.engine.store import Store
 
 
 class Kitchen:
@@ -160,8 +160,8 @@ def test_a_process_killed_in_a_stage_leaves_nothing_that_counts_as_done(tmp_path
         """
         import os, signal, sys
         from pathlib import Path
-        from autointerp.pipeline.dag import Dag, Stage
-        from autointerp.pipeline.store import Store
+        from autointerp.engine.dag import Dag, Stage
+        from autointerp.engine.store import Store
         def work(job):
             (job.folder / "out.txt").write_text("half")
             os.kill(os.getpid(), signal.SIGKILL)

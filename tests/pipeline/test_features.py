@@ -10,7 +10,7 @@ import pytest
 
 from autointerp.errors import OutOfBudget
 from autointerp.pipeline import features as module
-from autointerp.pipeline.features import Rows, in_parts, parts
+from autointerp.engine.executor import Rows, in_parts, parts
 from autointerp.progress import Progress
 
 

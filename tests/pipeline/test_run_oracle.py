@@ -13,7 +13,7 @@ from planted import config, oracle, plant
 
 import autointerp as ai
 from autointerp.config import parse_config
-from autointerp.pipeline.assemble import TABLES
+from autointerp.stages.tables import TABLES
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from planted import config, oracle, plant
 import autointerp as ai
 from autointerp.config import parse_config
 from autointerp.errors import AutointerpError, EndpointDown
-from autointerp.pipeline.assemble import TABLES
+from autointerp.stages.tables import TABLES
 
 CONCURRENCY = 4
 

@@ -14,7 +14,7 @@ from endpoint import serving
 import autointerp as ai
 from autointerp.errors import ConfigError
 from autointerp.pipeline.stages import train_config
-from autointerp.pipeline.sweep import read_sweep, sweep
+from autointerp.commands.sweep import read_sweep, sweep
 
 TEXT = Path(__file__).parent.parent / "data" / "stories.jsonl"
 PLAN: dict[str, Any] = {
@@ -62,7 +62,7 @@ def test_a_sweep_lays_its_variants_side_by_side_and_does_nothing_twice(subject, 
     assert one != other
     assert (out / "sweep.png").stat().st_size > 5000
     assert (out / "k 2 1" / "sae" / "sae_weights.safetensors").exists()
-    monkeypatch.setattr("autointerp.pipeline.dag.Dag._execute", lambda *_: pytest.fail("a stage ran again"))
+    monkeypatch.setattr("autointerp.engine.dag.Dag._execute", lambda *_: pytest.fail("a stage ran again"))
     assert sweep(file, out=out).figures == found.figures
 
 

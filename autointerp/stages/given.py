@@ -1,0 +1,139 @@
+"""What plug-ins ask for by name, as they are given it: see `plugins.NEEDS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from autointerp.engine import models
+from autointerp.engine.stage import Job
+from autointerp.plugins import Need, given_by_keyword
+from autointerp.records import Constituent, Context, Neighbour, Split
+
+# The stages whose files a need is made from, beside those that every plug-in's stage reads.
+STAGES: Mapping[Need, tuple[str, ...]] = {
+    "subject": ("sae",),
+    "sae": ("sae",),
+    "activations": ("sae",),
+    "neighbours": ("directions", "contexts"),
+    "constituents": ("reencode", "contexts"),
+    "token_table": ("corpus", "harvest", "contexts"),
+}
+
+Values = Callable[[Sequence[int]], Mapping[int, Any]]  # features -> the value for each
+Maker = Callable[[Job, Split, Mapping[int, "str | None"]], Values]
+Give = Callable[[Sequence[int]], Mapping[int, Mapping[str, Any]]]  # features -> each one's keyword arguments
+
+
+def stages_of(needs: Collection[Need]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(stage for need in sorted(needs) for stage in STAGES.get(need, ())))
+
+
+def makers_of(plugin: Callable[..., Any]) -> dict[str, Maker]:
+    """By name, what makes the keyword-only arguments that the pipeline fills. Their code counts as the plug-in's."""
+    return {name: _MAKERS[name] for name in sorted(given_by_keyword(plugin) - {"seed"})}
+
+
+def giver(job: Job, makers: Mapping[str, Maker], split: Split, explanations: Mapping[int, str | None]) -> Give:
+    """Fills a plug-in's keyword-only arguments for each of some features.
+
+    Neighbours and constituents come with their contexts of `split` and the text that `explanations` has of them.
+    """
+    made = {name: make(job, split, explanations) for name, make in makers.items()}
+
+    def give(features: Sequence[int]) -> dict[int, dict[str, Any]]:
+        by_name = {name: values(features) for name, values in made.items()}
+        return {feature: {name: values[feature] for name, values in by_name.items()} for feature in features}
+
+    return give
+
+
+def _feature(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:
+    return lambda features: {feature: feature for feature in features}
+
+
+def _sae(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:
+    sae = models.kept_sae(job.session, job.inputs["sae"])
+    return lambda features: dict.fromkeys(features, sae)
+
+
+def _subject(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:
+    sae = models.kept_sae(job.session, job.inputs["sae"])
+    subject = models.subject(job.session, sae.cfg.hook_name)
+    return lambda features: dict.fromkeys(features, subject)
+
+
+def _activations(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:
+    from autointerp.activations.texts import TextActivations
+
+    sae = models.kept_sae(job.session, job.inputs["sae"])
+    on_text = TextActivations(models.subject(job.session, sae.cfg.hook_name), sae, models.subject_folder(job.session))
+    return lambda features: {feature: on_text.of(feature) for feature in features}
+
+
+def _embedder(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:
+    embed = models.embedder(job.session)
+    return lambda features: dict.fromkeys(features, embed)
+
+
+def _neighbours(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:
+    from autointerp.activations.contexts import read_contexts
+
+    nearest: dict[int, list[tuple[int, float]]] = {}
+    table = pq.read_table(job.inputs["directions"] / "neighbours.parquet", columns=["feature", "neighbour", "cosine"])
+    for feature, neighbour, cosine in zip(*(column.to_pylist() for column in table.columns)):
+        nearest.setdefault(feature, []).append((neighbour, cosine))
+
+    def make(features: Sequence[int]) -> dict[int, tuple[Neighbour, ...]]:
+        near = sorted({neighbour for feature in features for neighbour, _ in nearest.get(feature, ())})
+        contexts = read_contexts(job.inputs["contexts"] / "contexts.parquet", near)
+
+        def firing(neighbour: int) -> tuple[Context, ...]:
+            return tuple(c for c in contexts.get(neighbour, ()) if c.split == split and c.fires)
+
+        return {
+            feature: tuple(
+                Neighbour(neighbour, cosine, explanations.get(neighbour), firing(neighbour))
+                for neighbour, cosine in nearest.get(feature, ())
+            )
+            for feature in features
+        }
+
+    return make
+
+
+def _constituents(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:
+    """Those of the latents that are flagged, of this SAE; () of the others."""
+    from autointerp.activations.contexts import read_contexts
+    from autointerp.composites.labels import FLAGGED
+
+    names = ["feature", "label", "constituents", "coefficients", "union_constituents"]
+    rows = pq.read_table(job.inputs["reencode"] / "composites.parquet", columns=names).to_pylist()
+    flagged = {row["feature"]: row for row in rows if row["label"] in FLAGGED and not row["union_constituents"]}
+
+    def make(features: Sequence[int]) -> dict[int, tuple[Constituent, ...]]:
+        parts = {f: dict(zip(flagged[f]["constituents"], flagged[f]["coefficients"])) for f in features if f in flagged}
+        wanted = sorted({part for weights in parts.values() for part in weights})
+        contexts = read_contexts(job.inputs["contexts"] / "contexts.parquet", wanted)
+
+        def constituent(part: int, weight: float) -> Constituent:
+            text = explanations.get(part)
+            firing = tuple(c for c in contexts[part] if c.split == split and c.fires)
+            return Constituent(part, weight, text, None if text else "not explained", firing)
+
+        return {f: tuple(constituent(*each) for each in parts.get(f, {}).items()) for f in features}
+
+    return make
+
+
+_MAKERS: Mapping[str, Maker] = {
+    "feature": _feature,
+    "sae": _sae,
+    "subject": _subject,
+    "activations": _activations,
+    "embedder": _embedder,
+    "neighbours": _neighbours,
+    "constituents": _constituents,
+}

@@ -1,0 +1,34 @@
+"""What the section of a stage holds of a plug-in: its options, its language model and its prompts.
+
+The plug-in's code counts by its own import closure (`Use.plugins`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from autointerp.config import Config, PluginConfig
+from autointerp.engine.asking import llm_config
+from autointerp.engine.models import identity
+from autointerp.plugins import bind_options, needs
+from autointerp.prompting import prompts_hash
+from autointerp.registry import Registry
+
+
+def plugin_section(config: Config, registry: Registry[Callable[..., Any]], plugin: PluginConfig) -> dict[str, Any]:
+    """Raises ConfigError for an unknown plug-in, an unknown or a missing option."""
+    function = registry.get(plugin.name)
+    options = bind_options(registry.kind, plugin.name, function, plugin.options, config.seed)
+    section: dict[str, Any] = {"name": plugin.name, "label": plugin.key, "options": options}
+    if "llm" in needs(function):
+        section |= llm_section(config, plugin, getattr(inspect.getmodule(function), "PROMPTS", ()))
+    return section
+
+
+def llm_section(config: Config, plugin: PluginConfig, prompts: Sequence[str]) -> dict[str, Any]:
+    llm = llm_config(config, plugin)
+    served = llm.model if llm.base_url else identity(llm.model.removeprefix("vllm:"))
+    how = llm.model_dump(include={"base_url", "dtype", "logprobs", "server_args"})
+    return {"llm": how | {"model": served}, "prompts": prompts_hash(prompts)}
