@@ -69,7 +69,7 @@ def _activations(job: Job, split: Split, explanations: Mapping[int, str | None])
     from autointerp.activations.texts import TextActivations
 
     sae = models.kept_sae(job.session, job.inputs["sae"])
-    on_text = TextActivations(models.subject(job.session, sae.cfg.hook_name), sae, models.subject_folder(job.session))
+    on_text = TextActivations(models.subject(job.session, sae.cfg.hook_name), sae)
     return lambda features: {feature: on_text.of(feature) for feature in features}
 
 

@@ -1,0 +1,48 @@
+"""Activations of any text: for scorers that write texts of their own and ask whether the feature fires there."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from autointerp.records import TokenActivations
+
+if TYPE_CHECKING:
+    from autointerp.sae.model import SAE
+    from autointerp.subject.model import Subject
+
+BATCH = 32  # texts in one forward pass
+
+
+class TextActivations:
+    """A subject and an SAE that answer for texts. Calls from several threads wait for each other."""
+
+    def __init__(self, subject: Subject, sae: SAE) -> None:
+        self._subject, self._sae = subject, sae
+        self._lock = threading.Lock()
+
+    def of(self, feature: int) -> Callable[[Sequence[str]], list[TokenActivations]]:
+        """Texts -> their tokens and this feature's activation on each, as in the harvest: BOS in front where the
+        subject was trained so, and not among the tokens; a text longer than the subject reads is cut."""
+        return lambda texts: self._read(feature, texts)
+
+    def _read(self, feature: int, texts: Sequence[str]) -> list[TokenActivations]:
+        import torch
+
+        subject, results = self._subject, []
+        bos = [] if subject.bos_id is None else [subject.bos_id]
+        for start in range(0, len(texts), BATCH):
+            batch = list(texts[start : start + BATCH])
+            rows = [bos + subject.tokenizer.encode(text, add_special_tokens=False) for text in batch]
+            rows = [row[: subject.context] for row in rows]
+            tokens = torch.zeros(len(rows), max(1, *map(len, rows)) if rows else 1, dtype=torch.long)
+            for i, row in enumerate(rows):
+                tokens[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+            with self._lock, torch.inference_mode():
+                acts = subject.activations(tokens)
+                values = self._sae.encode(acts.flatten(0, 1))[:, feature].reshape(tokens.shape).float().cpu()
+            for row, activation in zip(rows, values.tolist()):
+                pieces = subject.token_strings(row[len(bos) :])
+                results.append(TokenActivations(tuple(pieces), tuple(activation[len(bos) : len(row)])))
+        return results

@@ -1,0 +1,42 @@
+"""Activations of any text: the same as those of the harvest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autointerp.activations.texts import TextActivations
+from autointerp.config import SubjectConfig
+from autointerp.sae.load import load_sae
+from autointerp.subject.model import load_subject
+
+SAE = Path(__file__).parents[2] / "pipelines" / "saes" / "stories15m-l1"
+
+
+@pytest.fixture(scope="module")
+def activations(stories15m: Path) -> TextActivations:
+    sae = load_sae(str(SAE))
+    subject = load_subject(SubjectConfig(model=str(stories15m)), stories15m, sae.cfg.hook_name)
+    return TextActivations(subject, sae)
+
+
+def test_a_texts_activations_do_not_hang_on_its_neighbours(activations: TextActivations) -> None:
+    short, long = "Tim saw a cat.", "Once upon a time there was a little girl named Lily who loved the sun."
+    read = activations.of(2577)
+    alone, together = read([short]), read([long, short])
+    assert together[1].tokens == alone[0].tokens
+    assert together[1].activations == pytest.approx(alone[0].activations, abs=1e-4)
+    assert len(alone[0].tokens) == len(alone[0].activations)
+    assert "".join(alone[0].tokens).strip() == short
+
+
+def test_a_feature_of_a_name_fires_on_the_name(activations: TextActivations) -> None:
+    (seen,) = activations.of(2577)(["One day Tim went out. Tim was happy."])
+    fires = [token.strip() for token, value in zip(seen.tokens, seen.activations) if value > 0]
+    assert fires
+    assert set(fires) <= {"Tim", "my", "T", "im"}
+
+
+def test_no_text_gives_no_rows(activations: TextActivations) -> None:
+    assert activations.of(0)([]) == []
