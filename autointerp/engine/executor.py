@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from autointerp.artifacts import write_atomically
+from autointerp.hashing import digest
 from autointerp.tables import concat, write_rows
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ def is_done(folder: Path, shard: Shard) -> bool:
 def record(folder: Path, shard: Shard, files: Sequence[Path], about: Mapping[str, Any]) -> None:
     hashes = {str(file.relative_to(folder)): _sha256(file) for file in files}
     (folder / RECORDS).mkdir(exist_ok=True)
-    text = json.dumps({"items": list(shard.items), "files": hashes, **about})
+    about = {"items": list(shard.items), "files": hashes, **about}
+    text = json.dumps(about | {"check": digest(about)})
     write_atomically(folder / shard.record, lambda path: path.write_text(text))
 
 
@@ -99,7 +101,10 @@ def _read(path: Path) -> dict[str, Any] | None:
         about = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    return about if isinstance(about, dict) and isinstance(about.get("files"), dict) else None
+    if not isinstance(about, dict):
+        return None
+    check = about.pop("check", None)
+    return about if check == digest(about) else None
 
 
 def _sha256(path: Path) -> str:
@@ -146,13 +151,20 @@ async def _each_feature(
     bar: Progress,
 ) -> None:
     gate = asyncio.Semaphore(width)
+    stopped = asyncio.Event()
 
     async def feature_rows(feature: int, given: T, left: list[int], begun: asyncio.Event) -> Rows:
         async with gate:
             left.remove(feature)
             if not left:
                 begun.set()
-            rows = await work(feature, given)
+            if stopped.is_set():  # a request before this one ended the run
+                raise asyncio.CancelledError
+            try:
+                rows = await work(feature, given)
+            except BaseException:
+                stopped.set()
+                raise
         bar.advance()
         return rows
 
@@ -163,9 +175,9 @@ async def _each_feature(
             rows = await asyncio.gather(*tasks)
         finally:
             await _end(tasks)
-        await asyncio.to_thread(_keep, folder, shard, rows)
+        await _whole(_keep, folder, shard, rows)
         if session.on_shard is not None:
-            await asyncio.to_thread(session.on_shard)
+            await _whole(session.on_shard)
 
     under_way: set[asyncio.Task[None]] = set()
     try:
@@ -186,6 +198,16 @@ async def _each_feature(
         await asyncio.gather(*under_way)
     finally:
         await _end(under_way)
+
+
+async def _whole(call: Callable[..., None], *given: Any) -> None:
+    """In a thread, to its end also where the run stops meanwhile: nobody else may write these files before."""
+    task = asyncio.create_task(asyncio.to_thread(call, *given))
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
 
 
 def _raise_from(tasks: set[Any]) -> None:

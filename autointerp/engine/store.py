@@ -93,7 +93,10 @@ class Store:
         folder = self.folder(stage, key)
         aside = folder.with_name(f"{key}{KEPT_ASIDE}")
         shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
+        try:
+            folder.rename(aside)
+        except FileNotFoundError:  # another process was first
+            return
         log.warning("%s: %s is damaged (%s): set aside as %s, made again", stage, folder.name, wrong, aside.name)
 
     @contextmanager
