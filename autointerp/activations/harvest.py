@@ -1,10 +1,17 @@
-"""Run a corpus through the subject and the SAE, and keep where each latent fires: sparse, shard by shard."""
+"""Run a corpus through the subject and the SAE, and keep where each latent fires: sparse, shard by shard.
+
+1. `text_shards`: the corpus is cut into runs of whole rows.
+2. `harvest_shard`: the firings of one run, sorted by latent, in one file.
+3. `merge_shards`: counts and peaks over all shards, and ``firings.json``, which says that the harvest is whole.
+
+`harvest` does all three and goes on where an earlier call was killed.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +29,40 @@ if TYPE_CHECKING:
     EncodeSparse = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # [m, d] -> token index, latent, value: [n] each
 
 HALF_MAX = 6e4  # above it a shard keeps float32: float16 ends at 65,504
+SHARD_TOKENS = 2_000_000
+
+
+@dataclass(frozen=True)
+class Harvest:
+    """What is harvested, and how.
+
+    `activations` are the subject, or what `harvest_dense` wrote of this corpus: then no model is run. Rows of like
+    length run together, padded on the right to at most `batch_tokens` tokens (one row at least); padding, and with
+    `skip_bos` each row's BOS, never reach the SAE.
+    """
+
+    corpus: Corpus
+    activations: Activations | np.ndarray
+    encode_sparse: EncodeSparse
+    n_latents: int
+    hook: str  # what the activations are of, for `FiringsInfo` and for errors
+    skip_bos: bool
+    batch_tokens: int
+    device: str | torch.device
+
+    @property
+    def skip(self) -> int:
+        """Tokens at the start of a row that are left out."""
+        return int(self.skip_bos and self.corpus.info.bos_id is not None)
+
+    def covers(self, first: int, last: int) -> dict[str, str]:
+        """What a shard's file says of itself."""
+        return {
+            "rows": f"{first}:{last}",
+            "n_latents": str(self.n_latents),
+            "hook": self.hook,
+            "skip_bos": str(self.skip_bos),
+        }
 
 
 def harvest(
@@ -35,69 +76,80 @@ def harvest(
     skip_bos: bool,
     batch_tokens: int,
     device: str | torch.device,
-    shard_tokens: int = 2_000_000,
+    shard_tokens: int = SHARD_TOKENS,
     bar: Progress,
 ) -> None:
     """Write the `Firings` of `corpus` into `folder`; go on where an earlier call was killed.
 
-    A latent fires where its value is above 0. Rows of like length run together, padded on the right
-    to at most `batch_tokens` tokens (one row at least); padding, and with `skip_bos` each row's BOS,
-    never reach the SAE. Memory: one shard of at most `shard_tokens` tokens, about 24 bytes a firing.
-    Disk: 6 bytes a firing (8 where a value is above `HALF_MAX`). `bar` advances by tokens, BOS included.
-    `activations` can also be what `harvest_dense` wrote of this corpus: then no model is run.
+    A latent fires where its value is above 0. Memory: one shard of at most `shard_tokens` tokens, about 24 bytes a
+    firing. Disk: 6 bytes a firing (8 where a value is above `HALF_MAX`). `bar` advances by tokens, BOS included. The
+    other arguments are those of `Harvest`. A shard whose file is there and covers the same rows is not made again.
 
     Raises AutointerpError where the subject's activations are not finite.
     """
-    import numpy as np
-
+    wanted = Harvest(corpus, activations, encode_sparse, n_latents, hook, skip_bos, batch_tokens, device)
     folder.mkdir(parents=True, exist_ok=True)
-    for torn in folder.glob(".*.tmp"):  # left by a process that was killed while writing
-        torn.unlink()
-    skip = int(skip_bos and corpus.info.bos_id is not None)
-    counts, peaks = np.zeros(n_latents, np.int64), np.zeros(n_latents, np.float32)
-    n_shards = 0
-    for first, last in _shards(corpus.offsets, shard_tokens):
-        path = folder / f"shard-{n_shards:05d}.safetensors"
-        covers = {"rows": f"{first}:{last}", "n_latents": str(n_latents), "hook": hook, "skip_bos": str(skip_bos)}
-        if path.exists() and _metadata(path) == covers:
+    remove_torn(folder)
+    shards = text_shards(corpus, shard_tokens)
+    for number, (first, last) in enumerate(shards):
+        path = shard_path(folder, number)
+        if path.exists() and _metadata(path) == wanted.covers(first, last):
             bar.advance(int(corpus.offsets[last] - corpus.offsets[first]), skipped=True)
         else:
-            batches = _batches(corpus, first, last, activations, encode_sparse, skip, batch_tokens, device, hook, bar)
-            _write_shard(path, batches, n_latents, int(corpus.offsets[first]), int(corpus.offsets[last]), covers)
-        _summarise(path, counts, peaks)
-        n_shards += 1
+            harvest_shard(wanted, first, last, path, bar)
+    merge_shards(wanted, folder, len(shards))
 
-    info = FiringsInfo(n_latents, int(corpus.offsets[-1]) - skip * corpus.info.n_rows, n_shards, hook, skip_bos)
+
+def text_shards(corpus: Corpus, shard_tokens: int = SHARD_TOKENS) -> list[tuple[int, int]]:
+    """Runs of whole rows [first, last) of at most `shard_tokens` tokens; a longer row is a shard of its own."""
+    offsets, shards, first = corpus.offsets, [], 0
+    while first < len(offsets) - 1:
+        last = max(first + 1, int(offsets.searchsorted(offsets[first] + shard_tokens, side="right")) - 1)
+        shards.append((first, last))
+        first = last
+    return shards
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:05d}.safetensors"
+
+
+def remove_torn(folder: Path) -> None:
+    """Remove what a process that was killed while writing left in `folder`."""
+    for torn in folder.glob(".*.tmp"):
+        torn.unlink()
+
+
+def harvest_shard(wanted: Harvest, first: int, last: int, path: Path, bar: Progress) -> None:
+    """Write the firings of the rows [first, last) as one shard of `Firings`."""
+    offsets = wanted.corpus.offsets
+    batches = _batches(wanted, first, last, bar)
+    start, stop = int(offsets[first]), int(offsets[last])
+    _write_shard(path, batches, wanted.n_latents, start, stop, wanted.covers(first, last))
+
+
+def merge_shards(wanted: Harvest, folder: Path, n_shards: int) -> None:
+    """Write what is counted over all shards; ``firings.json`` comes last."""
+    import numpy as np
+
+    counts, peaks = np.zeros(wanted.n_latents, np.int64), np.zeros(wanted.n_latents, np.float32)
+    for number in range(n_shards):
+        _summarise(shard_path(folder, number), counts, peaks)
+    tokens = int(wanted.corpus.offsets[-1]) - wanted.skip * wanted.corpus.info.n_rows
+    info = FiringsInfo(wanted.n_latents, tokens, n_shards, wanted.hook, wanted.skip_bos)
     write_atomically(folder / "counts.npy", lambda path: _save(path, counts))
     write_atomically(folder / "peaks.npy", lambda path: _save(path, peaks))
     write_atomically(folder / "firings.json", lambda path: path.write_text(json.dumps(asdict(info), indent=2)))
 
 
-def _shards(offsets: np.ndarray, shard_tokens: int) -> Iterator[tuple[int, int]]:
-    """Runs of whole rows [first, last) of at most `shard_tokens` tokens; a longer row is a shard of its own."""
-    first, n_rows = 0, len(offsets) - 1
-    while first < n_rows:
-        last = max(first + 1, int(offsets.searchsorted(offsets[first] + shard_tokens, side="right")) - 1)
-        yield first, last
-        first = last
-
-
 def _batches(
-    corpus: Corpus,
-    first: int,
-    last: int,
-    activations: Activations | np.ndarray,
-    encode_sparse: EncodeSparse,
-    skip: int,
-    batch_tokens: int,
-    device: str | torch.device,
-    hook: str,
-    bar: Progress,
+    wanted: Harvest, first: int, last: int, bar: Progress
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(latent, position in the shard, value) of the firings of the rows [first, last), batch by batch."""
     import numpy as np
     import torch
 
+    corpus, skip = wanted.corpus, wanted.skip
     start = corpus.offsets[first]
     text = np.asarray(corpus.tokens[start : corpus.offsets[last]])
     begins = corpus.offsets[first:last] - start
@@ -106,7 +158,7 @@ def _batches(
     at = 0
     while at < len(order):
         width = int(lengths[order[at]])
-        rows = order[at : at + max(1, batch_tokens // max(width, 1))]
+        rows = order[at : at + max(1, wanted.batch_tokens // max(width, 1))]
         at += len(rows)
         column = np.arange(width)
         position = begins[rows, None] + column
@@ -114,17 +166,17 @@ def _batches(
         kept = np.flatnonzero(real & (column >= skip))
         if len(kept):
             with torch.inference_mode():
-                if isinstance(activations, np.ndarray):  # row r of the corpus comes after r BOS that are not in it
+                if isinstance(wanted.activations, np.ndarray):  # row r comes after r BOS that are not in it
                     stored = start + position - skip * (1 + first + rows)[:, None]
-                    acts = torch.from_numpy(activations[stored.ravel()[kept]]).to(device, torch.float32)
+                    acts = torch.from_numpy(wanted.activations[stored.ravel()[kept]]).to(wanted.device, torch.float32)
                 else:
                     tokens = np.where(real, text[np.minimum(position, len(text) - 1)], 0).astype(np.int64)
-                    acts = activations(torch.from_numpy(tokens).to(device)).flatten(0, 1)
+                    acts = wanted.activations(torch.from_numpy(tokens).to(wanted.device)).flatten(0, 1)
                     if len(kept) < len(acts):
                         acts = acts[torch.from_numpy(kept).to(acts.device)]
                 if not torch.isfinite(acts.sum(dtype=torch.float32)):
-                    raise AutointerpError(f"activations at {hook} are not finite: set subject.dtype to float32")
-                index, latent, value = encode_sparse(acts)
+                    raise AutointerpError(f"activations at {wanted.hook} are not finite: set subject.dtype to float32")
+                index, latent, value = wanted.encode_sparse(acts)
                 fires = value > 0
                 if not bool(fires.all()):
                     index, latent, value = index[fires], latent[fires], value[fires]
@@ -196,9 +248,9 @@ def _summarise(path: Path, counts: np.ndarray, peaks: np.ndarray) -> None:
 
     shard = load_file(path)
     indptr, activation = shard["indptr"], shard["activation"]
-    found = np.diff(indptr)
-    counts += found
-    fired = np.flatnonzero(found)
+    firings = np.diff(indptr)
+    counts += firings
+    fired = np.flatnonzero(firings)
     if len(fired):
         bits = activation.view(np.uint16 if activation.dtype == np.float16 else np.uint32)  # positive floats order so
         top = np.maximum.reduceat(bits, indptr[:-1][fired]).view(activation.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from autointerp.composites import FLAGGED
+from autointerp.composites.labels import FLAGGED
 from autointerp.config import FeaturesConfig
 from autointerp.errors import AutointerpError
 

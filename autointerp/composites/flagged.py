@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autointerp.activations.contexts import read_contexts
-from autointerp.composites.evidence import PAIRS, Pair
+from autointerp.composites.evidence import Pair, random_parts, swapped_parts
+from autointerp.composites.labels import FLAGGED
 from autointerp.records import Constituent
-
-__all__ = ["PAIRS", "Flagged", "Pair", "constituents_of", "read_flagged"]
 
 
 @dataclass(frozen=True)
@@ -38,17 +37,16 @@ class Flagged:
         return self.failures.get(feature, default)
 
 
-def read_flagged(inputs: Mapping[str, Path], of: str | None, seed: int) -> Flagged:
-    """From the folders of select and reencode, and of the explainer `of` (None: nothing is explained yet)."""
+def read_flagged(inputs: Mapping[str, Path], explainer: str | None, seed: int) -> Flagged:
+    """From the folders of select and reencode, and of `explainer` (None: nothing is explained yet)."""
     import numpy as np
     import pyarrow.parquet as pq
 
-    from autointerp.composites import FLAGGED
-    from autointerp.composites.evidence import random_parts, swapped_parts
-
     seed %= 2**64
     selected = pq.read_table(inputs["select"] / "selection.parquet").to_pylist()
-    explained = pq.read_table(inputs[f"explain/{of}"] / "explanations.parquet").to_pylist() if of else []
+    explained = []
+    if explainer:
+        explained = pq.read_table(inputs[f"explain/{explainer}"] / "explanations.parquet").to_pylist()
     names = ["feature", "label", "constituents", "coefficients", "union_constituents"]
     checked = pq.read_table(inputs["reencode"] / "composites.parquet", columns=names)
     texts = {row["feature"]: row["explanation"] for row in explained if row["explanation"]}
@@ -63,8 +61,8 @@ def read_flagged(inputs: Mapping[str, Path], of: str | None, seed: int) -> Flagg
     whole = {f: parts for f, parts in own.items() if all(part in texts for part in parts)}
     random = {}
     for f, parts in whole.items():
-        said = {texts[part] for part in parts}
-        pool = np.array([g for g, text in texts.items() if text not in said], np.int64)
+        own_texts = {texts[part] for part in parts}
+        pool = np.array([g for g, text in texts.items() if text not in own_texts], np.int64)
         if drawn := random_parts(f, parts, pool, counts, seed):
             random[f] = drawn
     return Flagged(
@@ -82,12 +80,12 @@ def constituents_of(flagged: Flagged, pair: Pair, contexts: Path) -> Callable[[i
     def read(feature: int) -> tuple[Constituent, ...]:
         parts = flagged.parts[pair].get(feature, [])
         seen = read_contexts(contexts, parts)
-        found = []
+        shown = []
         for part, weight in zip(parts, flagged.coefficients.get(feature, [])):
             train = [c for c in seen[part] if c.split == "train" and c.fires]
             text = flagged.texts.get(part)
             why = None if text else flagged.failure(part)
-            found.append(Constituent(part, weight, text, why, tuple(sorted(train, key=lambda c: -c.peak))))
-        return tuple(found)
+            shown.append(Constituent(part, weight, text, why, tuple(sorted(train, key=lambda c: -c.peak))))
+        return tuple(shown)
 
     return read

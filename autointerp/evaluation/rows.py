@@ -12,6 +12,22 @@ if TYPE_CHECKING:
 
     from autointerp.artifacts import Corpus
 
+HELD_OUT = 50_000  # tokens at the corpus' end on which an SAE that the run trains is measured
+
+
+def held_out_of(tokens: int) -> int:
+    """How many of the corpus' last tokens, BOS not counted, an SAE that the run trains does not see."""
+    return min(HELD_OUT, tokens // 10)
+
+
+def held_out_from(corpus: Corpus, count: int) -> int:
+    """Flat position of the first row that lies wholly in the last `count` tokens, BOS not counted."""
+    import numpy as np
+
+    skip = int(corpus.info.bos_id is not None)
+    begins = corpus.offsets - skip * np.arange(len(corpus.offsets))  # of each row among the activations
+    return int(corpus.offsets[np.searchsorted(begins, begins[-1] - count)])
+
 
 @dataclass(frozen=True)
 class Row:
@@ -30,7 +46,7 @@ def rows_of(corpus: Corpus, tokens: int, context: int, *, first_token: int = 0) 
 
     head = [] if corpus.info.bos_id is None else [corpus.info.bos_id]
     skip, room = len(head), context - len(head)
-    found: list[Row] = []
+    rows: list[Row] = []
     count, last = 0, corpus.info.n_rows
     while last and count < tokens:
         document = int(corpus.documents[last - 1])
@@ -40,10 +56,10 @@ def rows_of(corpus: Corpus, tokens: int, context: int, *, first_token: int = 0) 
         whole = np.concatenate([corpus.row(r)[skip:] for r in range(first, last)])
         pieces = [Row(document, np.concatenate([head, whole[at : at + room]]).astype(np.int64))
                   for at in range(0, len(whole), room)]  # fmt: skip
-        found += pieces
+        rows += pieces
         count += sum(len(row.tokens) for row in pieces)
         last = first
-    return found
+    return rows
 
 
 def batches(rows: Sequence[Row], batch_tokens: int) -> Iterator[tuple[list[Row], torch.Tensor]]:
@@ -56,9 +72,9 @@ def batches(rows: Sequence[Row], batch_tokens: int) -> Iterator[tuple[list[Row],
     at = 0
     while at < len(order):
         width = len(order[at].tokens)
-        some = order[at : at + max(1, batch_tokens // width)]
-        at += len(some)
-        tokens = np.zeros((len(some), width), np.int64)
-        for i, row in enumerate(some):
+        batch = order[at : at + max(1, batch_tokens // width)]
+        at += len(batch)
+        tokens = np.zeros((len(batch), width), np.int64)
+        for i, row in enumerate(batch):
             tokens[i, : len(row.tokens)] = row.tokens
-        yield some, torch.from_numpy(tokens)
+        yield batch, torch.from_numpy(tokens)

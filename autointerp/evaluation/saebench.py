@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+
+from autointerp.composites.neighbours import top_neighbours
+from autointerp.hashing import digest
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
+
+    from autointerp.artifacts import Corpus
+    from autointerp.config import Config
+    from autointerp.evaluation.run import Evaluation
+    from autointerp.sae.model import SAE
 
 # SAEBench's category -> its metric -> ours. SAEBench also counts BOS as ablated and divides its mse by the batch.
 METRICS: dict[str, dict[str, str]] = {
@@ -43,6 +54,66 @@ METRICS: dict[str, dict[str, str]] = {
         "normalized_freq_over_10_percent": "dense_firings",
     },
 }
+
+
+def saebench_core(config: Config, corpus: Corpus, sae: SAE, evaluation: Evaluation, device: str) -> dict[str, Any]:
+    """SAEBench's "core" JSON of an evaluation that was run as `config` says."""
+    settings = _settings(config, corpus)
+    identity = {"settings": settings, "sae": asdict(sae.cfg), "text": corpus.info.text_sha256}
+    about = {
+        "eval_config": settings,
+        "eval_id": digest(identity),
+        "datetime_epoch_millis": round(time.time() * 1000),
+        "sae_bench_commit_hash": f"autointerp {version('autointerp')}",  # which code measured; it is not SAEBench's
+        "sae_lens_id": config.sae.load or "custom_sae",
+        "sae_lens_release_id": config.name,
+        "sae_lens_version": f"autointerp {version('autointerp')}",
+        "sae_cfg_dict": {name: value for name, value in asdict(sae.cfg).items() if value is not None},
+        "eval_result_unstructured": {
+            row["metric"]: {name: row.get(name) for name in ("value", "low", "high", "n", "note")}
+            for row in evaluation.figures
+        },
+    }
+    return saebench(evaluation.figures, evaluation.latents, _encoder(sae, device), about)
+
+
+def _settings(config: Config, corpus: Corpus) -> dict[str, Any]:
+    """SAEBench's names for how the evaluation was run."""
+    context = config.evaluation.context or corpus.info.context
+    batch = max(1, config.subject.batch_tokens // context)
+    batches = -(-config.evaluation.tokens // (batch * context))
+    return {
+        "model_name": config.subject.model,
+        "llm_dtype": config.subject.dtype,
+        "batch_size_prompts": batch,
+        "n_eval_reconstruction_batches": batches,
+        "n_eval_sparsity_variance_batches": batches,
+        "dataset": corpus.info.source,
+        "context_size": context,
+        "compute_kl": True,
+        "compute_ce_loss": True,
+        "compute_l2_norms": True,
+        "compute_sparsity_metrics": True,
+        "compute_variance_metrics": True,
+        "compute_featurewise_density_statistics": True,
+        "compute_featurewise_weight_based_metrics": True,
+        "exclude_special_tokens_from_reconstruction": corpus.info.bos_id is not None,
+        "verbose": False,
+    }
+
+
+def _encoder(sae: SAE, device: str) -> dict[str, Tensor]:
+    """Figures of each latent's encoder column, [latents] each; see `saebench`."""
+    import torch
+
+    encoder = {
+        "norm": sae.W_enc.norm(dim=0),
+        "bias": sae.b_mag if sae.cfg.architecture == "gated" else sae.b_enc,
+        "max_cosine": top_neighbours(sae.W_enc.T.contiguous(), 1, device=device)[1][:, 0],
+    }
+    if sae.cfg.d_out is None:
+        encoder["cosine"] = torch.cosine_similarity(sae.W_enc.T, sae.W_dec, dim=1)
+    return encoder
 
 
 def saebench(

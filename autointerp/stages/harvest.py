@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autointerp.artifacts import Corpus
 from autointerp.config import Config
 from autointerp.engine import models
+from autointerp.engine.executor import Shard, each_shard, forget_shards
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.progress import progress
 from autointerp.stages.corpus import numbers_section
+
+if TYPE_CHECKING:
+    from autointerp.activations.harvest import Harvest
+    from autointerp.progress import Progress
 
 
 def uses(config: Config) -> Iterator[Use]:
@@ -18,9 +25,23 @@ def uses(config: Config) -> Iterator[Use]:
 
 
 def work(job: Job) -> None:
+    """Each shard of text is kept with its hash when it is done: a killed harvest goes on from there, and a shard that
+    was damaged since is harvested again."""
+    from autointerp.activations.harvest import merge_shards, remove_torn, text_shards
+
+    wanted = _wanted(job)
+    remove_torn(job.folder)
+    shards = [Shard(number, rows) for number, rows in enumerate(text_shards(wanted.corpus))]
+    with progress("harvest", wanted.corpus.info.n_tokens, "tokens") as bar:
+        _each_shard(wanted, job.folder, shards, bar)
+    merge_shards(wanted, job.folder, len(shards))
+    forget_shards(job.folder, files=False)
+
+
+def _wanted(job: Job) -> Harvest:
     import numpy as np
 
-    from autointerp.activations.harvest import harvest
+    from autointerp.activations.harvest import Harvest
 
     sae = models.open_sae(job.session, job.inputs["sae"])
     corpus = Corpus(job.inputs["corpus"])
@@ -29,19 +50,32 @@ def work(job: Job) -> None:
     else:
         subject = models.subject(job.session, sae.cfg.hook_name)
         hook, source = subject.hook.name, subject.activations
-    with progress("harvest", corpus.info.n_tokens, "tokens") as bar:
-        harvest(
-            corpus,
-            source,
-            sae.encode_sparse,
-            sae.cfg.d_sae,
-            job.folder,
-            hook=hook,
-            skip_bos=corpus.info.bos_id is not None,
-            batch_tokens=job.config.subject.batch_tokens,
-            device=models.device(job.session),
-            bar=bar,
-        )
+    return Harvest(
+        corpus,
+        source,
+        sae.encode_sparse,
+        sae.cfg.d_sae,
+        hook=hook,
+        skip_bos=corpus.info.bos_id is not None,
+        batch_tokens=job.config.subject.batch_tokens,
+        device=models.device(job.session),
+    )
+
+
+def _each_shard(wanted: Harvest, folder: Path, shards: Sequence[Shard], bar: Progress) -> None:
+    from autointerp.activations.harvest import harvest_shard, shard_path
+
+    def make(shard: Shard) -> Sequence[Path]:
+        first, last = shard.items
+        path = shard_path(folder, shard.number)
+        harvest_shard(wanted, first, last, path, bar)
+        return [path]
+
+    def skip(shard: Shard) -> None:
+        first, last = shard.items
+        bar.advance(int(wanted.corpus.offsets[last] - wanted.corpus.offsets[first]), skipped=True)
+
+    each_shard(folder, shards, make, skip)
 
 
 STAGE = Stage(

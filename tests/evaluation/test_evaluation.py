@@ -28,8 +28,9 @@ from autointerp.evaluation import (
     token_classes,
 )
 from autointerp.evaluation.figures import FIGURES
+from autointerp.evaluation.rows import held_out_from
+from autointerp.evaluation.run import PatchedSubject
 from autointerp.evaluation.sums import COLUMNS
-from autointerp.pipeline.evaluate import _held_out_from, _Patched
 from autointerp.progress import Progress
 from autointerp.sae import SAE, SAEConfig
 from autointerp.subject import Subject, build_corpus, load_subject
@@ -64,7 +65,7 @@ def planted(d: int, decoder: torch.Tensor, **more: object) -> SAE:
 def run(subject: Subject, corpus: Corpus, sae: SAE, writes: Subject | None = None, context: int = 40) -> Measured:
     rows = rows_of(corpus, 200, context)
     classes = token_classes(subject.vocab_strings())
-    model = _Patched(subject, writes or subject)
+    model = PatchedSubject(subject, writes or subject)
     bar = Progress("evaluate", None, "tokens")
     return measure(rows, model, sae, sae.cfg.d_sae, classes, skip=1, batch_tokens=200, device="cpu", bar=bar)
 
@@ -190,7 +191,7 @@ def test_rows_longer_than_the_corpus_reach_further(subject: Subject, corpus: Cor
 
 
 def test_numbers_that_are_not_finite_are_said(subject: Subject, corpus: Corpus) -> None:
-    class Overflowing(_Patched):
+    class Overflowing(PatchedSubject):
         def patched(self, tokens: torch.Tensor, replaced: torch.Tensor) -> torch.Tensor:
             return torch.full((*tokens.shape, 32000), torch.inf)
 
@@ -333,7 +334,7 @@ def test_rows_hold_whole_documents_from_the_end(
     assert count >= tokens or len(taken) == len(documents)
 
     unseen = min(held_out, sum(documents))
-    first = _held_out_from(corpus, unseen)
+    first = held_out_from(corpus, unseen)
     kept = rows_of(corpus, 10**6, wanted, first_token=first)
     assert sum(len(row.tokens) - len(head) for row in kept) <= unseen
 

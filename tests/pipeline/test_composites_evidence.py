@@ -13,11 +13,11 @@ from endpoint import serving
 from planted import config, oracle_of, plant, plant_composites
 
 import autointerp as ai
+from autointerp.commands.plan import plan
+from autointerp.commands.prompts import prompts
 from autointerp.composites import evidence
 from autointerp.config import parse_config
 from autointerp.errors import AutointerpError, ConfigError
-from autointerp.commands.plan import plan
-from autointerp.commands.prompts import prompts
 from autointerp.report import show
 
 EXPLAINERS = [

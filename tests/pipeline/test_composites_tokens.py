@@ -12,9 +12,10 @@ import torch
 
 from autointerp.artifacts import Corpus, CorpusInfo
 from autointerp.composites import find_composites
+from autointerp.composites.activation_evidence import UnderTest, conclude, project, to_test
 from autointerp.composites.evidence import nonnegative_fit
-from autointerp.pipeline.composites import _conclude, _project, _Tested, _to_test, save_composites
-from autointerp.pipeline.union import lent
+from autointerp.composites.io import save_composites
+from autointerp.composites.union import lent, lent_sums
 from autointerp.sae.model import SAE, SAEConfig
 
 D, N = 8, 30
@@ -48,11 +49,11 @@ def test_projections_are_of_what_f_and_its_parts_have_to_explain(corpus: Corpus,
 
     pairs = {"own": [3, 7], "swapped": [11, 2], "random": [20, 21, 5]}
     tested = {
-        1: _Tested(dict(pairs), positions=np.array([1, 4, 5, 30])),  # type: ignore[arg-type]
-        9: _Tested({"own": [4]}, positions=np.array([2, 4])),
+        1: UnderTest(dict(pairs), positions=np.array([1, 4, 5, 30])),  # type: ignore[arg-type]
+        9: UnderTest({"own": [4]}, positions=np.array([2, 4])),
     }
-    session = SimpleNamespace(device="cpu", config=SimpleNamespace(subject=SimpleNamespace(batch_tokens=batch_tokens)))
-    _project(session, tested, corpus, sae, SimpleNamespace(activations=activations))  # type: ignore[arg-type]
+    subject: Any = SimpleNamespace(activations=activations)
+    project(tested, corpus, sae, subject, batch_tokens=batch_tokens, device="cpu")
 
     assert sum(widths) <= corpus.info.n_tokens * 9
     for f, one in tested.items():
@@ -84,7 +85,7 @@ def test_what_is_tested_are_sums_of_harvested_latents_and_children_of_more_frequ
         [row(0, "composite", [1, 2]), row(3, "split_child", [4]), row(4, "split_child", [3]), row(5, "atomic", []),
          row(6, "possible", [7], [2]), row(7, "possible", [8, 9, 10])]
     )  # fmt: skip
-    tested = _to_test(table, counts, seed=0)
+    tested = to_test(table, counts, seed=0)
     assert list(tested) == [0, 3, 7]
     assert set(tested[0].parts) == {"own", "random"}  # the other sum has three parts
     assert len(tested[7].parts["random"]) == 3
@@ -95,15 +96,15 @@ def test_a_child_whose_parent_is_silent_though_its_direction_is_there_has_absorb
     sae = make()
     square = float(sae.W_dec[4] @ sae.W_dec[4])
 
-    def child(together: float, strength: float, tokens: int = 100) -> _Tested:
-        return _Tested(
+    def child(together: float, strength: float, tokens: int = 100) -> UnderTest:
+        return UnderTest(
             {"own": [4]}, np.arange(tokens), {"own": np.full((tokens, 1), strength * square)}, {"own": np.array([1.0])},
             {"own": [together / 0.01]}, [together], mode="additive",
         )  # fmt: skip
 
     table = pd.DataFrame([*(row(f, "split_child", [4]) for f in (1, 2, 3, 6)), row(5, "composite", [1], [0])])
     children = {1: child(0.0, 1.0), 2: child(0.5, 1.0), 3: child(0.0, 0.1), 6: child(0.0, 1.0, tokens=99)}
-    found = _conclude(table, children, {5: {"cofire": 0.7}}, sae, None)
+    found = conclude(table, children, {5: {"cofire": 0.7}}, sae, None)
     assert found["label"].tolist() == ["absorption", *["split_child"] * 3, "composite"]
     assert found["absorbed"].tolist() == [[4], [], [], [], []]
     assert found["failure"][3] == "absorption: 99 strong tokens, 100 are needed"
@@ -117,8 +118,8 @@ def test_a_child_whose_parent_is_silent_though_its_direction_is_there_has_absorb
 
 
 def test_a_transcoder_is_not_reencoded_and_says_so() -> None:
-    one = _Tested({"own": [1, 2]}, np.arange(200), {}, {}, {"own": [3.0, 2.0]}, [0.0, 0.0], mode="replacing")
-    found = _conclude(pd.DataFrame([row(0, "composite", [1, 2])]), {0: one}, {}, make(d_out=5), None)
+    one = UnderTest({"own": [1, 2]}, np.arange(200), {}, {}, {"own": [3.0, 2.0]}, [0.0, 0.0], mode="replacing")
+    found = conclude(pd.DataFrame([row(0, "composite", [1, 2])]), {0: one}, {}, make(d_out=5), None)
     assert found["label"][0] == "composite"
     assert found["lift"][0] == 2.0
     assert "transcoder" in found["failure"][0]
@@ -140,18 +141,15 @@ def test_parts_of_another_sae_that_fire_together_are_told_from_those_that_exclud
     found = pd.DataFrame([row(0, "composite", [], [0, 1]), row(1, "possible", [], [2, 3]), row(2, "atomic", [])])
     everywhere = np.arange(len(tokens))
     fired = {0: (everywhere, np.ones(len(tokens))), 1: (everywhere, np.ones(len(tokens)))}
-    firings = SimpleNamespace(
+    firings: Any = SimpleNamespace(
         counts=np.array([len(tokens), len(tokens), 0]), of=lambda some: {f: fired[f] for f in some}
     )
-    config = SimpleNamespace(
-        seed=0, subject=SimpleNamespace(batch_tokens=20), composites=SimpleNamespace(union="wide", tokens=1000)
-    )
-    session = SimpleNamespace(
-        device="cpu", config=config, load_sae=lambda _: union,
-        subject=lambda _: SimpleNamespace(activations=lambda some: table[some]),
-    )  # fmt: skip
+    subject: Any = SimpleNamespace(activations=lambda tokens: table[tokens])
     turn = np.arange(corpus.info.n_rows)
-    of, _ = lent(session, found, corpus, firings, sae, turn)  # type: ignore[arg-type]
+    sums = lent_sums(found, sae.cfg.d_sae)
+    of, _ = lent(
+        sums, found, corpus, firings, sae, union, subject, turn, tokens=1000, seed=0, batch_tokens=20, device="cpu"
+    )
     assert left.any()
     assert right.any()
     assert {f: (one["cofire"], one["cofire_swapped"], one["tokens"]) for f, one in of.items()} == {
@@ -162,7 +160,7 @@ def test_parts_of_another_sae_that_fire_together_are_told_from_those_that_exclud
 
 def test_an_empty_check_keeps_the_types_of_its_columns(tmp_path) -> None:
     table = find_composites(np.eye(4, dtype=np.float32))
-    save_composites(_conclude(table, {}, {}, make(), None), tmp_path / "composites.parquet")
+    save_composites(conclude(table, {}, {}, make(), None), tmp_path / "composites.parquet")
     import pyarrow.parquet as pq
 
     schema = pq.read_schema(tmp_path / "composites.parquet")

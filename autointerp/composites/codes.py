@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
+import numpy as np
+import torch
 
+if TYPE_CHECKING:
     from autointerp.artifacts import Corpus
     from autointerp.progress import Progress
-    from autointerp.sae import SAE
-    from autointerp.subject import Subject
+    from autointerp.sae.model import SAE
+    from autointerp.subject.model import Subject
 
 
 class Codes:
@@ -27,8 +27,6 @@ class Codes:
 
     def value(self, token: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
         """Activations of latents at tokens, of one shape; 0 where a latent is silent or -1."""
-        import torch
-
         if not len(self.keys):
             return torch.zeros_like(latent, dtype=self.left.dtype)
         wanted = token * self.n + latent
@@ -39,10 +37,11 @@ class Codes:
 def activations_at(
     corpus: Corpus, subject: Subject, position: np.ndarray, rows: np.ndarray, batch_tokens: int, bar: Progress
 ) -> Iterator[tuple[np.ndarray, torch.Tensor, np.ndarray]]:
-    """Batch by batch of rows: which of the positions [t] lie there, activations [n, d], and the place of each there."""
-    import numpy as np
-    import torch
+    """Run the subject on each row that holds one of the flat positions [t], batch by batch.
 
+    Yields which of the positions lie in the batch (their places among the t, [p]), the activations [n, d] of its
+    distinct tokens that are asked for, and for each of the p which of the n is its own.
+    """
     used = np.unique(rows)
     lengths = corpus.offsets[used + 1] - corpus.offsets[used]
     used = used[np.argsort(-lengths, kind="stable")]  # longest first: memory that suffices at the start suffices
@@ -57,10 +56,10 @@ def activations_at(
         for i, row in enumerate(batch):
             tokens[i, : len(corpus.row(row))] = corpus.row(row)
         low, high = np.searchsorted(ranked, (start, start + len(batch)))
-        some = order[low:high]
-        flat = (rank[rows[some]] - start) * width + position[some] - corpus.offsets[rows[some]]
-        places, of = np.unique(flat, return_inverse=True)
+        here = order[low:high]
+        flat = (rank[rows[here]] - start) * width + position[here] - corpus.offsets[rows[here]]
+        places, token = np.unique(flat, return_inverse=True)
         acts = subject.activations(torch.from_numpy(tokens)).flatten(0, 1)
-        yield some, acts[torch.from_numpy(places).to(acts.device)], of
-        bar.advance(len(some))
+        yield here, acts[torch.from_numpy(places).to(acts.device)], token
+        bar.advance(len(here))
         start += len(batch)

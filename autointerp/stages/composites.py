@@ -1,0 +1,40 @@
+"""composites: what the decoder alone says of every latent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from autointerp.artifacts import Firings
+from autointerp.config import Config
+from autointerp.engine import models
+from autointerp.engine.stage import Job, Stage, Use
+
+
+def uses(config: Config) -> Iterator[Use]:
+    if config.composites.enabled:
+        section = config.composites.model_dump(exclude={"tokens", "semantic"}) | union_section(config)
+        yield Use("composites", ("sae", "harvest"), section)
+
+
+def union_section(config: Config) -> dict[str, Any]:
+    """What the section of a stage that reads the union SAE holds of it."""
+    union = config.composites.union
+    return {"union": models.identity(union) if union else None}
+
+
+def work(job: Job) -> None:
+    from autointerp.composites.check import find_composites
+    from autointerp.composites.io import save_composites
+
+    config = job.config.composites
+    sae = models.open_sae(job.session, job.inputs["sae"])
+    union = models.load_sae(job.session, config.union).W_dec if config.union else None
+    alive = Firings(job.inputs["harvest"]).counts > 0
+    device = models.device(job.session)
+    table = find_composites(sae.W_dec, union, neighbours=config.neighbours, alive=alive, device=device)
+    save_composites(table, job.folder / "composites.parquet")
+    job.facts |= {"labels": table["label"].value_counts().to_dict()}
+
+
+STAGE = Stage("composites", "what the decoder alone says of every latent", uses, work)

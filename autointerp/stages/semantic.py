@@ -1,0 +1,63 @@
+"""semantic: whether the explanations of composites entail those of their constituents, by a judge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow.parquet as pq
+
+from autointerp.composites.entailment import PROMPTS, entailed, judge_pair
+from autointerp.composites.evidence import PAIRS
+from autointerp.composites.flagged import read_flagged
+from autointerp.config import Config, PluginConfig
+from autointerp.engine import asking
+from autointerp.engine.executor import Rows, each_feature, forget_shards, merge_parts
+from autointerp.engine.stage import Job, Stage, Use
+from autointerp.progress import progress
+from autointerp.stages.constituents import explained_by
+from autointerp.stages.plugin_section import llm_section
+
+
+def uses(config: Config) -> Iterator[Use]:
+    if config.composites.semantic is not None:
+        explainer = explained_by(config, config.composites.semantic.explainer, "composites.semantic")
+        section = {"of": explainer} | llm_section(config, judge(config), PROMPTS) | {"seed": config.seed}
+        yield Use("semantic", ("select", "reencode", f"explain/{explainer}"), section, given=explainer)
+
+
+def judge(config: Config) -> PluginConfig:
+    """The judge as a plug-in's config: whose language model it asks."""
+    assert config.composites.semantic is not None
+    return PluginConfig(name="semantic", llm=config.composites.semantic.llm)
+
+
+def work(job: Job) -> None:
+    """Write semantic.parquet: for every composite that is explained, as its parts are, whether a judge says that its
+    explanation entails theirs, or theirs entail it; and the same of another composite's parts (swapped) and of latents
+    that fire as often (random)."""
+    explainer, plugin = job.use.given, judge(job.config)
+    flagged = read_flagged(job.inputs, explainer, job.config.seed)
+    llm = asking.client(job.session, plugin)
+
+    async def judged(feature: int, _: None) -> Rows:
+        with asking.asked(llm, "semantic", feature) as counts:
+            rows = [await judge_pair(feature, pair, flagged, llm) for pair in PAIRS]
+        return Rows({"semantic": rows}, counts.passing_failures)
+
+    composites, width = sorted(flagged.parts["own"]), asking.width(job.config, plugin)
+    with progress("semantic", len(composites), "composites") as bar:
+        job.to_retry += each_feature(job.session, job.folder, composites, dict.fromkeys, judged, width=width, bar=bar)
+    merge_parts(job.folder, ["semantic"])
+    forget_shards(job.folder, files=True)
+    rows = pq.read_table(job.folder / "semantic.parquet").to_pylist()
+    job.facts |= {"explainer": explainer} | entailed(rows)
+
+
+STAGE = Stage(
+    "semantic",
+    "whether the explanations of composites entail those of their constituents, and of two controls",
+    uses,
+    work,
+    tables=("semantic",),
+    resumable=True,
+)
