@@ -23,7 +23,9 @@ FLOORS = (
     {"cli", "__main__", "__init__"},
 )
 FILES = sorted(ROOT.rglob("*.py"))
-NAMES = {".".join(file.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): file for file in FILES}
+NAMES = {
+    ".".join(file.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): file for file in FILES
+}
 
 
 def room(file: Path) -> str:
