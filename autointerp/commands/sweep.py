@@ -22,7 +22,7 @@ from autointerp.errors import ConfigError
 from autointerp.registry import did_you_mean
 
 if TYPE_CHECKING:
-    from autointerp.commands.run import Run
+    from autointerp.commands.folder import Run
 
 log = logging.getLogger("autointerp")
 
@@ -83,7 +83,8 @@ def sweep(config: str | Path, *, set: Mapping[str, Any] | None = None, out: str 
     Raises:
         ConfigError: a key is unknown; or, after the first variant, a metric is none that is measured.
     """
-    from autointerp.commands.run import environment, run, run_folder, run_targets
+    from autointerp.commands.folder import environment, run_folder
+    from autointerp.commands.run import run, run_targets
     from autointerp.commands.train import train
     from autointerp.report.sweep import draw
 
