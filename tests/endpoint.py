@@ -37,7 +37,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from autointerp.llm.openai_api import PROBE
+from autointerp.llm.backends.openai import PROBE
 
 Said = str | tuple[str, Mapping[str, float]]  # the text, and the probabilities of its first token
 Answer = Callable[[list[dict[str, str]], dict[str, Any]], Said | Awaitable[Said]]

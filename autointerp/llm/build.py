@@ -34,11 +34,11 @@ def open_llm(
 
 def _backend(config: LLMConfig, resolve_model: Callable[[str], Path] | None) -> Backend:
     if config.base_url is not None:
-        from autointerp.llm.openai_api import OpenAIBackend
+        from autointerp.llm.backends.openai import OpenAIBackend
 
         return OpenAIBackend(config)
     if config.model.startswith("vllm:"):
-        from autointerp.llm.vllm_server import VllmBackend
+        from autointerp.llm.backends.vllm import VllmBackend
 
         served = config.model.removeprefix("vllm:")
         if resolve_model is not None and "/" not in served:  # a hub id is vLLM's own to fetch
@@ -49,6 +49,6 @@ def _backend(config: LLMConfig, resolve_model: Callable[[str], Path] | None) -> 
         if resolve_model is None:
             raise ConfigError(f"llm.model {config.model!r} is no folder; a model behind an endpoint needs llm.base_url")
         folder = resolve_model(config.model)
-    from autointerp.llm.local import LocalBackend
+    from autointerp.llm.backends.local import LocalBackend
 
     return LocalBackend(folder, config)

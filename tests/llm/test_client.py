@@ -15,7 +15,7 @@ from autointerp.config import LLMConfig
 from autointerp.errors import AutointerpError, EndpointDown, OutOfBudget
 from autointerp.llm.cache import RequestCache
 from autointerp.llm.client import Client, Meter, read_usage, tag
-from autointerp.llm.openai_api import OpenAIBackend
+from autointerp.llm.backends.openai import OpenAIBackend
 from autointerp.records import LLM, Completion, Message
 
 

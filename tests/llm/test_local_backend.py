@@ -21,9 +21,9 @@ from transformers.models.qwen2 import Qwen2ForCausalLM
 
 from autointerp.config import LLMConfig
 from autointerp.errors import AutointerpError
-from autointerp.llm import local
+from autointerp.llm.backends import local
 from autointerp.llm.backend import FinalFailure, Reply
-from autointerp.llm.local import LocalBackend
+from autointerp.llm.backends.local import LocalBackend
 from autointerp.records import Message
 
 TEMPLATE = (

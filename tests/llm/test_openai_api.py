@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from autointerp.config import LLMConfig
 from autointerp.errors import AutointerpError, ConfigError
 from autointerp.llm.backend import FinalFailure, PassingFailure, RateLimited
-from autointerp.llm.openai_api import OpenAIBackend, Token, _retry_after, find_slots, read_choices
+from autointerp.llm.backends.openai import OpenAIBackend, Token, _retry_after, find_slots, read_choices
 from autointerp.records import Message
 
 QUESTION = [Message("user", "Does it fire?")]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from autointerp.config import LLMConfig
-from autointerp.llm.vllm_server import VllmBackend
+from autointerp.llm.backends.vllm import VllmBackend
 from autointerp.records import Message
 
 pytestmark = [pytest.mark.vllm, pytest.mark.weights]

@@ -18,7 +18,7 @@ from autointerp.config import LLMConfig
 from autointerp.errors import AutointerpError
 from autointerp.hashing import fingerprint
 from autointerp.llm import guard
-from autointerp.llm.openai_api import OpenAIBackend
+from autointerp.llm.backends.openai import OpenAIBackend
 from autointerp.progress import clock
 
 log = logging.getLogger("autointerp.llm")

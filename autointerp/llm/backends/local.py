@@ -19,7 +19,7 @@ from autointerp.config import LLMConfig
 from autointerp.errors import AutointerpError
 from autointerp.hashing import file_sha256
 from autointerp.llm.backend import FinalFailure, Reply
-from autointerp.llm.packed import Packed, PrefixCache, Tokens, common, pack
+from autointerp.llm.backends.packed import Packed, PrefixCache, Tokens, common, pack
 from autointerp.records import Capability, Choices, Message
 
 if TYPE_CHECKING:
