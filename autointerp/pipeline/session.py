@@ -152,9 +152,9 @@ class Session:
 
         with tag(stage=stage, feature=feature), llm.meter() as meter:
             yield asked
-            asked.prompt_hash = meter.prompt_hashes[0] if meter.prompt_hashes else None
+            asked.prompt_hash = meter.prompt_hash
             asked.prompt_tokens, asked.completion_tokens = meter.prompt_tokens, meter.completion_tokens
-            asked.passing_failures = meter.passing_failures
+            asked.passing_failures = meter.retryable_failures
 
     # --- the event loop: one for the whole run, so that connections outlive a stage
 

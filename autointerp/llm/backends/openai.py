@@ -1,4 +1,9 @@
-"""Any OpenAI-compatible endpoint, as a backend."""
+"""Any OpenAI-compatible endpoint, as a backend.
+
+1. `start` connects, looks for the model and tries what the endpoint can do, a request of a few tokens each.
+2. `ask` sends a request in the form that the endpoint takes; a parameter that it refuses is learnt.
+3. `read` is in `openai_read`, HTTP in `openai_wire`, the meaning of a status in `openai_failures`.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +12,32 @@ import hashlib
 import importlib
 import json
 import logging
-import math
 import os
 import re
-import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import replace
-from email.utils import parsedate_to_datetime
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from autointerp.config import LLMConfig
 from autointerp.errors import AutointerpError, ConfigError
-from autointerp.llm.backend import FinalFailure, PassingFailure, RateLimited, Reply, RequestFailed
-from autointerp.records import Capability, Choices, Message
+from autointerp.llm.backend import Choose, Complete, Fill, FinalFailure, Raw, Reply, Request
+from autointerp.llm.backends.openai_failures import Failures, Refused, ServerError, public, secrets_of
+from autointerp.llm.backends.openai_read import keep, read
+from autointerp.llm.prices import Prices, named_prices
+from autointerp.records import Capability, Message
 from autointerp.registry import did_you_mean
 
 if TYPE_CHECKING:
-    import openai
+    from autointerp.llm.backends.openai_wire import Wire
 
 T = TypeVar("T")
 log = logging.getLogger("autointerp.llm")
 
+OPENAI = "https://api.openai.com/v1"  # where `openai:MODEL` is, when llm.base_url does not say otherwise
 PROBE = "Is water wet? Answer Yes or No."  # what is asked to find out what an endpoint can do
+_QUESTION = (Message("user", PROBE),)
 _PROBE_SCHEMA = {
     "type": "object",
     "properties": {"wet": {"type": "boolean"}},
@@ -38,19 +45,9 @@ _PROBE_SCHEMA = {
     "additionalProperties": False,
 }
 _TOP = 20  # alternatives a token, the most that OpenAI's and vLLM's endpoints give
-
-
-class _Refused(FinalFailure):
-    """HTTP 400 or 422: what the server says, and the parameter it names."""
-
-    def __init__(self, reason: str, said: str, parameter: str | None) -> None:
-        super().__init__(reason)
-        self.said = said
-        self.parameter = parameter
-
-
-class _ServerError(PassingFailure):
-    """HTTP 500. Some servers answer it to what they do not know."""
+_FEWER = 5
+_MOST_BYTES = {"complete": 8 << 20, "choose": 8 << 20, "fill": 256 << 20}  # of an answer; twenty a prompt token is much
+_DROPPABLE = ("temperature", "seed", "stop")  # parameters that a request can do without
 
 
 class OpenAIBackend:
@@ -65,13 +62,39 @@ class OpenAIBackend:
         self, config: LLMConfig, *, model: str | None = None, base_url: str | None = None, api_key: str | None = None
     ) -> None:
         self._config = config
-        self._model = model or config.model
-        self.base_url = base_url or config.base_url or ""
+        self._model = model or config.model.removeprefix("openai:")
+        self.base_url = base_url or config.base_url or OPENAI
         self._api_key = api_key
         self.memory: MutableMapping[str, Any] = {}
-        self._client: openai.AsyncOpenAI | None = None
+        self._wire: Wire | None = None
         self._refused_schemas: set[str] = set()
         self._server_errors: Counter[str] = Counter()  # HTTP 500 in a row, by schema
+
+    # --- what is known before it is asked
+
+    @classmethod
+    def open(cls, config: LLMConfig, resolve_model: Callable[[str], Path] | None) -> OpenAIBackend:
+        return cls(config)
+
+    @classmethod
+    def identify(cls, config: LLMConfig, identify_model: Callable[[str], str]) -> dict[str, Any]:
+        named = {"base_url": public(config.base_url or OPENAI), "model": config.model.removeprefix("openai:")}
+        return named | {"logprobs": config.logprobs} | asked_for(config)
+
+    @classmethod
+    def expected(cls, config: LLMConfig) -> frozenset[Capability]:
+        return frozenset({"choices"}) if config.logprobs else frozenset()
+
+    @classmethod
+    def prices(cls, config: LLMConfig) -> Prices | None:
+        return named_prices(config, config.model.removeprefix("openai:"), config.base_url or OPENAI)
+
+    @classmethod
+    def check(cls, config: LLMConfig, catalogue: Sequence[str]) -> None:
+        find_key(config, config.base_url or OPENAI)
+        find_headers(config)
+
+    # --- what it is
 
     @property
     def model(self) -> str:
@@ -79,7 +102,8 @@ class OpenAIBackend:
 
     @property
     def identity(self) -> str:
-        return f"{_public(self.base_url)} {self._model}"
+        extras = asked_for(self._config)
+        return f"{public(self.base_url)} {self._model}" + (f" {json.dumps(extras, sort_keys=True)}" if extras else "")
 
     @property
     def capabilities(self) -> frozenset[Capability]:
@@ -96,11 +120,14 @@ class OpenAIBackend:
 
     async def start(self) -> None:
         """Connect, look for the model and try what it can do, a request of a few tokens each; may be called again
-        after a RateLimited or PassingFailure and goes on where it was. Raises AutointerpError, ConfigError."""
-        if self._client is None:
-            await asyncio.to_thread(importlib.import_module, "openai")  # takes a second: others go on meanwhile
-            self._client = self._connect()
-        await self._find_model()
+        after a RateLimited or RetryableFailure and goes on where it was. Raises AutointerpError, ConfigError."""
+        if self._wire is None:
+            # the library takes a second to import: others go on meanwhile
+            wire = await asyncio.to_thread(importlib.import_module, "autointerp.llm.backends.openai_wire")
+            self._wire = self._connect(wire.Wire)
+        known = await self._wire.models()
+        if known and not any(name == self._model or name.endswith("/" + self._model) for name in known):
+            raise AutointerpError(f"{self._where} has no model {self._model!r}{did_you_mean(self._model, known)}")
         if "top_logprobs" not in self.memory:
             self.memory["top_logprobs"] = 0 if self._config.logprobs is False else await self._probe_logprobs()
         if self._config.logprobs and not self.memory["top_logprobs"]:
@@ -113,75 +140,58 @@ class OpenAIBackend:
             self.memory["schema"] = await self._probe_schema()
 
     async def close(self) -> None:
-        if self._client is not None:
-            await self._client.close()
-            self._client = None
+        if self._wire is not None:
+            await self._wire.close()
+            self._wire = None
 
-    def _connect(self) -> openai.AsyncOpenAI:
-        import openai
-
+    def _connect(self, wire: type[Wire]) -> Wire:
         if self._api_key is None:
             self._api_key = find_key(self._config, self.base_url)
-        # openai 3 stands on another httpx than openai 2: take the one that its own client derives from
-        base = next(each for each in openai.DefaultAsyncHttpxClient.__mro__ if each.__name__ == "AsyncClient")
-        httpx = importlib.import_module(base.__module__.partition(".")[0])
-        self._raw = httpx.Response
-        many = max(100, self._config.concurrency)
-        return openai.AsyncOpenAI(
-            base_url=self.base_url,
-            api_key=self._api_key or "none",  # the library wants one, servers of one's own do not
-            max_retries=0,
-            timeout=self._config.timeout,
-            http_client=openai.DefaultAsyncHttpxClient(
-                limits=httpx.Limits(max_connections=many, max_keepalive_connections=many),
-                timeout=self._config.timeout,
-                trust_env=not _local(self.base_url),  # a proxy for the outside world is none for this machine
-            ),
+        headers = find_headers(self._config)
+        hidden = [self._api_key, *headers.values(), *secrets_of(self.base_url)]
+        self._failures = Failures(
+            self.base_url, self._model, self._config.api_key_env, tuple(s for s in hidden if len(s) > 4)
         )
+        return wire(self._config, self.base_url, self._api_key, headers, self._failures, _local(self.base_url))
 
-    async def _find_model(self) -> None:
-        import openai
+    @property
+    def _where(self) -> str:
+        return public(self.base_url)
 
-        assert self._client is not None
+    # --- trying what it can do
+
+    async def probe(self) -> None:
+        """One short request. A refusal is an answer too."""
         try:
-            response = await self._client.get("/models", cast_to=self._raw)
-        except (openai.NotFoundError, openai.BadRequestError):
-            return  # a server without the list
-        except openai.APIStatusError as error:
-            if error.status_code in (405, 501):
-                return
-            raise self._classified(error) from None
-        except openai.APIConnectionError as error:
-            if type(error.__cause__).__name__ == "ConnectError":
-                raise AutointerpError(
-                    f"no answer at {self._where} ({self._clean(error.__cause__)}): start it or set llm.base_url"
-                ) from None
-            raise self._classified(error) from None
-        try:
-            known = [str(entry["id"]) for entry in response.json()["data"]]
-        except (ValueError, KeyError, TypeError):
+            await self._send(self._chat(_QUESTION, 1), "complete")
+        except Refused:
             return
-        if known and not any(name == self._model or name.endswith("/" + self._model) for name in known):
-            raise AutointerpError(f"{self._where} has no model {self._model!r}{did_you_mean(self._model, known)}")
 
     async def _probe_logprobs(self) -> int:
-        for top in (_TOP, 5):
-            body = {**self._chat([Message("user", PROBE)], 1), "logprobs": True, "top_logprobs": top}
-            data = await self._tried(lambda body=body: self._send(body))
+        question = Choose(_QUESTION, ("Yes", "No"))
+        for top in (_TOP, _FEWER):
+            body = {**self._chat(_QUESTION, 1), "logprobs": True, "top_logprobs": top}
+            data = await self._tried(lambda body=body: self._send(body, "choose"))
             if data is not None:
-                return top if len(_top_tokens(_choice(data), 0)) > 1 else 0
+                tokens = keep(data, question)["tokens"]
+                return top if tokens and len(tokens[0]) > 2 else 0  # the one said, itself again, and others
         return 0
 
     async def _probe_slots(self) -> bool:
-        prompt = [Message("user", PROBE)]
-        return await self._tried(lambda: self.fill(prompt, ["Water: ", "\nIce: "], "No", ["Yes", "No"])) is not None
+        question = Fill(_QUESTION, ("Water: ", "\nIce: "), "No", ("Yes", "No"))
+
+        async def ask() -> Reply:
+            return self.read(await self.ask(question), question)
+
+        reply = await self._tried(ask)
+        return reply is not None and reply.failure is None
 
     async def _probe_schema(self) -> bool:
-        form = {"response_format": _form(_PROBE_SCHEMA)}
-        data = await self._tried(lambda: self._send({**self._chat([Message("user", PROBE)], 32), **form}))
+        body = {**self._chat(_QUESTION, 32), "response_format": _form(_PROBE_SCHEMA)}
+        data = await self._tried(lambda: self._send(body, "complete"))
         if data is None:
             return False
-        text = (_choice(data).get("message") or {}).get("content") or ""
+        text = keep(data, Complete(_QUESTION, 32))["content"] or ""
         return text.lstrip()[:1] in ("{", "")  # some endpoints take the schema and heed it not
 
     async def _tried(self, ask: Callable[[], Awaitable[T]]) -> T | None:
@@ -190,388 +200,167 @@ class OpenAIBackend:
         for _ in range(3):
             try:
                 return await ask()
-            except _ServerError:
+            except ServerError:
                 continue
             except FinalFailure as error:
                 if error.fatal:
                     raise
                 return None
-        await self._send(self._chat([Message("user", PROBE)], 1))
+        await self.probe()
         return None
 
     # --- asking
 
-    async def complete(
-        self,
-        messages: Sequence[Message],
-        *,
-        max_tokens: int,
-        temperature: float,
-        seed: int,
-        schema: Mapping[str, object] | None,
-        stop: Sequence[str],
-    ) -> Reply:
-        body = {**self._chat(messages, max_tokens), "temperature": temperature, "seed": seed}
-        if stop:
-            body["stop"] = list(stop)
-        data = await self._send_with_schema(body, schema)
-        choice = _choice(data)
-        text = self._text(choice, max_tokens)
-        return replace(_reply(data), text=text, truncated=choice.get("finish_reason") == "length")
+    async def ask(self, request: Request) -> Raw:
+        match request:
+            case Complete():
+                data = await self._complete(request)
+            case Choose():
+                data = await self._choose(request)
+            case Fill():
+                data = await self._send(self._filled(request), request.kind)
+        return keep(data, request)
 
-    async def choose(self, messages: Sequence[Message], answers: Sequence[str]) -> Reply:
+    def read(self, raw: Raw, request: Request) -> Reply:
+        return read(raw, request)
+
+    async def _complete(self, request: Complete) -> dict[str, Any]:
+        body = {**self._chat(request.messages, request.max_tokens), "temperature": request.temperature}
+        body["seed"] = request.seed
+        if request.stop:
+            body["stop"] = list(request.stop)
+        return await self._send_with_schema(body, request.schema)
+
+    async def _choose(self, request: Choose) -> dict[str, Any]:
         """Answers are told apart by the next token; "1" and "10" also where a tokenizer writes "10" as two."""
-        top = self.memory.get("top_logprobs", _TOP)
-        if not top:
-            raise FinalFailure(f"{self._where} gives no token probabilities for {self._model!r}")
-        nested = any(a != b and b.startswith(a) for a in answers for b in answers)
-        body = {**self._chat(messages, 2 if nested else 1), "temperature": 0.0, "logprobs": True, "top_logprobs": top}
-        data = await self._send(body)
-        choice = _choice(data)
-        tokens = _top_tokens(choice, 0)
-        if not tokens:
-            raise PassingFailure(f"{self._where}: an answer without token probabilities")
-        return replace(_reply(data), choices=(read_choices(tokens, answers, _top_tokens(choice, 1)),))
+        nested = any(a != b and b.startswith(a) for a in request.answers for b in request.answers)
+        body = {**self._chat(request.messages, 2 if nested else 1), "temperature": 0.0, "logprobs": True}
+        while top := self.memory.get("top_logprobs", _TOP):
+            try:
+                return await self._send({**body, "top_logprobs": top}, request.kind)
+            except Refused as error:
+                if not (error.names("logprobs") or error.names("top_logprobs")):
+                    raise
+                log.warning("%s refuses %d token probabilities for %s", self._where, top, self._model)
+                fewer = _FEWER if top > _FEWER else 0
+                self.memory["top_logprobs"] = min(fewer, self.memory.get("top_logprobs", _TOP))
+                if not self.memory["top_logprobs"]:
+                    self.memory["slots"] = False
+        raise FinalFailure(f"{self._where} gives no token probabilities for {self._model!r}", retryable=True)
 
-    async def fill(
-        self, messages: Sequence[Message], segments: Sequence[str], filler: str, answers: Sequence[str]
-    ) -> Reply:
-        """Reads vLLM's `prompt_logprobs` where the fillers stand; FinalFailure where they cannot be found exactly."""
-        turn = Message("assistant", "".join(segment + filler for segment in segments))
-        body = {
-            **self._chat([*messages, turn], 1),
+    def _filled(self, request: Fill) -> dict[str, Any]:
+        """vLLM's `prompt_logprobs` show what the model would have said where the fillers stand."""
+        return {
+            **self._chat([*request.messages, Message("assistant", request.turn)], 1),
             "temperature": 0.0,
             "prompt_logprobs": _TOP,
             "return_token_ids": True,
             "add_generation_prompt": False,
             "continue_final_message": True,
         }
-        data = await self._send(body)
-        slots = find_slots(_prompt_tokens(data), segments, filler)
-        if cut := _cannot_tell(slots, answers):
-            raise FinalFailure(f"the model's tokens cannot tell {cut[1]!r} from {cut[0]!r}: use answers of one token")
-        return replace(_reply(data), choices=tuple(read_choices(slot, answers) for slot in slots))
 
     def _chat(self, messages: Sequence[Message], max_tokens: int) -> dict[str, Any]:
-        said = [{"role": message.role, "content": message.content} for message in messages]
-        return {"model": self._model, "messages": said, "max_tokens": max_tokens}
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        body: dict[str, Any] = {"model": self._model, "messages": turns, "max_tokens": max_tokens}
+        if self._config.reasoning_effort is not None:
+            body["reasoning_effort"] = self._config.reasoning_effort
+        return body
 
     async def _send_with_schema(self, body: dict[str, Any], schema: Mapping[str, object] | None) -> dict[str, Any]:
         """With structured output where the endpoint takes this schema. A refusal counts against the schema only
         when the same request without it is answered; HTTP 500 when it comes three times in a row."""
         name = hashlib.sha256(json.dumps(schema, sort_keys=True).encode()).hexdigest()
         if schema is None or self.memory.get("schema") is False or name in self._refused_schemas:
-            return await self._send(body)
+            return await self._send(body, "complete")
         try:
-            data = await self._send({**body, "response_format": _form(schema)})
+            data = await self._send({**body, "response_format": _form(schema)}, "complete")
             self._server_errors.pop(name, None)
             return data
-        except _ServerError:
+        except ServerError:
             self._server_errors[name] += 1
             if self._server_errors[name] < 3:
                 raise
-        except _Refused:
+        except Refused:
             pass
-        data = await self._send(body)
+        data = await self._send(body, "complete")
         self._refused_schemas.add(name)
         log.info("%s takes no structured output of this form: going on without", self._where)
         return data
 
-    async def _send(self, body: dict[str, Any]) -> dict[str, Any]:
-        """POST, again without what the endpoint names as unknown; the answer's JSON object."""
+    async def _send(self, body: dict[str, Any], kind: str) -> dict[str, Any]:
+        """POST, again in another shape for each parameter that the endpoint refuses; what helped is remembered."""
+        assert self._wire is not None, "ask after start"
+        changes: list[str] = []
         while True:
+            shaped = self._shaped(body, changes)
             try:
-                return await self._post(self._shaped(body))
-            except _Refused as error:
-                if not self._adapt(error, body):
+                data = await self._wire.post(shaped, _MOST_BYTES[kind])
+            except Refused as error:
+                change = _change_for(error, shaped)
+                if change is None:
                     raise
+                changes.append(change)
+                continue
+            self._learn(changes)
+            return data
 
-    def _shaped(self, body: dict[str, Any]) -> dict[str, Any]:
-        shaped = {name: value for name, value in body.items() if name not in self.memory.get("without", [])}
-        if self.memory.get("max_completion_tokens"):
-            shaped["max_completion_tokens"] = shaped.pop("max_tokens")
-        return shaped
+    def _shaped(self, body: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+        without = {*self.memory.get("without", []), *changes}
+        shaped = {name: value for name, value in body.items() if name not in without}
+        if self.memory.get("max_completion_tokens") or "max_tokens" in changes:
+            shaped.pop("max_tokens", None)
+            shaped["max_completion_tokens"] = body["max_tokens"]
+        return shaped | self._config.extra_body
 
-    def _adapt(self, error: _Refused, body: dict[str, Any]) -> bool:
-        """Learn from a refusal; whether the request should be sent again in another shape."""
-        if re.search(r"use\W+max_completion_tokens", error.said, re.IGNORECASE):
-            if self.memory.get("max_completion_tokens"):
-                return False
-            self.memory["max_completion_tokens"] = True
-            return True
-        without = self.memory.get("without", [])
-        for name in ("temperature", "seed"):
-            unknown = error.parameter == name or ("extra_forbidden" in error.said and f'"{name}"' in error.said)
-            if unknown and name in body and name not in without:
-                log.warning("%s does not let %r be set for %s: going on without", self._where, name, self._model)
-                self.memory["without"] = [*without, name]
-                return True
-        return False
-
-    async def _post(self, body: dict[str, Any]) -> dict[str, Any]:
-        import openai
-
-        assert self._client is not None, "ask after start"
-        try:
-            response = await self._client.post("/chat/completions", cast_to=self._raw, body=body)
-        except openai.APIError as error:
-            raise self._classified(error) from None  # its chain holds the request and so the key
-        try:
-            data = response.json()
-        except ValueError:
-            raise PassingFailure(f"{self._where}: an answer that is no JSON") from None
-        if not isinstance(data, dict) or not isinstance(data.get("choices"), list):
-            said = data.get("error") if isinstance(data, dict) else None
-            raise PassingFailure(f"{self._where}: an answer without choices{f' ({self._clean(said)})' if said else ''}")
-        return data
-
-    def _text(self, choice: dict[str, Any], max_tokens: int) -> str:
-        message = choice.get("message")
-        message = message if isinstance(message, dict) else {}
-        if choice.get("finish_reason") == "content_filter":
-            raise FinalFailure("the endpoint's content filter held the answer back")
-        text = message.get("content")
-        if isinstance(text, str):
-            return text
-        if message.get("refusal"):
-            raise FinalFailure(f"the model refused: {self._clean(message['refusal'])}")
-        if choice.get("finish_reason") == "length":
-            raise FinalFailure(f"no text within {max_tokens} tokens: the model may think longer than max_tokens allows")
-        raise PassingFailure(f"{self._where}: an answer without text")
-
-    # --- failures
-
-    def _classified(self, error: openai.APIError) -> RequestFailed:
-        import openai
-
-        where = self._where
-        if isinstance(error, openai.APITimeoutError):
-            return PassingFailure(f"{where}: no answer within {self._config.timeout:g} s")
-        if isinstance(error, openai.APIConnectionError):
-            return PassingFailure(f"{where}: {self._clean(error.__cause__ or error)}")
-        if not isinstance(error, openai.APIStatusError):
-            return PassingFailure(f"{where}: {self._clean(error.message)}")
-        status, said = error.status_code, self._clean(error.body if error.body else error.message)
-        reason = f"{where}: HTTP {status}: {said}"
-        if status == 401:
-            variable = self._config.api_key_env
-            return FinalFailure(
-                f"{where} does not take the key in {variable} (HTTP 401): set the right one", fatal=True
-            )
-        if status == 403:
-            return FinalFailure(f"{reason}; the key in {self._config.api_key_env} may not use this", fatal=True)
-        if status == 404:
-            return FinalFailure(f"{reason}; see llm.model {self._model!r} and llm.base_url", fatal=True)
-        if status == 429:
-            if "insufficient_quota" in (error.code, error.type) or "insufficient_quota" in said:
-                return FinalFailure(
-                    f"{where}: the account's quota is used up (HTTP 429, insufficient_quota)", fatal=True
-                )
-            return RateLimited(reason, _retry_after(error.response.headers))
-        if status in (400, 422):
-            return _Refused(reason, said, error.param)
-        if status == 500:
-            return _ServerError(reason)
-        if status > 500 or status in (408, 409, 425):
-            return PassingFailure(reason)
-        return FinalFailure(reason)
-
-    @property
-    def _where(self) -> str:
-        return _public(self.base_url)
-
-    def _clean(self, said: object) -> str:
-        """One line of at most 300 characters, without the key."""
-        if isinstance(said, Mapping):
-            said = said.get("message") or json.dumps(said, default=str)
-        text = " ".join(str(said).split()) or type(said).__name__
-        if self._api_key:
-            text = text.replace(self._api_key, "[key]")
-        text = re.sub(r"\b(sk-|Bearer )[\w*.-]{4,}", r"\1[key]", text)
-        return text if len(text) <= 300 else text[:299] + "…"
+    def _learn(self, changes: Sequence[str]) -> None:
+        for change in changes:
+            without = self.memory.get("without", [])
+            if change == "max_tokens":
+                if not self.memory.get("max_completion_tokens"):
+                    self.memory["max_completion_tokens"] = True
+            elif change not in without:
+                log.warning("%s does not let %r be set for %s: going on without", self._where, change, self._model)
+                self.memory["without"] = [*without, change]
 
 
-def find_key(config: LLMConfig, base_url: str) -> str:
-    """The key from the environment; servers of this machine need none. Raises ConfigError, naming the variable."""
-    key = os.environ.get(config.api_key_env) if config.api_key_env else "none"
-    if not key and not _local(base_url):
-        raise ConfigError(f"{_public(base_url)} needs a key: set the environment variable {config.api_key_env}")
-    return key or "none"
+def _change_for(error: Refused, sent: Mapping[str, Any]) -> str | None:
+    """The parameter of the request that was sent which the endpoint would rather not see."""
+    if "max_tokens" in sent and re.search(r"\bmax_completion_tokens", error.text):
+        return "max_tokens"
+    return next((name for name in _DROPPABLE if name in sent and error.names(name)), None)
 
 
-def _local(url: str) -> bool:
-    return (urlsplit(url).hostname or "") in ("localhost", "127.0.0.1", "::1", "0.0.0.0")
-
-
-# --- reading what came back -------------------------------------------------------------------
+def asked_for(config: LLMConfig) -> dict[str, Any]:
+    """What the config adds to each request, where it adds anything; secrets stand as the names of variables."""
+    extras = {name: getattr(config, name) for name in ("reasoning_effort", "extra_body", "headers")}
+    return {name: value for name, value in extras.items() if value}
 
 
 def _form(schema: Mapping[str, object]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema), "strict": True}}
 
 
-Token = tuple[str, float]  # its text and log probability
+# --- keys
 
 
-def read_choices(tokens: Sequence[Token], answers: Sequence[str], after: Sequence[Token] = ()) -> Choices:
-    """Probabilities of `answers` from the likeliest next tokens.
-
-    A token counts for the answer that it spells, whatever its case and the space around it; where no token
-    spells an answer whole, tokens of two letters or more that begin this answer and no other. An answer
-    that begins a longer one ("1" and "10") shares with it by `after`, the tokens likely after the first,
-    which is the shorter one.
-    """
-    wanted = [answer.strip().casefold() for answer in answers]
-    whole, begun = [0.0] * len(wanted), [0.0] * len(wanted)
-    for text, logprob in tokens:
-        spelt = text.strip().casefold()
-        fits = [i for i, answer in enumerate(wanted) if answer == spelt]
-        if fits:
-            whole[fits[0]] += math.exp(logprob)
-        elif len(spelt) > 1 and len(fits := [i for i, answer in enumerate(wanted) if answer.startswith(spelt)]) == 1:
-            begun[fits[0]] += math.exp(logprob)
-    found = [w or b for w, b in zip(whole, begun)]
-    if after and tokens:
-        _share(found, wanted, tokens[0][0].strip().casefold(), after)
-    mass = sum(found)
-    if mass <= 0:
-        return Choices(None, mass=0.0, failure=f"none of the answers is among the {len(tokens)} likeliest next tokens")
-    return Choices(tuple(p / mass for p in found), mass=min(mass, 1.0))
+def find_key(config: LLMConfig, base_url: str) -> str:
+    """The key from the environment; servers of this machine need none. Raises ConfigError, naming the variable."""
+    key = os.environ.get(config.api_key_env) if config.api_key_env else "none"
+    if not key and not _local(base_url):
+        raise ConfigError(f"{public(base_url)} needs a key: set the environment variable {config.api_key_env}")
+    return key or "none"
 
 
-def _share(found: list[float], wanted: list[str], said: str, after: Sequence[Token]) -> None:
-    if said not in wanted:
-        return
-    short = wanted.index(said)
-    held = found[short]
-    for long, answer in enumerate(wanted):
-        if answer != said and answer.startswith(said) and not found[long]:
-            rest = answer[len(said) :]
-            share = sum(math.exp(p) for text, p in after if text.rstrip().casefold() == rest)
-            found[long] = held * min(share, 1.0)
-            found[short] -= found[long]
+def find_headers(config: LLMConfig) -> dict[str, str]:
+    """`llm.headers` with the values of the variables that they name. Raises ConfigError for one that is not set."""
+    headers = {}
+    for name, value in config.headers.items():
+        variable = value.removeprefix("$")
+        if variable != value and not os.environ.get(variable):
+            raise ConfigError(f"llm.headers.{name} needs the environment variable {variable}")
+        headers[name] = os.environ[variable] if variable != value else value
+    return headers
 
 
-def _cannot_tell(slots: Sequence[Sequence[Token]], answers: Sequence[str]) -> tuple[str, str] | None:
-    """An answer and a longer one that it begins, where no slot shows the longer as one token but some the shorter."""
-    seen = {text.strip().casefold() for slot in slots for text, _ in slot}
-    for short in answers:
-        for long in answers:
-            if short != long and long.startswith(short) and short.casefold() in seen and long.casefold() not in seen:
-                return short, long
-    return None
-
-
-def find_slots(
-    prompt: Sequence[tuple[str, Sequence[Token]]], segments: Sequence[str], filler: str
-) -> list[list[Token]]:
-    """The alternatives at the first token of each filler.
-
-    `prompt` has, for each token of the prompt, its text and its alternatives. Its end must read as
-    ``segments[0] + filler + segments[1] + …``. Texts of single tokens are not exact in white space and in
-    characters that several tokens share, so the comparison is of the printable ASCII characters, all of which
-    must agree, and each filler must begin with a token. Raises FinalFailure where that is not so.
-    """
-    visible = [_visible(text) for text, _ in prompt]
-    starts: dict[int, int] = {}  # characters from the end of the prompt to the start of a token -> the token
-    distance = 0
-    for index in range(len(prompt) - 1, -1, -1):
-        if visible[index]:
-            distance += len(visible[index])
-            starts[distance] = index
-    turn = _visible("".join(segment + filler for segment in segments))
-    if not _visible(filler) or not "".join(visible).endswith(turn):
-        raise FinalFailure("the endpoint's prompt does not end with the text that was to be filled")
-    slots = []
-    left = len(turn)
-    for number, segment in enumerate(segments):
-        left -= len(_visible(segment))
-        index = starts.get(left)
-        text = "" if index is None else prompt[index][0].strip()
-        if index is None or not filler.strip().startswith(text):
-            raise FinalFailure(f"the filler of segment {number} does not begin with a token of its own")
-        slots.append(list(prompt[index][1]))
-        left -= len(_visible(filler))
-    return slots
-
-
-def _visible(text: str) -> str:
-    return "".join(c for c in text if "!" <= c <= "~")
-
-
-def _prompt_tokens(data: dict[str, Any]) -> list[tuple[str, list[Token]]]:
-    """Text and alternatives of each prompt token from vLLM's `prompt_logprobs`: one object a token, by token id,
-    with `decoded_token` and `logprob`; that of the token itself comes first, and null stands for the first token."""
-    given, ids = data.get("prompt_logprobs"), data.get("prompt_token_ids")
-    if not isinstance(given, list) or not given:
-        raise FinalFailure("the endpoint gives no probabilities of prompt tokens")
-    prompt: list[tuple[str, list[Token]]] = []
-    try:
-        for index, entry in enumerate(given):
-            if entry is None:
-                prompt.append(("", []))
-                continue
-            own = entry[str(ids[index])] if isinstance(ids, list) else next(iter(entry.values()))
-            tokens = [(_token_text(each), float(each["logprob"])) for each in entry.values()]
-            prompt.append((_token_text(own), tokens))
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, StopIteration) as error:
-        raise FinalFailure(f"the endpoint's prompt_logprobs have an unknown form ({type(error).__name__})") from error
-    return prompt
-
-
-def _token_text(entry: Mapping[str, Any]) -> str:
-    return str(entry.get("decoded_token") or "")
-
-
-def _choice(data: dict[str, Any]) -> dict[str, Any]:
-    choice = data["choices"][0] if data["choices"] else None
-    if not isinstance(choice, dict):
-        raise PassingFailure("an answer without choices")
-    return choice
-
-
-def _top_tokens(choice: dict[str, Any], position: int) -> list[Token]:
-    """Alternatives at an answer token, the one said first; none where the endpoint gives none."""
-    content = (choice.get("logprobs") or {}).get("content") or []
-    if position >= len(content):
-        return []
-    try:
-        said = content[position]
-        top: Iterable[Any] = said.get("top_logprobs") or []
-        tokens = [(str(each["token"]), float(each["logprob"])) for each in top]
-        own = (str(said["token"]), float(said["logprob"]))
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return []
-    return [own, *(token for token in tokens if token[0] != own[0])]
-
-
-def _reply(data: dict[str, Any]) -> Reply:
-    """The tokens used; what was answered is put in by the caller."""
-    usage = data.get("usage") or {}
-    return Reply(
-        prompt_tokens=int(usage.get("prompt_tokens") or 0),
-        completion_tokens=int(usage.get("completion_tokens") or 0),
-        cached_tokens=int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
-    )
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds, from `retry-after-ms` or `retry-after` (seconds or a date)."""
-    try:
-        if "retry-after-ms" in headers:
-            return max(0.0, float(headers["retry-after-ms"]) / 1000)
-        given = headers.get("retry-after")
-        if given is None:
-            return None
-        if re.fullmatch(r"\s*[\d.]+\s*", given):
-            return float(given)
-        return max(0.0, parsedate_to_datetime(given).timestamp() - time.time())
-    except ValueError:
-        return None
-
-
-def _public(url: str) -> str:
-    """The URL without user, password and query."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}".rstrip("/")
+def _local(url: str) -> bool:
+    return (urlsplit(url).hostname or "") in ("localhost", "127.0.0.1", "::1", "0.0.0.0")
