@@ -28,7 +28,9 @@ def ask(text: str) -> list[Message]:
     return [Message("system", "Repeat."), Message("user", text)]
 
 
-def opened(url: str, folder: Path, *, seed: int = 0, backoff: float = 0.001, **options: Any) -> Client:
+def opened(
+    url: str, folder: Path, *, seed: int = 0, backoff: float = 0.001, retry_failed: bool = False, **options: Any
+) -> Client:
     config = LLMConfig.model_validate({"model": "test-model", "base_url": url, "logprobs": False, **options})
     return Client(
         OpenAIBackend(config),
@@ -37,6 +39,7 @@ def opened(url: str, folder: Path, *, seed: int = 0, backoff: float = 0.001, **o
         journal=folder / "usage.jsonl",
         seed=seed,
         backoff=backoff,
+        retry_failed=retry_failed,
     )
 
 
