@@ -197,6 +197,22 @@ def _bare(line: str) -> str:
     return line.strip()
 
 
+# --- text from outside ------------------------------------------------------------------------
+
+_UNSTORABLE = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+def clean(text: str) -> str:
+    """Without what no file, table or terminal can hold: lone surrogates and control characters become U+FFFD."""
+    return _UNSTORABLE.sub("\ufffd", text)
+
+
+def sendable(text: str) -> str:
+    """Without lone surrogates, which have no bytes in UTF-8."""
+    return _SURROGATE.sub("\ufffd", text)
+
+
 # --- shared -----------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ import pytest
 from autointerp.config import LLMConfig
 from autointerp.errors import AutointerpError
 from autointerp.llm import guard
-from autointerp.llm.vllm_server import VllmBackend
+from autointerp.llm.backends.vllm import VllmBackend
 
 
 @pytest.fixture
