@@ -51,7 +51,7 @@ class CorpusConfig(Section):
 class SaeConfig(Section):
     load: str | None = None  # local path, hub id (repo@revision) or release/sae_id
     format: str | None = None  # detected when not named
-    train: dict[str, Any] | None = None  # keys of autointerp.sae.train.TrainConfig
+    train: dict[str, Any] | None = None  # keys of autointerp.sae.train_config.TrainConfig
 
     @model_validator(mode="after")
     def one_of(self) -> SaeConfig:

@@ -33,7 +33,8 @@ from autointerp.composites import FLAGGED, find_composites, top_neighbours
 from autointerp.composites.evidence import CONFIRM_TOKENS, Reencoding, plain_level, reencode, strong_tokens
 from autointerp.hashing import code_digest, digest
 from autointerp.sae.source import StreamSource
-from autointerp.sae.train import TrainConfig, train_sae
+from autointerp.sae.train import train_sae
+from autointerp.sae.train_config import TrainConfig
 from autointerp.toys import worlds
 from autointerp.toys.recovery import Agreement, Bounds, agreement, recovery, truth
 
