@@ -182,7 +182,9 @@ class RequestCache:
             return os.access(self.path, os.W_OK) and os.access(self.path.parent, os.W_OK)
         if any(word in text for word in ("full", "locked", "unable to open", "closed database")):
             return False
-        return isinstance(error, sqlite3.DatabaseError | MemoryError)
+        return isinstance(error, sqlite3.DatabaseError | MemoryError) and not isinstance(
+            error, sqlite3.ProgrammingError
+        )
 
     def _as_one_line(self, error: BaseException) -> AutointerpError:
         text = str(error)

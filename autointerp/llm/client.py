@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -160,7 +160,7 @@ class Client:
         *,
         max_tokens: int = 256,
         temperature: float = 0.0,
-        schema: Any = None,
+        schema: Mapping[str, object] | None = None,
         stop: Sequence[str] = (),
         attempt: int = 0,
     ) -> Completion:

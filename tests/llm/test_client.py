@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,30 @@ async def test_a_torn_line_of_the_journal_is_left_out_and_the_next_is_whole(tmp_
         async with opened(endpoint.url, tmp_path) as llm:
             await ask_many(llm, 2)
     assert [row.cached for row in read_usage(journal)] == [False, True, True]
+
+
+def test_a_long_journal_is_read_row_by_row(tmp_path: Path) -> None:
+    (tmp_path / "usage.jsonl").write_text(GOLDEN * 20_000)
+    tracemalloc.start()
+    rows = sum(row.prompt_tokens for row in read_usage(tmp_path / "usage.jsonl"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert rows == 200_000
+    assert peak < 1 << 20
+
+
+async def test_a_client_keeps_no_row_of_a_long_run(tmp_path: Path) -> None:
+    with serving(echo) as endpoint:
+        async with opened(endpoint.url, tmp_path) as llm:
+            await ask_many(llm, 10)
+            tracemalloc.start()
+            with llm.meter() as meter:
+                for _ in range(200):
+                    await ask_many(llm, 10)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+    assert meter.requests == 2000
+    assert peak < 1 << 20
 
 
 def test_the_form_of_a_usage_row(tmp_path: Path) -> None:

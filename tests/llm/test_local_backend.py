@@ -399,6 +399,15 @@ async def test_architecture_that_cannot_be_packed_is_refused(folder: Path, monke
         await LocalBackend(folder, config()).start()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.5, -0.2])
+def test_probabilities_that_cannot_be_are_a_reason_and_no_number(folder: Path, value: float):
+    raw = {"answers": [[1], [2]], "reads": [[[[1], 0.5], [[2], value]]]}
+    raw |= {"prompt_tokens": 1, "completion_tokens": 1, "cached_tokens": 0}
+    got = LocalBackend(folder, config()).read(raw, Choose(user("a"), ["yes", "no"]))
+    assert got.choices[0].probabilities is None
+    assert "try llm.dtype float32" in (got.choices[0].failure or "")
+
+
 # --- identity
 
 

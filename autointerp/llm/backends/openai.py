@@ -24,7 +24,7 @@ from autointerp.config import LLMConfig
 from autointerp.errors import AutointerpError, ConfigError
 from autointerp.llm.backend import Choose, Complete, Fill, FinalFailure, Raw, Reply, Request
 from autointerp.llm.backends.openai_failures import Failures, Refused, ServerError, public, secrets_of
-from autointerp.llm.backends.openai_read import keep, read
+from autointerp.llm.backends.openai_read import alternatives, keep, read
 from autointerp.llm.prices import Prices, named_prices
 from autointerp.records import Capability, Message
 from autointerp.registry import did_you_mean
@@ -174,7 +174,7 @@ class OpenAIBackend:
             data = await self._tried(lambda body=body: self._send(body, "choose"))
             if data is not None:
                 tokens = keep(data, question)["tokens"]
-                return top if tokens and len(tokens[0]) > 2 else 0  # the one said, itself again, and others
+                return top if tokens and len(alternatives(tokens[0])) > 1 else 0
         return 0
 
     async def _probe_slots(self) -> bool:
@@ -297,7 +297,7 @@ class OpenAIBackend:
                 data = await self._wire.post(shaped, _MOST_BYTES[kind])
             except Refused as error:
                 change = _change_for(error, shaped)
-                if change is None:
+                if change is None or change in changes:
                     raise
                 changes.append(change)
                 continue

@@ -139,8 +139,8 @@ def read(raw: Raw, request: Request) -> Reply:
                 tokens = raw["tokens"]
                 if not tokens:
                     raise Unreadable("an answer without token probabilities", retryable=True)
-                after = _alternatives(tokens[1]) if len(tokens) > 1 else ()
-                return replace(reply, choices=(read_choices(_alternatives(tokens[0]), request.answers, after),))
+                after = alternatives(tokens[1]) if len(tokens) > 1 else ()
+                return replace(reply, choices=(read_choices(alternatives(tokens[0]), request.answers, after),))
             case Fill():
                 return replace(reply, choices=_filled(raw["prompt"], request))
     except Unreadable as error:
@@ -176,7 +176,7 @@ def _text(raw: Raw, request: Complete) -> tuple[str, bool]:
     return (content[: min(places)], False) if places else (content, cut)
 
 
-def _alternatives(pairs: Sequence[Sequence[Any]]) -> list[Token]:
+def alternatives(pairs: Sequence[Sequence[Any]]) -> list[Token]:
     """Alternatives at an answer token, the one said first and once."""
     own, *top = [(text, logprob) for text, logprob in pairs]
     return [own, *(token for token in top if token[0] != own[0])]
