@@ -123,6 +123,7 @@ class Endpoint:
         self._socket.bind(("127.0.0.1", port))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
         routes = [
+            Route("/health", lambda request: Response()),
             Route("/v1/models", self._list),
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
         ]

@@ -105,7 +105,7 @@ class Session:
 
     def check_keys(self) -> None:
         """Raise ConfigError for a key that is missing, before an hour of harvest rather than after it."""
-        from autointerp.llm.backends.openai import find_key
+        from autointerp.llm.backends.http import find_key
         from autointerp.plugins import explainers, needs_llm, scorers
 
         for registry, plugins in ((explainers, self.config.explainers), (scorers, self.config.scorers)):

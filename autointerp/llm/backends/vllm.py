@@ -22,7 +22,8 @@ from autointerp.config import SECRET, LLMConfig
 from autointerp.errors import AutointerpError, ConfigError
 from autointerp.hashing import fingerprint
 from autointerp.llm import guard
-from autointerp.llm.backends.openai import OpenAIBackend, asked_for
+from autointerp.llm.backends.http import asked_for
+from autointerp.llm.backends.openai import OpenAIBackend
 from autointerp.llm.prices import FREE, Prices
 from autointerp.progress import clock
 from autointerp.records import Capability
@@ -149,7 +150,7 @@ class VllmBackend(OpenAIBackend):
         assert self._server is not None
         assert self._log is not None
         url = self.base_url.removesuffix("/v1") + "/health"
-        begun = said = changed = time.monotonic()
+        begun = told = changed = time.monotonic()
         size = 0
         while not await asyncio.to_thread(_answers, url):
             if self._server.poll() is not None:
@@ -159,8 +160,8 @@ class VllmBackend(OpenAIBackend):
                 size, changed = grown, now
             if now - changed > SILENCE:
                 raise AutointerpError(self._post_mortem(f"has said nothing for {clock(SILENCE)}"))
-            if now - said > SAY_EVERY:
-                said = now
+            if now - told > SAY_EVERY:
+                told = now
                 log.info("vLLM is starting (%s): %s", clock(now - begun), (self._tail(1) or [""])[0])
             await asyncio.sleep(0.5)
         log.info("vLLM serves %s after %s", self._model, clock(time.monotonic() - begun))
