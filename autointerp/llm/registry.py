@@ -30,6 +30,7 @@ backends: Registry[type[BackendKind]] = Registry(
     "autointerp.backends",
     {
         "openai": "autointerp.llm.backends.openai:OpenAIBackend",
+        "anthropic": "autointerp.llm.backends.anthropic:AnthropicBackend",
         "vllm": "autointerp.llm.backends.vllm:VllmBackend",
         "local": "autointerp.llm.backends.local:LocalBackend",
     },

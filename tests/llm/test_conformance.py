@@ -26,6 +26,14 @@ async def test_an_endpoint_with_nothing_but_text_conforms(tmp_path: Path) -> Non
         await conforms(LLMConfig(model="openai:test-model", base_url=endpoint.url), tmp_path)
 
 
+async def test_anthropics_api_conforms(tmp_path: Path) -> None:
+    with serving(models=("claude",)) as endpoint:
+        base = endpoint.url.removesuffix("/v1")
+        await conforms(LLMConfig(model="anthropic:claude", base_url=base), tmp_path)
+        assert all({"model", "messages", "max_tokens"} <= set(body) for body in endpoint.requests)
+        assert all(message["role"] != "system" for body in endpoint.requests for message in body["messages"])
+
+
 async def test_a_model_in_process_conforms(tmp_path: Path) -> None:
     folder = save(tmp_path / "tiny")
     await conforms(LLMConfig(model=str(folder), dtype="float32", device="cpu"), tmp_path)
