@@ -48,7 +48,8 @@ class VllmBackend(OpenAIBackend):
 
     def __init__(self, config: LLMConfig) -> None:
         # a key of its own for each server: others on this machine cannot use it, nor see it among the processes
-        super().__init__(config, model=config.model.removeprefix("vllm:"), api_key=secrets.token_urlsafe(24))
+        key = _given_key(config.server_args) or secrets.token_urlsafe(24)
+        super().__init__(config, model=config.model.removeprefix("vllm:"), api_key=key)
         self._python = _python()
         self._server: subprocess.Popen[bytes] | None = None
         self._log: Path | None = None
@@ -194,6 +195,15 @@ def public_args(args: Sequence[str]) -> list[str]:
         else:
             hidden = False
     return kept
+
+
+def _given_key(args: Sequence[str]) -> str | None:
+    """The key that the config gives the server, which goes before ours."""
+    for arg, following in zip(args, [*args[1:], ""]):
+        name, _, value = arg.partition("=")
+        if name == "--api-key":
+            return value or following or None
+    return None
 
 
 def _python() -> str:
