@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -46,12 +47,21 @@ class Count:
 
 
 class Known:
-    """`inputs`: the folder of each use that is done. `stand_in`: the text of an explanation that is not written yet."""
+    """`inputs`: the folder of each use that is done. `stand_in`: the text of an explanation that is not written yet.
+    `lengths`: by use, how many words such a text has, where that is known."""
 
     def __init__(
-        self, config: Config, session: Session, uses: Mapping[str, Use], inputs: Mapping[str, Path], stand_in: str
+        self,
+        config: Config,
+        session: Session,
+        uses: Mapping[str, Use],
+        inputs: Mapping[str, Path],
+        stand_in: str,
+        *,
+        lengths: Mapping[str, float] | None = None,
     ) -> None:
         self.config, self.session, self.uses, self.inputs, self.stand_in = config, session, uses, inputs, stand_in
+        self._lengths = lengths or {}
 
     # --- how many
 
@@ -133,8 +143,9 @@ class Known:
         """Those of selection.parquet, made here where the stage has not run; None where it cannot be made yet."""
         if "select" in self.inputs:
             return selected(self.inputs["select"])
-        if all(name in self.inputs for name in self.uses["select"].needs):
-            needed = {name: self.inputs[name] for name in self.uses["select"].needs}
+        select = self.uses.get("select")
+        if select is not None and all(name in self.inputs for name in select.needs):
+            needed = {name: self.inputs[name] for name in select.needs}
             return choose(self.config, needed)[0]
         return None
 
@@ -266,10 +277,15 @@ class Known:
                 texts[key] = self.session.wait(explained(use, replace(sample, texts=texts), None)).text
             elif use.given.of is not None:
                 parts = sample.parts(use.given.of, use.given.pair)
-                texts[key] = self.stand_in if parts and all(part.explanation for part in parts) else None
+                texts[key] = self._unwritten(use) if parts and all(part.explanation for part in parts) else None
             else:
-                texts[key] = self.stand_in
+                texts[key] = self._unwritten(use)
         return replace(sample, texts=texts)
+
+    def _unwritten(self, use: Use) -> str:
+        words = self.stand_in.split()
+        length = max(1, round(self._lengths.get(use.name, len(words))))
+        return " ".join(islice(cycle(words), length))
 
     @cached_property
     def _texts(self) -> dict[str, dict[int, str | None]]:

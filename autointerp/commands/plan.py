@@ -145,8 +145,8 @@ class _Estimate:
         targets = tuple(name for name in standings if not any(name in s.node.needs for s in standings.values()))
         self.uses = uses(config, targets)
         inputs = {name: dag.folder(standing) for name, standing in standings.items() if standing.manifest is not None}
-        self.known = Known(config, session, self.uses, inputs, TYPICAL)
         self.speeds = Speeds.read()
+        self.known = Known(config, session, self.uses, inputs, TYPICAL, lengths=self._lengths())
         self.device = speeds.likely_device(config.subject.device)
         self._samples: dict[Population, list[Sample]] = {}
 
@@ -176,6 +176,17 @@ class _Estimate:
             measured,
         )
 
+    def _lengths(self) -> dict[str, float]:
+        """Words of the explanations that each explainer wrote in earlier runs."""
+        lengths: dict[str, float] = {}
+        for name, use in self.uses.items():
+            asks = stage_of(name).asks
+            asked = asks(self.config, use) if asks and name.startswith("explain/") else None
+            words = self.speeds.of(speeds.of_length(name, asked.llm.model)) if asked else None
+            if words is not None:
+                lengths[name] = words
+        return lengths
+
     # --- requests
 
     def _requests(self, use: Use, standing: Standing, asks: Asks, features: int) -> _Requests:
@@ -188,7 +199,7 @@ class _Estimate:
             for request in rehearsal.rehearse(self.session, use, sample, asks.llm):
                 calls, answer = calls + 1, answer + request.most
                 prompt += count(request.messages)
-        prompt *= self._counted(asks.llm)
+        prompt *= self._counted(use.name, asks.llm)
         scale = (features - self._kept(standing)) / len(samples)
         if standing.state == "retry" and standing.manifest is not None and calls:
             scale = standing.manifest.to_retry / calls
@@ -215,11 +226,11 @@ class _Estimate:
             self._counters[llm.model] = rehearsal.counter(llm)
         return self._counters[llm.model]
 
-    def _counted(self, llm: LLMConfig) -> float:
+    def _counted(self, name: str, llm: LLMConfig) -> float:
         """Tokens that the endpoint counted in earlier runs for each that we count; 1 where the tokenizer is here."""
         if rehearsal.own_folder(llm) is not None:
             return 1.0
-        return self.speeds.of(speeds.of_counting(llm.model)) or 1.0
+        return self.speeds.of(speeds.of_counting(_kind(name), llm.model)) or 1.0
 
     # --- time
 
@@ -237,7 +248,7 @@ class _Estimate:
     def _asking(self, name: str, llm: LLMConfig, asked: _Requests) -> tuple[float, bool]:
         """The same of one that does."""
         model = rehearsal.named(llm)
-        a_request = self.speeds.of(speeds.of_requests("/".join(name.split("/")[:2]), model))
+        a_request = self.speeds.of(speeds.of_requests(_kind(name), model))
         if a_request is not None:
             return a_request * asked.calls, True
         a_token = self.speeds.of(speeds.of_prompt_tokens(model))
@@ -249,6 +260,11 @@ class _Estimate:
         fresh = asked.prompt if name.startswith("explain/") else asked.prompt / 3
         faster = GPU if speeds.likely_device(llm.device) != "cpu" else os.cpu_count() or 1
         return (fresh / PROMPT_TOKENS + asked.answer / ANSWER_TOKENS) / faster, False
+
+
+def _kind(name: str) -> str:
+    """Without the explainer and the control: ``score/detection``."""
+    return "/".join(name.split("/")[:2])
 
 
 def _money(llm: LLMConfig, asked: _Requests) -> float | None:

@@ -112,6 +112,11 @@ def of_prompt_tokens(model: str) -> str:
     return f"seconds of a prompt token · {model}"
 
 
-def of_counting(model: str) -> str:
+def of_counting(use: str, model: str) -> str:
     """Prompt tokens that the endpoint counted for each that `estimate.rough_counter` did."""
-    return f"tokens counted of a rough token · {model}"
+    return f"{use}: tokens counted of a rough token · {model}"
+
+
+def of_length(use: str, model: str) -> str:
+    """Words of an explanation."""
+    return f"{use}: words of an explanation · {model}"
