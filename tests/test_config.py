@@ -9,9 +9,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autointerp.commands.sweep import read_sweep
 from autointerp.config import Config, load_config, parse_config, read_config
 from autointerp.errors import ConfigError
-from autointerp.commands.sweep import read_sweep
 from autointerp.resources import folder
 
 LEAST = {"name": "x", "subject": {"model": "m"}, "corpus": {"source": "s"}, "sae": {"load": "p"}}

@@ -23,7 +23,8 @@ FLOORS = (
     {"cli", "__main__", "__init__"},
 )
 FILES = sorted(ROOT.rglob("*.py"))
-NAMES = {".".join(file.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): file for file in FILES}
+MODULES = [".".join(file.relative_to(ROOT.parent).with_suffix("").parts) for file in FILES]
+NAMES = {module.removesuffix(".__init__"): file for module, file in zip(MODULES, FILES)}
 
 
 def room(file: Path) -> str:

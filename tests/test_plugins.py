@@ -10,7 +10,7 @@ import pytest
 
 import autointerp as ai
 from autointerp.errors import ConfigError
-from autointerp.plugins import bind_options, explainers, needs_llm, scorers
+from autointerp.plugins import bind_options, explainers, needs, scorers
 from autointerp.registry import Registry
 
 
@@ -64,7 +64,7 @@ def test_the_decorator_registers_and_a_second_owner_of_the_name_is_refused() -> 
 
     ai.explainer("of a test", needs=())(one)
     assert explainers.get("of a test") is one
-    assert not needs_llm(one)
+    assert not needs(one)
     with pytest.raises(ConfigError, match="registered twice"):
         ai.explainer("of a test")(other)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from autointerp.artifacts import write_atomically
-from autointerp.commands.run import Run, environment, run_folder, run_targets
+from autointerp.commands.folder import Run, environment, run_folder
+from autointerp.commands.run import run_targets
 from autointerp.config import Config, SaeConfig, load_config, read_config, resolve_config
 from autointerp.errors import ConfigError
 from autointerp.hashing import file_sha256

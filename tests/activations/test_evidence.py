@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from autointerp.activations.contexts import held_out, sample_contexts
-from autointerp.activations.evidence import evidence, firing_table, select_features
+from autointerp.activations.evidence import EvidenceReader, firing_table, select_features
 from autointerp.activations.harvest import harvest
 from autointerp.artifacts import Corpus, CorpusInfo, Firings
 from autointerp.config import ContextsConfig, FeaturesConfig
@@ -65,7 +65,7 @@ def test_evidence_counts_train_documents_only_and_shows_no_test_context(planted)
     for context in sample_contexts(corpus, firings, [0, 1], {0: [1], 1: [0]}, words, config, 7):
         contexts[context.feature].append(context)
     up = {0: [(" cat", 1.5)]}
-    first, second = evidence(contexts, firings, corpus, words, test_share=0.5, seed=7, logits_up=up)
+    first, second = EvidenceReader(firings, corpus, words, test_share=0.5, seed=7).read(contexts, logits_up=up)
 
     train = np.asarray(corpus.tokens).reshape(200, 21)[~held_out(200, 0.5, 7)]
     counted = {word: int((train == i).sum()) for i, word in enumerate(WORDS)}
@@ -86,7 +86,7 @@ def test_evidence_counts_train_documents_only_and_shows_no_test_context(planted)
 
 def test_an_explainer_sees_a_dead_feature_as_empty(planted):
     corpus, firings = planted
-    (dead,) = evidence({2: []}, firings, corpus, words, test_share=0.5, seed=7)
+    (dead,) = EvidenceReader(firings, corpus, words, test_share=0.5, seed=7).read({2: []})
     assert (dead.firings, dead.max_activation, dead.activating, dead.token_stats) == (0, 0.0, (), ())
 
 

@@ -16,9 +16,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from autointerp.cli import app
-from autointerp.errors import AutointerpError
 from autointerp.commands.plan import Plan, PlannedStage
 from autointerp.commands.prompts import PromptView
+from autointerp.errors import AutointerpError
 from autointerp.records import Message
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "report"))

@@ -140,8 +140,8 @@ def test_train_leaves_an_sae_that_evaluate_takes(config: str, sae: Path, tmp_pat
     assert "explained_variance" in result.stdout
     assert ai.load_sae(tmp_path / "out" / "sae").cfg.d_sae == 32
 
-    from autointerp.config import load_config
     from autointerp.commands.run import run_targets
+    from autointerp.config import load_config
 
     done = run_targets(load_config(config, settings), ["sae", "evaluate"], out=tmp_path / "out")
     assert (done["sae"] / "sae_weights.safetensors").exists()

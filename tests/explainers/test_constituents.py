@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autointerp.explainers import constituents
-from autointerp.plugins import bind_options, explainers, needs_constituents, needs_llm
+from autointerp.plugins import bind_options, explainers, needs
 from autointerp.records import Completion, Constituent, Context, FeatureEvidence
 
 
@@ -79,10 +79,10 @@ async def test_every_part_s_words_stand_in_the_conjunction(texts):
 
 def test_they_are_registered_and_their_options_are_checked():
     joined, asked = explainers.get("conjunction"), explainers.get("constituents")
-    assert needs_constituents(joined)
-    assert needs_constituents(asked)
-    assert not needs_constituents(explainers.get("default"))
-    assert (needs_llm(joined), needs_llm(asked)) == (False, True)
+    assert "constituents" in needs(joined)
+    assert "constituents" in needs(asked)
+    assert "constituents" not in needs(explainers.get("default"))
+    assert ("llm" in needs(joined), "llm" in needs(asked)) == (False, True)
     assert bind_options("explainer", "conjunction", joined, {"pair": "random"}, 0) == {"pair": "random"}
     with pytest.raises(Exception, match="option 'pair'"):
         bind_options("explainer", "conjunction", joined, {"pair": "any"}, 0)

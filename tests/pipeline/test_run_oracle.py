@@ -13,7 +13,7 @@ from planted import config, oracle, plant
 
 import autointerp as ai
 from autointerp.config import parse_config
-from autointerp.stages.tables import TABLES
+from autointerp.stages import TABLES
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,8 @@ def test_no_document_is_in_both_splits_and_no_train_context_is_judged(finished) 
 
 def test_every_table_can_be_read_without_this_package(finished) -> None:
     run, *_ = finished
-    for name in (*TABLES, "usage"):
+    empty = {"cofiring", "semantic"}  # this SAE has no composite
+    for name in {*TABLES, "usage"} - empty:
         assert pq.read_table(run.folder / f"{name}.parquet").num_rows > 0, name
 
 

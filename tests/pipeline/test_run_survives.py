@@ -22,7 +22,7 @@ from planted import config, oracle, plant
 import autointerp as ai
 from autointerp.config import parse_config
 from autointerp.errors import AutointerpError, EndpointDown
-from autointerp.stages.tables import TABLES
+from autointerp.stages import TABLES
 
 CONCURRENCY = 4
 
@@ -98,7 +98,7 @@ def test_ten_kills_lose_nothing_that_was_answered(stories15m: Path, sae: Path, t
         undisturbed = tmp_path / "undisturbed"
         process = start(file, undisturbed, tmp_path / "another cache")
         assert process.wait(timeout=300) == 0, process.communicate()[1].decode()
-    for table in TABLES:
+    for table in set(TABLES) - {"semantic"}:
         one, other = (pd.read_parquet(folder / f"{table}.parquet") for folder in (out, undisturbed))
         pd.testing.assert_frame_equal(one, other, obj=table)
 

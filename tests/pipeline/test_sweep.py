@@ -12,9 +12,9 @@ import yaml
 from endpoint import serving
 
 import autointerp as ai
-from autointerp.errors import ConfigError
-from autointerp.pipeline.stages import train_config
 from autointerp.commands.sweep import read_sweep, sweep
+from autointerp.errors import ConfigError
+from autointerp.stages.sae import train_config
 
 TEXT = Path(__file__).parent.parent / "data" / "stories.jsonl"
 PLAN: dict[str, Any] = {
