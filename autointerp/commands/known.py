@@ -250,8 +250,8 @@ class Known:
             flagged = kept.setdefault(of, self.flagged(of or None))
             done = f"explain/{of}" in self.inputs
             shown = []
-            whose: Mapping[str, Mapping[int, list[int]]] = dict(flagged.parts)
-            for part, weight in zip(whose.get(pair, {}).get(feature, ()), flagged.coefficients.get(feature, ())):
+            members = next((by_feature for name, by_feature in flagged.parts.items() if name == pair), {})
+            for part, weight in zip(members.get(feature, ()), flagged.coefficients.get(feature, ())):
                 text = flagged.texts.get(part)
                 shown.append(Constituent(part, weight, text if done or not text else self.stand_in, contexts=contexts))
             return tuple(shown)

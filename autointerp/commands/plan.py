@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from autointerp.commands import rehearsal
+from autointerp.commands.doctor import examine, raise_for
 from autointerp.commands.folder import previous_stages, run_folder, store
 from autointerp.commands.known import Certainty, Known
 from autointerp.config import Config, LLMConfig
@@ -26,6 +27,8 @@ from autointerp.engine.executor import records
 from autointerp.engine.session import Session
 from autointerp.engine.speeds import Speeds
 from autointerp.engine.stage import Use
+from autointerp.errors import ConfigError
+from autointerp.llm import registry
 from autointerp.stages import nodes, stage_of, uses
 
 SAMPLED = 48  # features whose requests are made to estimate the rest
@@ -70,6 +73,7 @@ class PlannedStage:
 @dataclass(frozen=True)
 class Plan:
     stages: Sequence[PlannedStage]
+    problems: Sequence[str] = ()  # what is wrong with the config, a line each
 
     @property
     def llm_calls(self) -> int | None:
@@ -115,13 +119,22 @@ def seconds_per_use(plan: Plan) -> Mapping[str, float]:
 def plan(config: Config, out: str | Path | None = None) -> Plan:
     """The DAG with each stage's standing and what the part still to do will cost. Nothing is sent, nothing is written.
 
-    Raises ConfigError for a config that cannot run at all; `doctor` says everything that is wrong with it.
+    Raises what is wrong with a config of which no plan can be made; `Plan.problems` is what else is wrong.
     """
     folder = run_folder(config, out)
     with Session(config, folder / "usage.jsonl") as session:
-        dag = Dag(nodes(config, session), store())
+        try:
+            dag = Dag(nodes(config, session), store())
+        except ConfigError:
+            raise_for(examine(config, session, deep=False))
+            raise
         previous = {name: stage.get("key", "") for name, stage in previous_stages(folder).items()}
-        return plan_of(config, session, dag, dag.standings(previous))
+        standings = dag.standings(previous)
+        if all(standing.state == "done" for standing in standings.values()):
+            return Plan([PlannedStage(name, "done", None) for name in standings])
+        seen = examine(config, session, standings=standings, deep=False)
+        made = plan_of(config, session, dag, standings)
+        return replace(made, problems=list(dict.fromkeys(check.text for check in seen if check.wrong)))
 
 
 def plan_of(config: Config, session: Session, dag: Dag, standings: Mapping[str, Standing]) -> Plan:
@@ -197,7 +210,7 @@ class _Estimate:
         calls = prompt = answer = 0.0
         for sample in samples:
             for request in rehearsal.rehearse(self.session, use, sample, asks.llm):
-                calls, answer = calls + 1, answer + request.most
+                calls, answer = calls + 1, answer + (asks.llm.answer_tokens or request.most)
                 prompt += count(request.messages)
         prompt *= self._counted(use.name, asks.llm)
         scale = (features - self._kept(standing)) / len(samples)
@@ -254,7 +267,7 @@ class _Estimate:
         a_token = self.speeds.of(speeds.of_prompt_tokens(model))
         if a_token is not None:
             return a_token * asked.prompt, True
-        if llm.base_url is not None:
+        if not rehearsal.is_served_here(llm):
             return asked.calls * API_SECONDS / llm.concurrency, False
         # The shared beginning is read once; what is left of a prompt is about a third.
         fresh = asked.prompt if name.startswith("explain/") else asked.prompt / 3
@@ -268,9 +281,8 @@ def _kind(name: str) -> str:
 
 
 def _money(llm: LLMConfig, asked: _Requests) -> float | None:
-    """None where the price is not known; a model that runs here costs nothing."""
-    if llm.base_url is None:
-        return 0.0
-    if llm.price_in is None or llm.price_out is None:
+    """At most: every answer as long as it may be. None where the price is not known."""
+    prices = registry.prices(llm)
+    if prices is None:
         return None if asked.calls else 0.0
-    return (asked.prompt * llm.price_in + asked.answer * llm.price_out) / 1e6
+    return prices.cost(asked.prompt, asked.answer)

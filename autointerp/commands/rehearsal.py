@@ -13,7 +13,10 @@ from autointerp.engine.estimate import Counter, Recorder, Request, Sample, token
 from autointerp.engine.session import Session
 from autointerp.engine.stage import Use
 from autointerp.errors import AutointerpError, ConfigError
+from autointerp.llm import registry
+from autointerp.llm.cache import RequestCache
 from autointerp.records import Capability
+from autointerp.resources import cache_dir
 from autointerp.stages import stage_of
 
 log = logging.getLogger("autointerp")
@@ -53,14 +56,34 @@ async def _awaited(call: Callable[[], Awaitable[None]]) -> None:
 
 
 def expected_capabilities(llm: LLMConfig) -> frozenset[Capability]:
-    """What the model can do, as far as the config tells without asking it."""
-    if llm.base_url is None:
-        return frozenset({"choices", "slots"})
-    return frozenset({"choices"}) if llm.logprobs else frozenset()
+    """What the model can do, as an earlier run found out, else as far as the config tells without asking it."""
+    return remembered_capabilities(llm) or registry.capabilities(llm)
 
 
 def capabilities_known(llm: LLMConfig) -> bool:
-    return llm.base_url is None or llm.logprobs is False
+    return is_served_here(llm) or llm.logprobs is not None or remembered_capabilities(llm) is not None
+
+
+def remembered_capabilities(llm: LLMConfig) -> frozenset[Capability] | None:
+    """What the endpoint was found to be able to do; None where it was never asked, or runs here."""
+    file = cache_dir() / "requests.sqlite"
+    if is_served_here(llm) or not file.exists():
+        return None
+    try:
+        identity = registry.open_backend(llm).identity
+        cache = RequestCache(file)
+        try:
+            kept = cache.memory(f"{identity} logprobs={llm.logprobs}").get("capabilities")
+        finally:
+            cache.close()
+    except AutointerpError:
+        return None
+    return None if kept is None else frozenset(kept)
+
+
+def is_served_here(llm: LLMConfig) -> bool:
+    """Whether this machine runs the model: in this process, or by a server that the run starts."""
+    return registry.backend_name(llm) in ("local", "vllm")
 
 
 def counter(llm: LLMConfig) -> Counter:
@@ -69,13 +92,15 @@ def counter(llm: LLMConfig) -> Counter:
 
 
 def own_folder(llm: LLMConfig) -> Path | None:
-    return cached_folder(llm.model.removeprefix("vllm:")) if llm.base_url is None else None
+    """The folder of a model that runs here, where it is on this disk already."""
+    prefix = f"{registry.backend_name(llm)}:"
+    return cached_folder(llm.model.removeprefix(prefix)) if is_served_here(llm) else None
 
 
 def named(llm: LLMConfig) -> str:
     """A model as its speed depends on where it runs; no address with credentials."""
-    if llm.base_url is None:
+    if is_served_here(llm):
         return llm.model
-    parts = urlsplit(llm.base_url)
-    place = f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
+    parts = urlsplit(llm.base_url or "")
+    place = f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname or registry.backend_name(llm))
     return f"{llm.model} at {place}, {llm.concurrency} at a time"

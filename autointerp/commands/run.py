@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from autointerp.commands.doctor import require
 from autointerp.commands.folder import (
     Run,
     describe,
@@ -42,6 +43,7 @@ def run(config: str | Path | Config, *, set: Mapping[str, Any] | None = None, ou
     folder = run_folder(resolved, out)
     started = time.time()
     with session_in(resolved, folder) as session:
+        require(resolved, session)
         dag = Dag(nodes(resolved, session), store())
         stages: dict[str, Any] = {}
         before = previous_stages(folder)
@@ -94,6 +96,7 @@ def run_targets(
     """
     resolved = config if isinstance(config, Config) else load_config(config, set)
     with session_in(resolved, run_folder(resolved, out)) as session:
+        require(resolved, session, targets)
         dag = Dag(nodes(resolved, session, targets), store())
         manifests = dag.run(Learner(resolved, session, dag).note)
     return {name: dag.store.folder(name, manifests[name].key) for name in targets}

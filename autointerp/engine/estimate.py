@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -200,6 +201,7 @@ def rough_counter(messages: Sequence[Message]) -> float:
     return PROMPT_TOKENS + sum(rough_tokens(message.content) + MESSAGE_TOKENS for message in messages)
 
 
+@cache
 def token_counter(folder: Path | None) -> Counter:
     """Tokens of a prompt: by the tokenizer and chat template in the model's `folder`, else `rough_counter`."""
     if folder is None:
