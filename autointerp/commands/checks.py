@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -140,7 +141,8 @@ def check_device(name: str, key: str, device: str) -> Check:
     return Check(name, "wrong", f"{key} is {device}, and {has}: set {key} to auto or cpu")
 
 
-_HOOK = re.compile(r"blocks\.\d+\.(.+)")
+_HOOK = re.compile(r"blocks\.(\d+)\.(.+)")
+LIKE = 0.9  # a name that is so like a usual one is a slip of the pen
 
 
 def check_hook(hook: str, layers: int | None) -> Check:
@@ -150,9 +152,11 @@ def check_hook(hook: str, layers: int | None) -> Check:
     try:
         return Check("hook", "ok", str(resolve_hook(hook, layers)))
     except ConfigError as error:
-        text = str(error)
-        unusual = _HOOK.fullmatch(hook) and "has the layers" not in text and "did you mean" not in text
-        return Check("hook", "not known" if unusual else "wrong", text, error.exit_code)
+        block = _HOOK.fullmatch(hook)
+        unusual = block and int(block[1]) < layers and not get_close_matches(block[2], USUAL, cutoff=LIKE)
+        if unusual:
+            return Check("hook", "not known", f"{hook}: looked for once the model is loaded")
+        return Check("hook", "wrong", str(error), error.exit_code)
 
 
 def check_corpus(config: Config) -> Iterator[Check]:
@@ -231,6 +235,22 @@ def _sae(config: Config) -> Description:
 
 def _local(config: Config) -> bool:
     return config.sae.load is not None and not looks_remote(config.sae.load)
+
+
+def check_features(config: Config) -> Iterator[Check]:
+    """The SAE has the latents that are asked for, and the text could make them fire often enough."""
+    wanted, latents = config.features, _sae(config).d_sae
+    if config.sae.train is not None:
+        latents = config.sae.train.get("d_sae") if isinstance(config.sae.train.get("d_sae"), int) else None
+    unknown = [i for i in wanted.ids or () if i < 0 or (latents is not None and i >= latents)]
+    if unknown:
+        known = f"latents 0 to {latents - 1}" if latents is not None else "no negative latents"
+        yield Check("features.ids", "wrong", f"features.ids: the SAE has {known}, not {unknown[0]}")
+    if wanted.min_firings > config.corpus.tokens:
+        text = (
+            f"features.min_firings is {wanted.min_firings:,} and the text has at most {config.corpus.tokens:,} tokens:"
+        )
+        yield Check("features.min_firings", "wrong", f"{text} raise corpus.tokens or lower features.min_firings", 1)
 
 
 # --- the machine ------------------------------------------------------------------------------

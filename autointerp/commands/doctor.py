@@ -77,7 +77,7 @@ def examine(
     whole = "tables" in targets
     seen = [*checks.check_subject(config), *checks.check_corpus(config), *checks.check_sae(config, deep=deep)]
     if whole:
-        seen += [*checks.check_plugins(config), *checks.check_models_named(config)]
+        seen += [*checks.check_features(config), *checks.check_plugins(config), *checks.check_models_named(config)]
         seen += _stages(config, {check.text for check in seen if check.wrong})
     try:
         used = uses(config, targets)
