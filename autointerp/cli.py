@@ -12,14 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from autointerp.errors import AutointerpError, ConfigError
-
-if TYPE_CHECKING:
-    from autointerp.commands.plan import Plan
+from autointerp.commands.printed import columns
+from autointerp.errors import AutointerpError, ConfigError, Problems
 
 app = typer.Typer(
     help="Explain the features of sparse autoencoders, and say how far each explanation can be trusted.",
@@ -103,6 +101,19 @@ def plan(config: ConfigArgument, set: Set = None, out: Out = None, verbose: Verb
     _print_plan(config, set, out)
 
 
+@command("doctor demo")
+def doctor(config: ConfigArgument, set: Set = None, out: Out = None, verbose: Verbose = False) -> None:
+    """Look at everything that can be known wrong before a run; one short request goes to each endpoint."""
+    from autointerp.commands.doctor import doctor as examine
+    from autointerp.commands.printed import checks_text
+    from autointerp.config import load_config
+
+    seen = examine(load_config(config, _overrides(set)), out)
+    print(_redact(checks_text(seen)))
+    if code := max((check.exit_code for check in seen if check.wrong), default=0):
+        raise typer.Exit(code)
+
+
 @command("table demo --sort simulation --where \"detection > 0.8 and composite == 'composite'\"")
 def table(
     run: RunArgument,
@@ -167,7 +178,7 @@ def models(verbose: Verbose = False) -> None:
 
     rows = models_table()
     names = ["name", "kind", "cached", "size", "licence"]
-    lines = _columns(names, [[_cell(row[name]) for name in names] for row in rows])
+    lines = columns(names, [[_cell(row[name]) for name in names] for row in rows])
     print(lines[0])
     for line, row in zip(lines[1:], rows):
         print(line)
@@ -244,7 +255,7 @@ def train(config: ConfigArgument, set: Set = None, out: Out = None, verbose: Ver
 
     folder, figures = train_alone(config, set=_overrides(set), out=out)
     rows = [[name, f"{value:.4g}"] for name, value in figures.items() if isinstance(value, int | float)]
-    print("\n".join(_columns(["figure", "value"], rows)))
+    print("\n".join(columns(["figure", "value"], rows)))
     print(f"SAE: {folder}")
 
 
@@ -293,7 +304,7 @@ def geometry(
         meta = found.meta_sae[name] if found.meta_sae else None
         explained = [f"{meta.explained_variance:.3f}", f"{meta.dead_fraction:.0%}"] if meta else ["–", "–"]
         lines.append([name, f"{mean:.3f}", *explained])
-    print("\n".join(_columns(["directions", "mean highest cosine", "meta-SAE explains", "dead"], lines)))
+    print("\n".join(columns(["directions", "mean highest cosine", "meta-SAE explains", "dead"], lines)))
     if found.other:
         print(f"\nto {other}: mean highest cosine {found.other.mmcs:.3f}, {found.other.distinct:.1%} distinct (< .2)")
     print(out / "geometry.png")
@@ -315,39 +326,17 @@ def _version(
 
 def _print_plan(config: str, set: list[str] | None, out: Path | None) -> None:
     from autointerp.commands.plan import plan as make_plan
+    from autointerp.commands.printed import plan_text
     from autointerp.config import load_config
 
-    made = make_plan(load_config(config, _overrides(set)), out)
-    rows = [[stage.name, stage.state, stage.cost or "", stage.why or ""] for stage in made.stages]
-    print("\n".join(_columns(["stage", "state", "cost", "why"], rows)))
-    print(f"\n{_costs(made)}")
-
-
-def _costs(plan: Plan) -> str:
-    """One line: what is known of the cost of the part to do."""
-    from autointerp.progress import clock
-
-    if all(stage.state == "done" for stage in plan.stages):
-        return "nothing to do"
-    counts = (
-        (plan.llm_calls, "LLM calls"),
-        (plan.prompt_tokens, "prompt tokens"),
-        (plan.completion_tokens, "answer tokens"),
-    )
-    known = [f"{n:,} {what}" for n, what in counts if n is not None]
-    if plan.money is None:
-        known.append("price not known")
-    elif plan.money:  # a model of one's own costs nothing
-        known.append(f"${plan.money:,.2f}")
-    known.append("time not known" if plan.seconds is None else f"about {clock(plan.seconds)}")
-    return "to do: " + ", ".join(known)
+    print(_redact(plan_text(make_plan(load_config(config, _overrides(set)), out))))
 
 
 def _print_composites(found: Any, limit: int) -> None:
     """Counts by label, then the flagged latents: composite before possible, then by R²."""
     counts = found["label"].value_counts()
     rows = [[label, f"{count:,}", f"{count / len(found):.1%}"] for label, count in counts.items()]
-    print("\n".join(_columns(["label", "latents", "share"], rows)))
+    print("\n".join(columns(["label", "latents", "share"], rows)))
     flagged = found[found["atoms"].str.len() > 0].sort_values(["label", "r2"], ascending=[True, False], kind="stable")
     if not len(flagged) or not limit:
         return
@@ -360,7 +349,7 @@ def _print_composites(found: Any, limit: int) -> None:
         figures = [f"{row['r2']:.3f}", f"{row['partial_r2']:.3f}", f"{row['p_value']:.0e}"]
         rows.append([str(row["feature"]), row["label"], *figures, parts, atoms])
     print()
-    print("\n".join(_columns(["feature", "label", "R²", "partial", "p", "constituents", "atoms"], rows)))
+    print("\n".join(columns(["feature", "label", "R²", "partial", "p", "constituents", "atoms"], rows)))
     if limit < len(flagged):
         print(f"{limit} of {len(flagged):,} shown")
 
@@ -372,12 +361,6 @@ def _cell(value: object) -> str:
     if isinstance(value, int):
         return f"{value / 1e9:.1f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB" if value else "–"
     return "–" if value is None else str(value)
-
-
-def _columns(names: list[str], rows: list[list[str]]) -> list[str]:
-    """Lines of aligned cells, the names first."""
-    widths = [max(len(line[i]) for line in [names, *rows]) for i in range(len(names))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in [names, *rows]]
 
 
 # --- parsing, logging, failing ----------------------------------------------------------------
@@ -428,7 +411,8 @@ def _failures(verbose: bool) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit meets no pipe
         raise typer.Exit from None
     except AutointerpError as error:
-        _fail(str(error), error.exit_code, verbose)
+        lines = error.lines if isinstance(error, Problems) else [str(error)]
+        _fail("\n".join(" ".join(line.split()) for line in lines), error.exit_code, verbose)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -439,13 +423,14 @@ def _failures(verbose: bool) -> Iterator[None]:
         )
     except Exception as error:  # the outermost place: a defect of ours still reads as one line
         hint = "" if verbose else "; run with --verbose for the traceback"
-        _fail(f"{type(error).__name__}: {error}{hint}", 1, verbose)
+        _fail(" ".join(f"{type(error).__name__}: {error}{hint}".split()), 1, verbose)
 
 
 def _fail(text: str, code: int, verbose: bool) -> None:
     if verbose:
         print(_redact(traceback.format_exc()), file=sys.stderr)
-    print(_redact(f"autointerp: {' '.join(text.split())}"), file=sys.stderr)
+    for line in text.splitlines():
+        print(_redact(f"autointerp: {' '.join(line.split())}"), file=sys.stderr)
     raise typer.Exit(code)
 
 

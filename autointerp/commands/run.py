@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from autointerp.commands.doctor import require
 from autointerp.commands.folder import (
     Run,
     describe,
@@ -21,6 +22,7 @@ from autointerp.commands.folder import (
     write_json,
     write_usage,
 )
+from autointerp.commands.learn import Learner
 from autointerp.config import Config, load_config
 from autointerp.engine.dag import Dag, Node
 from autointerp.engine.session import Session
@@ -41,9 +43,11 @@ def run(config: str | Path | Config, *, set: Mapping[str, Any] | None = None, ou
     folder = run_folder(resolved, out)
     started = time.time()
     with session_in(resolved, folder) as session:
+        require(resolved, session)
         dag = Dag(nodes(resolved, session), store())
         stages: dict[str, Any] = {}
         before = previous_stages(folder)
+        learner = Learner(resolved, session, dag)
 
         def note(node: Node, manifest: Manifest, ran: bool) -> None:
             stages[node.name] = {
@@ -53,6 +57,7 @@ def run(config: str | Path | Config, *, set: Mapping[str, Any] | None = None, ou
                 **({"to_retry": manifest.to_retry} if manifest.to_retry else {}),
                 "facts": dict(manifest.facts),
             }
+            learner.note(node, manifest, ran)
 
         manifests = dag.run(note)
         keys = {name: stage["key"] for name, stage in stages.items()}
@@ -91,8 +96,9 @@ def run_targets(
     """
     resolved = config if isinstance(config, Config) else load_config(config, set)
     with session_in(resolved, run_folder(resolved, out)) as session:
+        require(resolved, session, targets)
         dag = Dag(nodes(resolved, session, targets), store())
-        manifests = dag.run()
+        manifests = dag.run(Learner(resolved, session, dag).note)
     return {name: dag.store.folder(name, manifests[name].key) for name in targets}
 
 
