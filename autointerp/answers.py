@@ -38,11 +38,11 @@ def parse_labels(text: str, n: int, *, truncated: bool = False) -> Labels:
     A number with another value than 0 or 1, or with two different ones, has no value; nor has any when the answer
     counts from 0. With `truncated`, an entry that touches the end of the text may have lost digits and is not read.
     """
-    answer = _said(text)
-    if answer is None:
-        return Labels({}, dict.fromkeys(range(1, n + 1), "the answer ends before it begins: only reasoning"))
+    answer, unread = _answer(text)
+    if unread:
+        return Labels({}, dict.fromkeys(range(1, n + 1), unread))
     heard: dict[int, set[str]] = {}
-    braced = [(found[1], found.start(1)) for found in _OBJECT.finditer(answer)]
+    braced = [(match[1], match.start(1)) for match in _OBJECT.finditer(answer)]
     for region, start in braced or [(answer, 0)]:
         for entry in _ENTRY.finditer(region):
             cut = truncated and start + entry.end() == len(answer)
@@ -54,15 +54,15 @@ def parse_labels(text: str, n: int, *, truncated: bool = False) -> Labels:
     values: dict[int, int] = {}
     failures: dict[int, str] = {}
     for number in range(1, n + 1):
-        said = heard.get(number, set())
-        if len(said) == 1 and said <= {"0", "1"}:
-            values[number] = int(next(iter(said)))
-        elif len(said) > 1:
-            failures[number] = f"the answer gives it several values: {_quote(' and '.join(sorted(said)))}"
-        elif said == {_CUT}:
+        given = heard.get(number, set())
+        if len(given) == 1 and given <= {"0", "1"}:
+            values[number] = int(next(iter(given)))
+        elif len(given) > 1:
+            failures[number] = f"the answer gives it several values: {_quote(' and '.join(sorted(given)))}"
+        elif given == {_CUT}:
             failures[number] = "the answer is cut off there"
-        elif said:
-            failures[number] = f"the answer gives it {_quote(next(iter(said)))}, not 0 or 1"
+        elif given:
+            failures[number] = f"the answer gives it {_quote(next(iter(given)))}, not 0 or 1"
         else:
             failures[number] = "the answer does not mention it"
     return Labels(values, failures)
@@ -70,7 +70,7 @@ def parse_labels(text: str, n: int, *, truncated: bool = False) -> Labels:
 
 def _positional(answer: str, n: int) -> Labels:
     """An array without numbers says which example is meant by its length alone, so all of it must be right."""
-    arrays = {tuple(item.strip() for item in found.split(",")) for found in _ARRAY.findall(answer) if found.strip()}
+    arrays = {tuple(item.strip() for item in items.split(",")) for items in _ARRAY.findall(answer) if items.strip()}
     if len(arrays) != 1:
         why = "the answer holds several lists" if arrays else f"no labels in the answer {_quote(answer)}"
     else:
@@ -92,7 +92,7 @@ class Activations:
     failure: str | None = None
 
 
-_PAIR = re.compile(r'\[\s*("(?:[^"\\]|\\.)*")\s*,\s*([^\[\]",]*?)\s*\]')
+_PAIR = re.compile(r'\[\s*+("(?:[^"\\]|\\.){0,300}+")\s*+,([^\[\]",]*+)\]')  # possessive: no blank is tried twice
 _NUMBER = re.compile(r"[0-9]{1,2}(?:\.[0-9]+)?", re.ASCII)
 
 
@@ -101,17 +101,20 @@ def parse_activations(text: str, tokens: Sequence[str]) -> Activations:
 
     White space around a token is forgiven; any other difference, a missing or an extra token fails the sequence.
     """
-    pairs = _PAIR.findall(_said(text) or "")
+    answer, unread = _answer(text)
+    pairs = [(quoted, number.strip()) for quoted, number in _PAIR.findall(answer)]
+    if unread:
+        return Activations(None, unread)
     if not pairs:
         return Activations(None, f"no token and activation pairs in the answer {_quote(text)}")
     values: list[float] = []
     for i, ((quoted, number), token) in enumerate(zip(pairs, tokens), start=1):
         try:
-            said = json.loads(quoted, strict=False)
+            spoken = json.loads(quoted, strict=False)
         except ValueError:
-            said = quoted
-        if said.strip() != token.strip():
-            return Activations(None, f"token {i} is {_quote(token)}, the answer has {_quote(said)} there")
+            spoken = quoted
+        if spoken.strip() != token.strip():
+            return Activations(None, f"token {i} is {_quote(token)}, the answer has {_quote(spoken)} there")
         if not _NUMBER.fullmatch(number) or float(number) > 10:
             return Activations(None, f"token {i}: {_quote(number)} is not a number from 0 to 10")
         values.append(float(number))
@@ -140,11 +143,11 @@ def read_yes_no(heard: Choices) -> tuple[float, float] | str:
 
 def parse_yes_no(text: str) -> bool | str:
     """An answer that begins with Yes or No (``**Yes**, …``, ``Answer: no``); else why it could not be read."""
-    answer = _said(text)
-    if answer is None:
-        return "the answer ends before it begins: only reasoning"
-    said = re.match(r"\W*(?:answer\W+)?(yes|no)\b", answer, re.IGNORECASE)
-    return said[1].casefold() == "yes" if said else f"the answer begins with neither Yes nor No: {_quote(answer)}"
+    answer, unread = _answer(text)
+    if unread:
+        return unread
+    verdict = re.match(r"\W*+(?:answer\W++)?(yes|no)\b", answer, re.IGNORECASE)
+    return verdict[1].casefold() == "yes" if verdict else f"the answer begins with neither Yes nor No: {_quote(answer)}"
 
 
 # --- an explanation ---------------------------------------------------------------------------
@@ -164,15 +167,17 @@ def parse_explanation(text: str | None, *, truncated: bool = False) -> Explanati
     A long explanation is kept whole: the judge, not its length, decides. A cut, empty, refused or twice and
     differently given one is a failure; the raw answer is kept either way.
     """
-    answer = _said(text or "")
-    if answer is None:
-        return Explanation(None, "the answer ends before it begins: only reasoning", text)
-    found = list(_MARKER.finditer(answer))
-    if not found:
+    answer, unread = _answer(text or "")
+    if unread:
+        return Explanation(None, unread, text)
+    marks = list(_MARKER.finditer(answer))
+    if not marks:
         why = "has no line EXPLANATION: …" if answer else "is empty"
         return Explanation(None, f"the answer {why}", text)
-    lines = [(m[1] or answer[m.end() :].lstrip().partition("\n")[0]) for m in found]
-    ends = found[-1].end() == len(answer) or not found[-1][1]
+    if len(marks) > MARKS:
+        return Explanation(None, f"the answer gives {len(marks)} explanations", text)
+    lines = [(m[1] or answer[m.end() :].lstrip().partition("\n")[0]) for m in marks]
+    ends = marks[-1].end() == len(answer) or not marks[-1][1]
     phrases = list(dict.fromkeys(_bare(line) for line in lines))
     if len(phrases) > 1:
         return Explanation(None, f"the answer gives {len(phrases)} different explanations", text)
@@ -197,15 +202,38 @@ def _bare(line: str) -> str:
     return line.strip()
 
 
+# --- text from outside ------------------------------------------------------------------------
+
+_UNSTORABLE = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+def clean(text: str) -> str:
+    """Without what no file, table or terminal can hold: lone surrogates and control characters become U+FFFD."""
+    return _UNSTORABLE.sub("\ufffd", text)
+
+
+def sendable(text: str) -> str:
+    """Without lone surrogates, which have no bytes in UTF-8."""
+    return _SURROGATE.sub("\ufffd", text)
+
+
 # --- shared -----------------------------------------------------------------------------------
 
 
-def _said(text: str) -> str | None:
-    """The answer after a reasoning model's thoughts; None when these never end."""
+LONGEST = 100_000  # characters after the thoughts; no list of labels or pairs is as long
+MARKS = 100  # lines EXPLANATION: that an answer may have; one that has more goes round in circles
+
+
+def _answer(text: str) -> tuple[str, str | None]:
+    """The answer after a reasoning model's thoughts, or "" with the reason why there is none to read."""
     _, end, answer = text.rpartition("</think>")
     if not end and "<think>" in text:
-        return None
-    return answer.strip() if end else text.strip()
+        return "", "the answer ends before it begins: only reasoning"
+    answer = answer if end else text
+    if len(answer) > LONGEST:
+        return "", f"the answer has {len(answer):,} characters, more than {LONGEST:,} are not read"
+    return answer.strip(), None
 
 
 def _quote(text: str, limit: int = 60) -> str:

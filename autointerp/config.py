@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,10 @@ from autointerp.errors import ConfigError
 from autointerp.registry import did_you_mean
 
 NOT_IN_KEYS = "a stage's key holds the values of its section, not the code that read them"
+
+SECRET = re.compile(
+    r"auth|key|token|secret|password|cookie|credential", re.IGNORECASE
+)  # in names of headers and options
 
 
 class Section(BaseModel):
@@ -46,7 +51,7 @@ class CorpusConfig(Section):
 class SaeConfig(Section):
     load: str | None = None  # local path, hub id (repo@revision) or release/sae_id
     format: str | None = None  # detected when not named
-    train: dict[str, Any] | None = None  # keys of autointerp.sae.train.TrainConfig
+    train: dict[str, Any] | None = None  # keys of autointerp.sae.train_config.TrainConfig
 
     @model_validator(mode="after")
     def one_of(self) -> SaeConfig:
@@ -79,22 +84,43 @@ class LLMConfig(Section):
     """Which language model answers, and how it is asked."""
 
     model: str  # catalogue name, vllm:ORG/NAME, a local folder, or a model behind base_url
+    backend: str | None = None  # None: the word before a colon in model, else openai with a base_url, else local
     base_url: str | None = None  # any OpenAI-compatible endpoint
     api_key_env: str | None = "OPENAI_API_KEY"  # the variable's name, never the key
+    headers: dict[str, str] = {}  # sent with each request; "$NAME" stands for an environment variable
+    extra_body: dict[str, Any] = {}  # keys that are added to each request's JSON
+    reasoning_effort: str | None = None  # of models that think first
+    answer_tokens: int | None = Field(default=None, ge=1)  # most tokens of an answer; None: as each plug-in asks
     concurrency: int = Field(default=16, ge=1)  # requests in flight at most; falls and rises with rate limits
-    timeout: float = Field(default=120.0, gt=0)  # seconds for one answer
-    retries: int = Field(default=8, ge=0)  # of rate limits and passing errors, each with a growing pause
+    timeout: float = Field(default=120.0, gt=0)  # seconds for one whole answer
+    retries: int = Field(default=8, ge=0)  # of rate limits and retryable errors, each with a growing pause
+    max_retry_after: float = Field(default=300.0, gt=0)  # seconds waited at most when an endpoint asks for a pause
     logprobs: bool | None = None  # token probabilities; None: tried once
     batch: int = Field(default=16, ge=1)  # in-process: sequences in one forward pass
     device: str = "auto"  # in-process and vLLM
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    price_in: float | None = Field(default=None, ge=0)  # per million prompt tokens
+    price_in: float | None = Field(default=None, ge=0)  # per million prompt tokens; None: the listed price
     price_out: float | None = Field(default=None, ge=0)
     max_requests: int | None = Field(default=None, ge=0)  # spending limits of a run: it stops cleanly there
     max_tokens: int | None = Field(default=None, ge=0)
     max_cost: float | None = Field(default=None, ge=0)
     server_args: list[str] = []  # vLLM
     env: dict[str, str] = {}  # vLLM
+
+    @field_validator("api_key_env")
+    @classmethod
+    def names_a_variable(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+            raise ValueError("this is the name of an environment variable that holds the key, not the key itself")
+        return value
+
+    @field_validator("headers")
+    @classmethod
+    def secrets_are_variables(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, text in value.items():
+            if SECRET.search(name) and not text.startswith("$"):
+                raise ValueError(f"write the value of {name!r} as $NAME, an environment variable: it may be a secret")
+        return value
 
 
 class PluginConfig(Section):

@@ -167,7 +167,7 @@ class Completion:
 
     text: str | None
     failure: str | None = None
-    passing: bool = False  # the failure may pass: asking again later makes sense
+    retryable: bool = False  # the failure may pass: asking again later makes sense
     truncated: bool = False  # cut at max_tokens
 
 
@@ -182,7 +182,7 @@ class Choices:
     probabilities: tuple[float, ...] | None
     mass: float | None = None
     failure: str | None = None
-    passing: bool = False
+    retryable: bool = False
 
 
 @runtime_checkable

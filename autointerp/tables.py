@@ -10,100 +10,111 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+# Table -> column -> type: text (UTF-8), whole (64-bit), real and float (64- and 32-bit), yes or no; [x]: a list of x.
+COLUMNS: dict[str, dict[str, str]] = {
+    "selection": {
+        "feature": "whole",
+        "firings": "whole",
+        "frequency": "real",
+        "max_activation": "real",
+        "selected": "text",  # how it came among the features: features.select, "ids", or "constituent"
+        "status": "text",
+        "failure": "text",
+    },
+    "explanations": {
+        "feature": "whole",
+        "explainer": "text",
+        "explanation": "text",
+        "model": "text",
+        "prompt_hash": "text",
+        "prompt_tokens": "whole",
+        "completion_tokens": "whole",
+        "status": "text",
+        "failure": "text",
+        "raw": "text",
+    },
+    "scores": {
+        "feature": "whole",
+        "explainer": "text",
+        "scorer": "text",
+        "control": "text",
+        "value": "real",
+        "low": "real",
+        "high": "real",
+        "n_scored": "whole",
+        "n_unscored": "whole",
+        "base_rate": "real",
+        "failure": "text",
+    },
+    "judgements": {
+        "feature": "whole",
+        "explainer": "text",
+        "scorer": "text",
+        "control": "text",
+        "example": "whole",
+        "kind": "text",
+        "quantile": "whole",
+        "truth": "real",
+        "prediction": "real",
+        "probability": "real",
+        "truths": "[float]",
+        "predictions": "[float]",
+        "status": "text",
+        "failure": "text",
+    },
+    "usage": {
+        "stage": "text",
+        "feature": "whole",
+        "model": "text",
+        "kind": "text",
+        "prompt_tokens": "whole",
+        "completion_tokens": "whole",
+        "cached_tokens": "whole",
+        "cached": "yes or no",
+        "seconds": "real",
+        "attempts": "whole",
+        "outcome": "text",
+        "prompt_hash": "text",
+    },
+    "cofiring": {
+        "feature": "whole",  # the composite
+        "example": "whole",
+        "latent": "whole",  # the composite itself, then each of its constituents, on the same tokens
+        "document": "whole",
+        "position": "whole",
+        "tokens": "[text]",
+        "activations": "[float]",
+    },
+    "semantic": {
+        "feature": "whole",
+        "pair": "text",  # own, swapped or random
+        "constituents": "[whole]",
+        "probabilities": "[real]",  # that the composite's explanation entails each constituent's
+        "semantic": "real",  # the smallest
+        "reverse": "[real]",  # that each constituent's entails the composite's
+        "semantic_either": "real",  # the smallest
+        "failure": "text",
+    },
+    "evaluation": {"metric": "text", "value": "real", "low": "real", "high": "real", "n": "whole", "note": "text"},
+    "evaluation_positions": {"position": "whole", "last": "whole", "n": "whole", "beyond": "yes or no"},
+    "neighbours": {"feature": "whole", "rank": "whole", "neighbour": "whole", "cosine": "real"},
+    "logits": {"feature": "whole", "direction": "text", "rank": "whole", "token": "text", "weight": "real"},
+}
+
+
 def schema(table: str) -> pa.Schema:
+    """The columns of a table that `COLUMNS` names."""
     import pyarrow as pa
 
-    text, whole, real = pa.string(), pa.int64(), pa.float64()
-    columns: dict[str, dict[str, pa.DataType]] = {
-        "selection": {
-            "feature": whole,
-            "firings": whole,
-            "frequency": real,
-            "max_activation": real,
-            "selected": text,  # how it came among the features: features.select, "ids", or "constituent"
-            "status": text,
-            "failure": text,
-        },
-        "explanations": {
-            "feature": whole,
-            "explainer": text,
-            "explanation": text,
-            "model": text,
-            "prompt_hash": text,
-            "prompt_tokens": whole,
-            "completion_tokens": whole,
-            "status": text,
-            "failure": text,
-            "raw": text,
-        },
-        "scores": {
-            "feature": whole,
-            "explainer": text,
-            "scorer": text,
-            "control": text,
-            "value": real,
-            "low": real,
-            "high": real,
-            "n_scored": whole,
-            "n_unscored": whole,
-            "base_rate": real,
-            "failure": text,
-        },
-        "judgements": {
-            "feature": whole,
-            "explainer": text,
-            "scorer": text,
-            "control": text,
-            "example": whole,
-            "kind": text,
-            "quantile": whole,
-            "truth": real,
-            "prediction": real,
-            "probability": real,
-            "truths": pa.list_(pa.float32()),
-            "predictions": pa.list_(pa.float32()),
-            "status": text,
-            "failure": text,
-        },
-        "usage": {
-            "stage": text,
-            "feature": whole,
-            "model": text,
-            "kind": text,
-            "prompt_tokens": whole,
-            "completion_tokens": whole,
-            "cached_tokens": whole,
-            "cached": pa.bool_(),
-            "seconds": real,
-            "attempts": whole,
-            "outcome": text,
-            "prompt_hash": text,
-        },
-        "cofiring": {
-            "feature": whole,  # the composite
-            "example": whole,
-            "latent": whole,  # the composite itself, then each of its constituents, on the same tokens
-            "document": whole,
-            "position": whole,
-            "tokens": pa.list_(text),
-            "activations": pa.list_(pa.float32()),
-        },
-        "semantic": {
-            "feature": whole,
-            "pair": text,  # own, swapped or random
-            "constituents": pa.list_(whole),
-            "probabilities": pa.list_(real),  # that the composite's explanation entails each constituent's
-            "semantic": real,  # the smallest
-            "reverse": pa.list_(real),  # that each constituent's entails the composite's
-            "semantic_either": real,  # the smallest
-            "failure": text,
-        },
-        "evaluation": {"metric": text, "value": real, "low": real, "high": real, "n": whole, "note": text},
-        "evaluation_positions": {"position": whole, "last": whole, "n": whole, "beyond": pa.bool_()},
-        "neighbours": {"feature": whole, "rank": whole, "neighbour": whole, "cosine": real},
-        "logits": {"feature": whole, "direction": text, "rank": whole, "token": text, "weight": real},
+    types: dict[str, pa.DataType] = {
+        "text": pa.string(),
+        "whole": pa.int64(),
+        "real": pa.float64(),
+        "float": pa.float32(),
+        "yes or no": pa.bool_(),
     }
-    return pa.schema(list(columns[table].items()))
+    types |= {f"[{name}]": pa.list_(kind) for name, kind in types.items()}
+    return pa.schema([(column, types[kind]) for column, kind in COLUMNS[table].items()])
 
 
 def to_table(name: str, rows: Sequence[Mapping[str, Any]], extra: Iterable[str] = ()) -> pa.Table:

@@ -31,9 +31,11 @@ import torch
 
 from autointerp.composites import FLAGGED, find_composites, top_neighbours
 from autointerp.composites.evidence import CONFIRM_TOKENS, Reencoding, plain_level, reencode, strong_tokens
-from autointerp.hashing import code_digest, digest
+from autointerp.engine.keys import code
+from autointerp.hashing import digest
 from autointerp.sae.source import StreamSource
-from autointerp.sae.train import TrainConfig, train_sae
+from autointerp.sae.train import train_sae
+from autointerp.sae.train_config import TrainConfig
 from autointerp.toys import worlds
 from autointerp.toys.recovery import Agreement, Bounds, agreement, recovery, truth
 
@@ -69,7 +71,6 @@ AMBITIOUS = {"L1, pairs": {"precision": 0.90, "recall": 0.85}}
 LARGE = {"dtype": "float32", "batch_size": 256, "tokens": 256 * 3000, "lr": 3e-3, "decay": 0.7, "d_sae": 96}
 SMALL = {**LARGE, "tokens": 256 * 2000, "k": 1}
 PENALTIES = (0.1, 0.5)
-TRAINED_BY = ("toys/worlds.py", *(f"sae/{name}.py" for name in ("train", "recipes", "sparse", "penalties", "source")))
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,8 @@ def train(setting: Setting, seed: int, folder: Path) -> tuple[worlds.World, Any]
         lambda i: world.sample(8192, i + 1)[0], d_in=world.features.shape[1], rows=8192, buffer_chunks=1
     )
     config = TrainConfig(**setting.config, seed=seed, checkpoint_every=10**9, log_every=10**9)
-    key = digest([setting.world, setting.options, setting.config, seed, code_digest(*TRAINED_BY)])
+    trained_by = [code(WORLDS[setting.world]), code(train_sae)]
+    key = digest([setting.world, setting.options, setting.config, seed, trained_by])
     return world, train_sae(source, config, folder / f"{setting.world}-{key}")
 
 

@@ -37,7 +37,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from autointerp.llm.openai_api import PROBE
+from autointerp.llm.backends.openai import PROBE
 
 Said = str | tuple[str, Mapping[str, float]]  # the text, and the probabilities of its first token
 Answer = Callable[[list[dict[str, str]], dict[str, Any]], Said | Awaitable[Said]]
@@ -54,6 +54,21 @@ class _Dropped(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"999")]})
         await send({"type": "http.response.body", "body": b'{"choices": [', "more_body": True})
+
+
+class Drip(Response):
+    """A whole answer, a byte at a time with `pause` seconds between."""
+
+    def __init__(self, text: str, pause: float) -> None:
+        super().__init__(text, media_type="application/json")
+        self.pause = pause
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+        for byte in bytes(self.body):
+            await send({"type": "http.response.body", "body": bytes([byte]), "more_body": True})
+            await asyncio.sleep(self.pause)
+        await send({"type": "http.response.body", "body": b""})
 
 
 class Endpoint:
@@ -85,6 +100,9 @@ class Endpoint:
         """`hold`: answer none before so many are in flight; `models` None: no list of them; `logprobs`: most
         alternatives, 0 refuses; `schema`: HTTP status of a request with a schema."""
         self.answer, self.seed, self.latency, self.hold = answer, seed, latency, hold
+        self.instead: Callable[[dict[str, Any]], Response | None] = lambda body: None  # of any answer but a probe's
+        self.refuses: dict[str, str] = {}  # parameters of a request, and what is said of them with HTTP 400
+        self.headers: list[Mapping[str, str]] = []  # of the requests received
         self.shares = {"limit": limit, "error": error, "drop": drop, "broken": broken}
         self.malformed, self.retry_after = malformed, retry_after
         self.models, self.key, self.logprobs, self.slots, self.schema = models, key, logprobs, slots, schema
@@ -146,14 +164,15 @@ class Endpoint:
 
     async def _list(self, request: Request) -> Response:
         if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
-            return _failure(401, f"Incorrect API key provided: {request.headers.get('authorization')}")
+            return failure(401, f"Incorrect API key provided: {request.headers.get('authorization')}")
         if self.models is None:
-            return _failure(404, "no such page")
+            return failure(404, "no such page")
         return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]})
 
     async def _chat(self, request: Request) -> Response:
         raw = await request.body()
         self.received += 1
+        self.headers.append(dict(request.headers))
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
         if self.in_flight >= self.hold:
@@ -167,9 +186,9 @@ class Endpoint:
 
     async def _one(self, request: Request, body: dict[str, Any]) -> Response:
         if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
-            return _failure(401, f"Incorrect API key provided: {request.headers.get('authorization')}")
+            return failure(401, f"Incorrect API key provided: {request.headers.get('authorization')}")
         if self.models is not None and body["model"] not in self.models:
-            return _failure(404, f"The model {body['model']} does not exist", code="model_not_found")
+            return failure(404, f"The model {body['model']} does not exist", code="model_not_found")
         if refusal := self._refusal(body):
             return refusal
         probe = any(message["content"] == PROBE for message in body["messages"])
@@ -180,15 +199,17 @@ class Endpoint:
                 await self._held.wait()
             if self.latency:
                 await asyncio.sleep(self.latency)
+            if given := self.instead(body):
+                return given
         fault = self._fault(digest)
         self.outcomes[fault or "ok"] += 1
         if self.dying or fault == "drop":
             return _Dropped()
         if fault == "limit":
             headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
-            return _failure(429, "Rate limit reached", headers=headers)
+            return failure(429, "Rate limit reached", headers=headers)
         if fault == "error":
-            return _failure(500, "The server had an error")
+            return failure(500, "The server had an error")
         if fault == "broken":
             return Response('{"choices": [{"mess', media_type="application/json")
         if probe:
@@ -213,13 +234,17 @@ class Endpoint:
         return None
 
     def _refusal(self, body: dict[str, Any]) -> Response | None:
+        for parameter, said in self.refuses.items():
+            if body.get(parameter):
+                self.outcomes[f"refused {parameter}"] += 1
+                return failure(400, said, param=parameter)
         if self.completion_tokens_only and "max_tokens" in body:
             said = "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."
-            return _failure(400, said, param="max_tokens", code="unsupported_parameter")
+            return failure(400, said, param="max_tokens", code="unsupported_parameter")
         if body.get("logprobs") and body.get("top_logprobs", 0) > self.logprobs:
-            return _failure(400, f"top_logprobs must be at most {self.logprobs}", param="top_logprobs")
+            return failure(400, f"top_logprobs must be at most {self.logprobs}", param="top_logprobs")
         if "response_format" in body and self.schema != 200:
-            return _failure(self.schema, "response_format is not supported", param="response_format")
+            return failure(self.schema, "response_format is not supported", param="response_format")
         return None
 
     def _reply(self, body: dict[str, Any], said: Said, digest: str, probe: bool) -> dict[str, Any]:
@@ -257,7 +282,7 @@ class Endpoint:
         return reply
 
 
-def _failure(status: int, said: str, *, headers: dict[str, str] | None = None, **more: str) -> Response:
+def failure(status: int, said: str, *, headers: dict[str, str] | None = None, **more: str) -> Response:
     return JSONResponse({"error": {"message": said, "type": "error", **more}}, status, headers)
 
 

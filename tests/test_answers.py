@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from autointerp.answers import parse_activations, parse_explanation, parse_labels
+from autointerp.answers import clean, parse_activations, parse_explanation, parse_labels, parse_yes_no, sendable
 
 # Text that looks like answers gone wrong more often than chance would have it.
 garbage = st.one_of(
@@ -198,3 +198,56 @@ def test_no_explanation_is_a_failure_with_its_reason(text, reason):
 def test_an_explanation_cut_at_the_token_limit_is_a_failure_but_prose_cut_after_it_is_not():
     assert "cut off" in parse_explanation("EXPLANATION: words for", truncated=True).failure
     assert parse_explanation("EXPLANATION: words for animals\nI chose thi", truncated=True).text == "words for animals"
+
+
+# --- answers without end
+
+LONG = [
+    " " * 90_000,
+    '["a"' + " " * 40_000 + "," + " " * 40_000 + "1" + " " * 9_000,  # a parser that tries each blank twice never ends
+    "[" + " " * 90_000,
+    '["' * 45_000,
+    '["\\"' * 20_000,
+    "{" * 90_000,
+    "\n " * 45_000 + "1",
+    "1:" + "\n " * 45_000,
+    "EXPLANATION:" * 7_000,
+    "EXPLANATION:\n" * 7_000,
+    "EXPLANATION: no " + "clear " * 15_000,
+    "answer" + "-" * 90_000,
+    "<think>" * 10_000 + "</think>" * 10_000,
+]
+
+
+@pytest.mark.parametrize("text", LONG)
+def test_a_long_answer_is_read_in_one_go(text):
+    parse_labels(text, 10)
+    parse_activations(text, ["a"])
+    parse_yes_no(text)
+    parse_explanation(text)
+
+
+@pytest.mark.parametrize("text", ["x" * 10_000_000, "[" * 10_000_000, "<think>a</think>" + '{"1": 1}' * 1_000_000])
+def test_an_answer_without_end_is_not_read_and_says_so(text):
+    assert "characters" in parse_labels(text, 2).failures[1]
+    assert "characters" in parse_activations(text, ["a"]).failure
+    assert "characters" in parse_yes_no(text)
+    assert "characters" in parse_explanation(text).failure
+
+
+def test_blanks_in_pairs_are_forgiven():
+    assert parse_activations('[ [ "a" ,\n 3 ], ["b",4]]', ["a", "b"]).values == (3.0, 4.0)
+
+
+def test_long_thoughts_before_a_short_answer_do_no_harm():
+    assert parse_explanation("<think>" + "hm " * 200_000 + "</think>EXPLANATION: cats").text == "cats"
+
+
+@given(st.text(), st.lists(st.sampled_from(["\x00", "\x1b", "\ud800", "\udfff", "a", "\n", "\t", "é"])).map("".join))
+def test_clean_text_can_be_stored_and_loses_no_place(text, hostile):
+    for given_text in (text, hostile):
+        cleaned = clean(given_text)
+        assert len(cleaned) == len(given_text)
+        assert not set(cleaned.encode().decode()) & {"\x00", "\x1b"}
+        sendable(given_text).encode()
+        assert clean(cleaned) == cleaned

@@ -25,8 +25,6 @@ FLOORS = (
 FILES = sorted(ROOT.rglob("*.py"))
 MODULES = [".".join(file.relative_to(ROOT.parent).with_suffix("").parts) for file in FILES]
 NAMES = {module.removesuffix(".__init__"): file for module, file in zip(MODULES, FILES)}
-    ".".join(file.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): file for file in FILES
-}
 
 
 def room(file: Path) -> str:

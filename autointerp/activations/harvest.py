@@ -55,14 +55,10 @@ class Harvest:
         """Tokens at the start of a row that are left out."""
         return int(self.skip_bos and self.corpus.info.bos_id is not None)
 
-    def covers(self, first: int, last: int) -> dict[str, str]:
-        """What a shard's file says of itself."""
-        return {
-            "rows": f"{first}:{last}",
-            "n_latents": str(self.n_latents),
-            "hook": self.hook,
-            "skip_bos": str(self.skip_bos),
-        }
+    def covers(self, first: int, last: int) -> str:
+        """What a shard's file says of itself, as JSON."""
+        about = {"rows": [first, last], "n_latents": self.n_latents, "hook": self.hook, "skip_bos": self.skip_bos}
+        return json.dumps(about)
 
 
 def harvest(
@@ -93,7 +89,7 @@ def harvest(
     shards = text_shards(corpus, shard_tokens)
     for number, (first, last) in enumerate(shards):
         path = shard_path(folder, number)
-        if path.exists() and _metadata(path) == wanted.covers(first, last):
+        if _covers(path) == wanted.covers(first, last):
             bar.advance(int(corpus.offsets[last] - corpus.offsets[first]), skipped=True)
         else:
             harvest_shard(wanted, first, last, path, bar)
@@ -191,7 +187,7 @@ def _write_shard(
     n_latents: int,
     start: int,
     stop: int,
-    covers: dict[str, str],
+    covers: str,
 ) -> None:
     """Sort the firings by latent, then position, and write them.
 
@@ -231,14 +227,20 @@ def _write_shard(
     position = key.astype(np.int32 if stop < 2**31 else np.int64)
     del key
     tensors = {"indptr": indptr.astype(np.int64), "position": position, "activation": activation}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=covers))
+    # Of several entries the writer would draw the order anew in each process, and with it the file's hash.
+    metadata = {"covers": covers}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    from safetensors import safe_open
+def _covers(path: Path) -> str | None:
+    """What a shard's file says of itself; None where there is none that can be read."""
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(path, framework="np") as shard:
-        return shard.metadata() or {}
+    try:
+        with safe_open(path, framework="np") as shard:
+            return (shard.metadata() or {}).get("covers")
+    except (OSError, SafetensorError):
+        return None
 
 
 def _summarise(path: Path, counts: np.ndarray, peaks: np.ndarray) -> None:

@@ -9,17 +9,17 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError, field_validator
+from pydantic import ValidationError
 
 from autointerp.artifacts import write_atomically
-from autointerp.config import Config, Section, problem, read_config, resolve_config
+from autointerp.config import Config, problem, read_config, resolve_config
 from autointerp.errors import ConfigError
 from autointerp.registry import did_you_mean
+from autointerp.report.sweep import Figure, Plan, Sweep, draw
 
 if TYPE_CHECKING:
     from autointerp.commands.folder import Run
@@ -30,47 +30,6 @@ STAGES = ("evaluate", "reencode")
 CONTROL, GAIN = "_control", "_gain"  # of a scorer's name
 DISTINCT = ("distinct_from_first", "distinct_null")
 LABELS = ("confirmed", "composite", "possible", "absorption", "duplicate", "split_child", "parent_of_children")
-
-
-class Plan(Section):
-    """What a sweep's file says beside the keys of a run."""
-
-    variants: dict[str, dict[str, Any]]  # name -> {"key.path": value}; a value "@NAME" is that variant's SAE
-    seeds: tuple[int, ...] = (0,)  # of the training; each variant once a seed
-    metrics: tuple[str, ...]  # rows of the table, panels of the picture
-    positions: tuple[str, ...] = ()  # metrics drawn by position in the context
-
-    @field_validator("variants", "seeds", "metrics")
-    @classmethod
-    def some(cls, given: Any) -> Any:
-        if not given:
-            raise ValueError("there is none")
-        return given
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A metric of one variant and seed, with its 95 % interval where it has one; at one place of the context, or over
-    all (None)."""
-
-    variant: str
-    seed: int
-    metric: str
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    position: int | None = None
-
-
-@dataclass(frozen=True)
-class Sweep:
-    folder: Path
-    plan: Plan
-    figures: tuple[Figure, ...]
-
-    def of(self, variant: str, metric: str) -> list[Figure]:
-        """Over all positions, a figure a seed."""
-        return [f for f in self.figures if (f.variant, f.metric, f.position) == (variant, metric, None)]
 
 
 def sweep(config: str | Path, *, set: Mapping[str, Any] | None = None, out: str | Path | None = None) -> Sweep:
@@ -86,7 +45,6 @@ def sweep(config: str | Path, *, set: Mapping[str, Any] | None = None, out: str 
     from autointerp.commands.folder import environment, run_folder
     from autointerp.commands.run import run, run_targets
     from autointerp.commands.train import train
-    from autointerp.report.sweep import draw
 
     plan, variants = read_sweep(config, set)
     folder = run_folder(next(iter(variants.values())), out)

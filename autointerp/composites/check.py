@@ -73,20 +73,11 @@ def find_composites(
 
     if neighbours < 2 or block < 1:
         raise AutointerpError("the composite check needs neighbours ≥ 2 and block ≥ 1")
-    sources = [as_matrix(W_dec)]
+    sources = _sources(W_dec, union)
     n, d = sources[0].shape
-    if union is not None:
-        sources.append(as_matrix(union, "union"))
-        if sources[1].shape[1] != d:
-            raise AutointerpError(f"union has rows of width {sources[1].shape[1]}, W_dec of {d}: other activations")
     with full_precision(), torch.inference_mode():
         Z = Rows(sources, device, memory)
-        living = not_zero(Z)
-        if alive is not None:
-            mask = torch.as_tensor(alive, device=Z.device)
-            if mask.shape != (n,) or mask.dtype != torch.bool:
-                raise AutointerpError(f"alive must be {n} booleans, this is {mask.dtype} {list(mask.shape)}")
-            living[:n] &= mask
+        living = _living(Z, n, alive)
         queries = living[:n].nonzero().squeeze(1)
         white = Z.whitened(nulls.whitener(Z, living))
         with _progress("neighbours", queries, Z) as bar:
@@ -102,6 +93,30 @@ def find_composites(
         fits.highest = torch.maximum(fits.highest, of_copies[queries])
         twin_cosines = _pair_cosines(Z, queries, twin[queries].clamp_min(0))
     return make_table(n, d, candidates, queries, fits, leader[queries], twin[queries], twin_cosines)
+
+
+def _sources(W_dec: np.ndarray | torch.Tensor, union: np.ndarray | torch.Tensor | None) -> list[Any]:
+    """The matrices that `Rows` reads, W_dec's first; AutointerpError where they are none of one width."""
+    sources = [as_matrix(W_dec)]
+    if union is not None:
+        sources.append(as_matrix(union, "union"))
+        d, width = sources[0].shape[1], sources[1].shape[1]
+        if width != d:
+            raise AutointerpError(f"union has rows of width {width}, W_dec of {d}: other activations")
+    return sources
+
+
+def _living(Z: Rows, n: int, alive: np.ndarray | torch.Tensor | None) -> torch.Tensor:
+    """[rows] bool: no zero row, and among the first n none that `alive` [n] leaves out."""
+    import torch
+
+    living = not_zero(Z)
+    if alive is not None:
+        mask = torch.as_tensor(alive, device=Z.device)
+        if mask.shape != (n,) or mask.dtype != torch.bool:
+            raise AutointerpError(f"alive must be {n} booleans, this is {mask.dtype} {list(mask.shape)}")
+        living[:n] &= mask
+    return living
 
 
 @contextmanager
@@ -182,9 +197,9 @@ def _without_copies(
     """The lists with only the first of each group, and none of a latent's own; searched anew where half is lost."""
     import torch
 
-    def keep(some: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
-        safe = some.clamp_min(0)
-        return torch.where((some >= 0) & firsts[safe] & (leader[safe] != leader[of][:, None]), some, -1)
+    def keep(members: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        safe = members.clamp_min(0)
+        return torch.where((members >= 0) & firsts[safe] & (leader[safe] != leader[rows][:, None]), members, -1)
 
     kept = keep(lists, queries)
     lost = ((lists >= 0) & (kept < 0)).sum(1)

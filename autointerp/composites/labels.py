@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 from autointerp.composites import nulls
 from autointerp.composites.decompose import EDGE, LEVEL, PARTIAL, Fits
@@ -42,49 +42,20 @@ def make_table(
     twin: torch.Tensor,
     twin_cosines: torch.Tensor,
 ) -> pd.DataFrame:
-    """The columns of `find_composites` for `n` latents, of which `queries` [q] are alive and were fitted."""
+    """The columns of `find_composites` for `n` latents, of which `queries` [q] are alive and were fitted.
+
+    `d` is their width, and `candidates` are the rows that each was searched among. `leader`, `twin` [q] are of
+    `check._groups`, `twin_cosines` [q] the cosine to the twin.
+    """
     import numpy as np
     import pandas as pd
 
     f = {name: value.cpu().numpy() for name, value in vars(fits).items()}
     rows, leaders, twins, cosine = (x.cpu().numpy() for x in (queries, leader, twin, twin_cosines))
-    single = np.clip(f["nearest_cosine"], 0, 1) ** 2
-    white_single = np.clip(f["nearest_white"], 0, 1) ** 2
-    terms = (f["parts"] >= 0).sum(1)
-
-    sums = (terms > 0) & (f["partial"] + EDGE >= PARTIAL)
-    composite = sums & (f["r2"] + EDGE >= COMPOSITE_R2)
-    possible = sums & (f["r2"] + EDGE >= POSSIBLE_R2)
-    parent = (f["related_r2"] + EDGE >= PARENT_R2) & (f["related_partial"] + EDGE >= CHILD_PARTIAL)
-    child = single + EDGE >= CHILD_R2
-    child &= np.maximum(f["partial"], f["related_partial"]) + EDGE < CHILD_PARTIAL
-    child &= white_single >= nulls.threshold(LEVEL, 1, d, candidates)
-    # A part of a composite lies close to it, and is neither its child nor the parent of several.
-    wholes = _wholes(rows, f["parts"], possible)
-    parent &= ~_points_at(rows, f["related"], wholes)
-    child &= ~_points_at(rows, f["nearest"][:, None], wholes)
-    label = np.select(
-        [leaders < rows, composite, possible, twins >= 0, parent, child],
-        ["duplicate", "composite", "possible", "duplicate", "parent_of_children", "split_child"],
-        "atomic",
-    )
-
-    # What the label rests on: its terms, and their figures in the two geometries.
-    flagged, copy = np.isin(label, FLAGGED), label == "duplicate"
-    kin, near = label == "parent_of_children", label == "split_child"
-    chosen, weights = np.full((len(rows), 3), -1), np.zeros((len(rows), 3))
-    chosen[flagged], weights[flagged] = f["parts"][flagged], f["coefficients"][flagged]
-    chosen[kin, :2], weights[kin, :2] = f["related"][kin], f["related_coefficients"][kin]
-    chosen[near, 0], weights[near, 0] = f["nearest"][near], f["nearest_cosine"][near]
-    chosen[copy, 0], weights[copy, 0] = twins[copy], cosine[copy]
-    r2 = np.clip(np.select([flagged, kin, copy], [f["r2"], f["related_r2"], cosine**2], single), 0, 1)
-    partial = np.select([flagged, kin], [f["partial"], f["related_partial"]], np.nan)
-    white = np.select([flagged, kin, copy], [f["white_r2"], f["related_white_r2"], cosine**2], white_single)
-    white_partial = np.select([flagged, kin], [f["white_partial"], f["related_white_partial"]], np.nan)
-    count = np.select([flagged, kin], [terms, 2], 1)
-    p, null = _p_values(r2, white, white_partial, count, d, candidates)
-
-    alone = (f["nearest"] < 0) & ~copy  # nothing to compare with
+    label = _labels(rows, f, leaders, twins, d, candidates)
+    chosen, weights = _terms(label, f, twins, cosine)
+    r2, partial, p, null = _figures(label, f, cosine, d, candidates)
+    alone = (f["nearest"] < 0) & (label != "duplicate")  # nothing to compare with
     figures = pd.DataFrame(
         {
             "label": label,
@@ -102,6 +73,73 @@ def make_table(
     table["failure"] = pd.Series(None, index=table.index, dtype=object)
     table.loc[rows[alone], "failure"] = "no other latent to compare with"
     table.loc[table["label"] == "dead", "failure"] = "a zero row, or not alive"
+    table = table.assign(feature=np.arange(n), **_lists(n, rows, chosen, weights))
+    table = table.assign(reencode=np.nan, lift=np.nan, semantic=np.nan)
+    order = "feature label constituents coefficients union_constituents r2 partial_r2 max_cosine p_value p_value_null"
+    return table.reindex(columns=[*order.split(), "reencode", "lift", "semantic", "failure"])
+
+
+def _labels(
+    rows: np.ndarray, f: Mapping[str, np.ndarray], leaders: np.ndarray, twins: np.ndarray, d: int, candidates: int
+) -> np.ndarray:
+    """[q] the label of each row, from its fits `f`."""
+    import numpy as np
+
+    terms = (f["parts"] >= 0).sum(1)
+    sums = (terms > 0) & (f["partial"] + EDGE >= PARTIAL)
+    composite = sums & (f["r2"] + EDGE >= COMPOSITE_R2)
+    possible = sums & (f["r2"] + EDGE >= POSSIBLE_R2)
+    parent = (f["related_r2"] + EDGE >= PARENT_R2) & (f["related_partial"] + EDGE >= CHILD_PARTIAL)
+    child = np.clip(f["nearest_cosine"], 0, 1) ** 2 + EDGE >= CHILD_R2
+    child &= np.maximum(f["partial"], f["related_partial"]) + EDGE < CHILD_PARTIAL
+    child &= np.clip(f["nearest_white"], 0, 1) ** 2 >= nulls.threshold(LEVEL, 1, d, candidates)
+    # A part of a composite lies close to it, and is neither its child nor the parent of several.
+    wholes = _wholes(rows, f["parts"], possible)
+    parent &= ~_points_at(rows, f["related"], wholes)
+    child &= ~_points_at(rows, f["nearest"][:, None], wholes)
+    return np.select(
+        [leaders < rows, composite, possible, twins >= 0, parent, child],
+        ["duplicate", "composite", "possible", "duplicate", "parent_of_children", "split_child"],
+        "atomic",
+    )
+
+
+def _terms(
+    label: np.ndarray, f: Mapping[str, np.ndarray], twins: np.ndarray, cosine: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The terms that each label rests on, [q, 3] rows (-1: none), and their coefficients [q, 3]."""
+    import numpy as np
+
+    flagged, copy = np.isin(label, FLAGGED), label == "duplicate"
+    kin, near = label == "parent_of_children", label == "split_child"
+    chosen, weights = np.full((len(label), 3), -1), np.zeros((len(label), 3))
+    chosen[flagged], weights[flagged] = f["parts"][flagged], f["coefficients"][flagged]
+    chosen[kin, :2], weights[kin, :2] = f["related"][kin], f["related_coefficients"][kin]
+    chosen[near, 0], weights[near, 0] = f["nearest"][near], f["nearest_cosine"][near]
+    chosen[copy, 0], weights[copy, 0] = twins[copy], cosine[copy]
+    return chosen, weights
+
+
+def _figures(
+    label: np.ndarray, f: Mapping[str, np.ndarray], cosine: np.ndarray, d: int, candidates: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """r2, partial_r2, p_value and p_value_null, [q] each, of the terms that each label rests on."""
+    import numpy as np
+
+    flagged, kin, copy = np.isin(label, FLAGGED), label == "parent_of_children", label == "duplicate"
+    single, white_single = np.clip(f["nearest_cosine"], 0, 1) ** 2, np.clip(f["nearest_white"], 0, 1) ** 2
+    r2 = np.clip(np.select([flagged, kin, copy], [f["r2"], f["related_r2"], cosine**2], single), 0, 1)
+    partial = np.select([flagged, kin], [f["partial"], f["related_partial"]], np.nan)
+    white = np.select([flagged, kin, copy], [f["white_r2"], f["related_white_r2"], cosine**2], white_single)
+    white_partial = np.select([flagged, kin], [f["white_partial"], f["related_white_partial"]], np.nan)
+    count = np.select([flagged, kin], [(f["parts"] >= 0).sum(1), 2], 1)
+    return r2, partial, *_p_values(r2, white, white_partial, count, d, candidates)
+
+
+def _lists(n: int, rows: np.ndarray, chosen: np.ndarray, weights: np.ndarray) -> dict[str, list[list[Any]]]:
+    """The list columns for all n latents: the terms in W_dec, in the union, and the coefficients of both."""
+    import numpy as np
+
     own: list[list[int]] = [[] for _ in range(n)]
     other: list[list[int]] = [[] for _ in range(n)]
     coefficients: list[list[float]] = [[] for _ in range(n)]
@@ -111,26 +149,16 @@ def make_table(
         own[row] = [c for c, _ in pairs if c < n]
         other[row] = [c - n for c, _ in pairs if c >= n]
         coefficients[row] = [w for _, w in pairs]
-    table = table.assign(
-        feature=np.arange(n),
-        constituents=own,
-        coefficients=coefficients,
-        union_constituents=other,
-        reencode=np.nan,
-        lift=np.nan,
-        semantic=np.nan,
-    )
-    order = "feature label constituents coefficients union_constituents r2 partial_r2 max_cosine p_value p_value_null"
-    return table.reindex(columns=[*order.split(), "reencode", "lift", "semantic", "failure"])
+    return {"constituents": own, "coefficients": coefficients, "union_constituents": other}
 
 
 def _wholes(rows: np.ndarray, parts: np.ndarray, flagged: np.ndarray) -> dict[int, set[int]]:
     """part -> the flagged latents it is a part of."""
-    found: dict[int, set[int]] = {}
-    for row, of in zip(rows[flagged].tolist(), parts[flagged].tolist()):
-        for part in of:
-            found.setdefault(part, set()).add(row)
-    return found
+    wholes: dict[int, set[int]] = {}
+    for row, members in zip(rows[flagged].tolist(), parts[flagged].tolist()):
+        for part in members:
+            wholes.setdefault(part, set()).add(row)
+    return wholes
 
 
 def _points_at(rows: np.ndarray, targets: np.ndarray, wholes: dict[int, set[int]]) -> np.ndarray:
@@ -181,3 +209,14 @@ def expand(table: pd.DataFrame, features: Iterable[int]) -> dict[int, dict[int, 
         return atoms
 
     return {int(feature): walk(int(feature), 1.0, frozenset(), {}) for feature in features}
+
+
+def with_atoms(table: pd.DataFrame) -> pd.DataFrame:
+    """`table` with the columns atoms and atom_coefficients: what each flagged latent comes down to (`expand`); empty
+    elsewhere."""
+    atoms = expand(table, table.loc[table["label"].isin(FLAGGED), "feature"])
+    by_row = [atoms.get(int(row), {}) for row in table["feature"]]
+    return table.assign(
+        atoms=[list(own) for own in by_row],
+        atom_coefficients=[list(own.values()) for own in by_row],
+    )

@@ -24,7 +24,7 @@ class Asked:
     prompt_hash: str | None = None  # of the first prompt sent
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    passing_failures: int = 0
+    retryable_failures: int = 0
 
 
 def llm_config(config: Config, plugin: PluginConfig) -> LLMConfig:
@@ -63,7 +63,7 @@ def width(config: Config, plugin: PluginConfig) -> int:
 @contextmanager
 def asked(llm: Client | None, stage: str, feature: int) -> Iterator[Asked]:
     """Label the requests made inside and count them."""
-    from autointerp.llm.client import tag
+    from autointerp.llm.usage import tag
 
     counts = Asked()
     if llm is None:
@@ -71,6 +71,6 @@ def asked(llm: Client | None, stage: str, feature: int) -> Iterator[Asked]:
         return
     with tag(stage=stage, feature=feature), llm.meter() as meter:
         yield counts
-        counts.prompt_hash = meter.prompt_hashes[0] if meter.prompt_hashes else None
+        counts.prompt_hash = meter.prompt_hash
         counts.prompt_tokens, counts.completion_tokens = meter.prompt_tokens, meter.completion_tokens
-        counts.passing_failures = meter.passing_failures
+        counts.retryable_failures = meter.retryable_failures

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from autointerp.config import LLMConfig
-from autointerp.errors import ConfigError
-from autointerp.llm.backend import Backend
 from autointerp.llm.cache import RequestCache
 from autointerp.llm.client import Client
+from autointerp.llm.registry import backend_name, open_backend, prices
 
 
 def open_llm(
@@ -19,36 +18,24 @@ def open_llm(
     journal: Path,
     seed: int,
     resolve_model: Callable[[str], Path] | None = None,
+    retry_failed: bool = False,
 ) -> Client:
     """``async with open_llm(...) as llm``: nothing is loaded or connected before it must be.
 
     `cache` is the SQLite file of answered requests, shared between runs; `journal` the run's usage rows;
-    `resolve_model` turns a catalogue name into a folder. Raises ConfigError.
+    `resolve_model` turns a catalogue name into a folder. `retry_failed`: ask again where a kept answer could
+    not be read. Raises ConfigError.
     """
-    backend = _backend(config, resolve_model)
-    if config.base_url is None and not config.model.startswith("vllm:"):
+    backend = open_backend(config, resolve_model)
+    if backend_name(config) == "local":
         # In-process, requests that wait cost nothing, and the more there are, the better they go together.
         config = config.model_copy(update={"concurrency": max(config.concurrency, 4 * config.batch)})
-    return Client(backend, config, cache=RequestCache(cache), journal=journal, seed=seed)
-
-
-def _backend(config: LLMConfig, resolve_model: Callable[[str], Path] | None) -> Backend:
-    if config.base_url is not None:
-        from autointerp.llm.openai_api import OpenAIBackend
-
-        return OpenAIBackend(config)
-    if config.model.startswith("vllm:"):
-        from autointerp.llm.vllm_server import VllmBackend
-
-        served = config.model.removeprefix("vllm:")
-        if resolve_model is not None and "/" not in served:  # a hub id is vLLM's own to fetch
-            config = config.model_copy(update={"model": f"vllm:{resolve_model(served)}"})
-        return VllmBackend(config)
-    folder = Path(config.model).expanduser()
-    if not folder.is_dir():
-        if resolve_model is None:
-            raise ConfigError(f"llm.model {config.model!r} is no folder; a model behind an endpoint needs llm.base_url")
-        folder = resolve_model(config.model)
-    from autointerp.llm.local import LocalBackend
-
-    return LocalBackend(folder, config)
+    return Client(
+        backend,
+        config,
+        cache=RequestCache(cache),
+        journal=journal,
+        seed=seed,
+        prices=prices(config),
+        retry_failed=retry_failed,
+    )

@@ -1,23 +1,37 @@
-"""Answered requests on disk: what was answered once is never asked, or paid for, again."""
+"""Answered requests on disk: what was answered once is never asked, or paid for, again.
+
+What is kept is the endpoint's own answer; a backend's `read` makes a reply of it each time. A row carries a
+checksum, so that a damaged one counts as not there, and a file that SQLite cannot read is set aside.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 import sqlite3
 import threading
 import time
+import zlib
 from collections import UserDict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from autointerp.errors import AutointerpError
-from autointerp.llm.backend import Reply
-from autointerp.records import Choices, Message
+from autointerp.llm.backend import Raw, Request
+from autointerp.records import Message
+
+log = logging.getLogger("autointerp.llm")
 
 _PATIENCE = 60.0  # seconds to wait for another process' write
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS raw_answers (key TEXT PRIMARY KEY, answer BLOB, seconds REAL, checksum BLOB)",
+    "CREATE TABLE IF NOT EXISTS learnt "
+    "(identity TEXT, name TEXT, value TEXT, checksum BLOB, PRIMARY KEY (identity, name))",
+)
 
 
 def canonical(value: object) -> str:
@@ -31,80 +45,169 @@ def canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=plain)
 
 
-def request_key(identity: str, kind: str, messages: Sequence[Message], request: Mapping[str, object]) -> str:
+def request_key(identity: str, request: Request) -> str:
     """sha256, in hex, of who is asked and all that is asked."""
-    said = [[message.role, message.content] for message in messages]
-    return hashlib.sha256(canonical(["1", identity, kind, said, request]).encode()).hexdigest()
+    asked = {field.name: getattr(request, field.name) for field in fields(request) if field.name != "messages"}
+    turns = [[message.role, message.content] for message in request.messages]
+    return hashlib.sha256(canonical(["2", identity, request.kind, turns, asked]).encode()).hexdigest()
+
+
+def prompt_hash(messages: Sequence[Message], turn: str | None = None) -> str:
+    """Sixteen hex digits of all the text that is sent."""
+    turns = [[message.role, message.content] for message in messages] + [turn]
+    return hashlib.sha256(canonical(turns).encode()).hexdigest()[:16]
+
+
+def _checksum(*parts: object) -> bytes:
+    return hashlib.blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=12).digest()
 
 
 class RequestCache:
-    """SQLite file of replies by request key, committed one by one; several processes and threads may share it.
+    """SQLite file of raw answers by request key, committed one by one; several processes and threads may share it.
 
-    Holds neither prompts nor keys. Raises AutointerpError when the file is damaged or the disk is full.
+    Holds neither prompts nor keys. Raises AutointerpError when the disk is full or its place cannot be written.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._lock = threading.Lock()
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
-        except (OSError, sqlite3.Error) as error:
-            raise self._said(error) from error
-        self._use_wal()
-        self._run("PRAGMA synchronous=NORMAL")
-        self._run("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, reply TEXT, seconds REAL) WITHOUT ROWID")
-        self._run(
-            "CREATE TABLE IF NOT EXISTS known "
-            "(identity TEXT, name TEXT, value TEXT, PRIMARY KEY (identity, name)) WITHOUT ROWID"
-        )
+        self._closed = False
+        with self._lock:
+            self._db = self._connected()
 
-    def get(self, key: str) -> tuple[Reply, float] | None:
-        """The reply and the seconds it took when it was asked."""
-        rows = self._run("SELECT reply, seconds FROM answers WHERE key = ?", key)
-        return (_reply(json.loads(rows[0][0])), rows[0][1]) if rows else None
+    def get(self, key: str) -> tuple[Raw, float] | None:
+        """The endpoint's answer and the seconds it took when it was asked; None for a damaged row too."""
+        rows = self._run("SELECT answer, seconds, checksum FROM raw_answers WHERE key = ?", key)
+        if not rows:
+            return None
+        answer, seconds, checksum = rows[0]
+        if checksum != _checksum(key, answer, seconds):
+            log.warning("%s: one kept answer is damaged and is asked for again", self.path)
+            return None
+        return json.loads(zlib.decompress(answer)), seconds
 
-    def put(self, key: str, reply: Reply, seconds: float) -> None:
+    def put(self, key: str, raw: Raw, seconds: float) -> None:
         """On disk when this returns: a killed process loses nothing that was put."""
-        self._run("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", key, json.dumps(asdict(reply)), seconds)
+        answer = zlib.compress(json.dumps(raw, separators=(",", ":")).encode())
+        checksum = _checksum(key, answer, float(seconds))
+        self._run("INSERT OR REPLACE INTO raw_answers VALUES (?, ?, ?, ?)", key, answer, float(seconds), checksum)
 
     def memory(self, identity: str) -> Memory:
         return Memory(self, hashlib.sha256(identity.encode()).hexdigest())
 
+    def learnt(self, identity: str) -> dict[str, Any]:
+        """What is known of an endpoint, by name; damaged rows left out."""
+        rows = self._run("SELECT name, value, checksum FROM learnt WHERE identity = ?", identity)
+        return {name: json.loads(value) for name, value, sum_ in rows if sum_ == _checksum(identity, name, value)}
+
+    def learn(self, identity: str, name: str, value: object) -> None:
+        text = json.dumps(value)
+        checksum = _checksum(identity, name, text)
+        self._run("INSERT OR REPLACE INTO learnt VALUES (?, ?, ?, ?)", identity, name, text, checksum)
+
     def close(self) -> None:
         with self._lock:
+            self._closed = True
             self._db.close()
 
-    def _use_wal(self) -> None:
-        # SQLite does not wait its timeout out for this one statement when several processes open a new file
-        until = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                self._db.execute("PRAGMA journal_mode=WAL")
-                return
-            except sqlite3.Error as error:
-                if "locked" not in str(error) or time.monotonic() > until:
-                    raise self._said(error) from error
-                time.sleep(0.01)
+    # --- SQLite
 
     def _run(self, statement: str, *values: object) -> list[Any]:
         with self._lock:
             try:
                 return self._db.execute(statement, values).fetchall()
+            except (sqlite3.Error, MemoryError) as error:
+                if self._closed or not self._is_damage(error):
+                    raise self._as_one_line(error) from error
+                self._set_aside(error)
+            try:
+                return self._db.execute(statement, values).fetchall()
             except sqlite3.Error as error:
-                raise self._said(error) from error
+                raise self._as_one_line(error) from error
 
-    def _said(self, error: Exception) -> AutointerpError:
+    def _connected(self) -> sqlite3.Connection:
+        """An open file with its tables; one that is damaged is set aside and begun anew."""
+        try:
+            return self._open()
+        except (sqlite3.Error, MemoryError) as error:
+            if not self._is_damage(error):
+                raise self._as_one_line(error) from error
+            self._move(error)
+        except OSError as error:
+            raise self._as_one_line(error) from error
+        try:
+            return self._open()
+        except sqlite3.Error as error:
+            raise self._as_one_line(error) from error
+
+    def _open(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        db = sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
+        try:
+            _use_wal(db)
+            db.execute("PRAGMA synchronous=NORMAL")
+            for table in _TABLES:
+                db.execute(table)
+            # statements that name every column: a table whose definition is damaged shows here
+            db.execute("SELECT key, answer, seconds, checksum FROM raw_answers LIMIT 0")
+            db.execute("SELECT identity, name, value, checksum FROM learnt LIMIT 0")
+            self._inode = self.path.stat().st_ino
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _set_aside(self, error: BaseException) -> None:
+        self._db.close()
+        try:
+            replaced = self.path.stat().st_ino != self._inode  # another process was faster
+        except OSError:
+            replaced = True
+        if not replaced:
+            self._move(error)
+        self._db = self._connected()
+
+    def _move(self, error: BaseException) -> None:
+        aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
+        log.warning("%s is damaged (%s): moved to %s, going on with a new one", self.path, error, aside.name)
+        for suffix in ("", "-wal", "-shm"):
+            old = self.path.with_name(self.path.name + suffix)
+            if old.exists():
+                old.rename(aside.with_name(aside.name + suffix))
+
+    def _is_damage(self, error: BaseException) -> bool:
+        """What SQLite says of a file whose bytes were changed, and not of a full disk or a lock."""
+        text = str(error)
+        if "readonly" in text:  # so it calls a file of an unknown version too
+            return os.access(self.path, os.W_OK) and os.access(self.path.parent, os.W_OK)
+        if any(word in text for word in ("full", "locked", "unable to open", "closed database")):
+            return False
+        return isinstance(error, sqlite3.DatabaseError | MemoryError) and not isinstance(
+            error, sqlite3.ProgrammingError
+        )
+
+    def _as_one_line(self, error: BaseException) -> AutointerpError:
         text = str(error)
         if "full" in text:
             remedy = "make room on the disk and run again; what was answered before is kept"
-        elif "not a database" in text or "malformed" in text or "no such column" in text:
-            remedy = "the file is damaged: move it away and run again"
         elif "locked" in text:
             remedy = f"another process held it for {_PATIENCE:.0f} s: wait for it and run again"
         else:
             remedy = "see that its folder exists and can be written"
         return AutointerpError(f"cache of answered requests {self.path}: {text}; {remedy}")
+
+
+def _use_wal(db: sqlite3.Connection) -> None:
+    # SQLite does not wait its timeout out for this one statement when several processes open a new file
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 class Memory(UserDict[str, Any]):
@@ -113,17 +216,8 @@ class Memory(UserDict[str, Any]):
     def __init__(self, cache: RequestCache, identity: str) -> None:
         super().__init__()
         self._cache, self._identity = cache, identity
-        rows = cache._run("SELECT name, value FROM known WHERE identity = ?", identity)
-        self.data = {name: json.loads(value) for name, value in rows}
+        self.data = cache.learnt(identity)
 
     def __setitem__(self, key: str, item: Any) -> None:
-        self._cache._run("INSERT OR REPLACE INTO known VALUES (?, ?, ?)", self._identity, key, json.dumps(item))
+        self._cache.learn(self._identity, key, item)
         super().__setitem__(key, item)
-
-
-def _reply(raw: dict[str, Any]) -> Reply:
-    choices = tuple(
-        Choices(**{**each, "probabilities": each["probabilities"] and tuple(each["probabilities"])})
-        for each in raw.pop("choices")
-    )
-    return Reply(**raw, choices=choices)

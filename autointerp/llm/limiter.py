@@ -9,7 +9,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from autointerp.config import LLMConfig
-from autointerp.errors import ConfigError, OutOfBudget
+from autointerp.errors import OutOfBudget
+from autointerp.llm.prices import FREE, Prices, check_limits
+
+NOT_IN_KEYS = "it decides when a request is sent"
 
 
 class Limiter:
@@ -126,19 +129,17 @@ class Budget:
     fit waits while others may still give something back, and is refused when none can.
     """
 
-    def __init__(self, config: LLMConfig) -> None:
+    def __init__(self, config: LLMConfig, prices: Prices | None = None) -> None:
         self._config = config
+        self._prices = prices or FREE
         self.spent = Spent()
         self._aside = Spent()
         self._waiting: deque[tuple[Spent, asyncio.Future[None]]] = deque()
-        if config.max_cost is not None and (config.price_in is None or config.price_out is None):
-            raise ConfigError("llm.max_cost needs llm.price_in and llm.price_out, per million tokens")
+        check_limits(config, prices)
 
     def price(self, prompt_tokens: int, completion_tokens: int) -> Spent:
         """What one request of that size spends."""
-        rate_in, rate_out = self._config.price_in or 0.0, self._config.price_out or 0.0
-        cost = (prompt_tokens * rate_in + completion_tokens * rate_out) / 1e6
-        return Spent(1, prompt_tokens + completion_tokens, cost)
+        return Spent(1, prompt_tokens + completion_tokens, self._prices.cost(prompt_tokens, completion_tokens))
 
     async def reserve(self, most: Spent) -> None:
         """Set `most` aside, or raise OutOfBudget."""

@@ -1,20 +1,63 @@
-"""A sweep's table on the terminal, and its picture."""
+"""What came of a sweep, its table on the terminal, and its picture."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from autointerp.commands.sweep import Sweep
+from pydantic import field_validator
+
+from autointerp.config import Section
 
 INK, POINT = "#222222", "#1f6fb4"
 BAND = 8  # positions of the context that a point of a line stands for
 
 
-def print_sweep(found: Sweep) -> None:
+class Plan(Section):
+    """What a sweep's file says beside the keys of a run."""
+
+    variants: dict[str, dict[str, Any]]  # name -> {"key.path": value}; a value "@NAME" is that variant's SAE
+    seeds: tuple[int, ...] = (0,)  # of the training; each variant once a seed
+    metrics: tuple[str, ...]  # rows of the table, panels of the picture
+    positions: tuple[str, ...] = ()  # metrics drawn by position in the context
+
+    @field_validator("variants", "seeds", "metrics")
+    @classmethod
+    def not_empty(cls, given: Any) -> Any:
+        if not given:
+            raise ValueError("there is none")
+        return given
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A metric of one variant and seed, with its 95 % interval where it has one; at one place of the context, or over
+    all (None)."""
+
+    variant: str
+    seed: int
+    metric: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    position: int | None = None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    folder: Path
+    plan: Plan
+    figures: tuple[Figure, ...]
+
+    def of(self, variant: str, metric: str) -> list[Figure]:
+        """Over all positions, a figure a seed."""
+        return [f for f in self.figures if (f.variant, f.metric, f.position) == (variant, metric, None)]
+
+
+def print_sweep(swept: Sweep) -> None:
     """A row a metric, a column a variant: the mean over seeds, ± half their range."""
     from rich.console import Console
     from rich.table import Table
@@ -22,24 +65,24 @@ def print_sweep(found: Sweep) -> None:
     from autointerp.report.tables import width_of
 
     def cell(variant: str, metric: str) -> str:
-        values = [figure.value for figure in found.of(variant, metric) if figure.value is not None]
+        values = [figure.value for figure in swept.of(variant, metric) if figure.value is not None]
         spread = f" ±{(max(values) - min(values)) / 2:.1g}" if len(values) > 1 else ""
         return f"{fmean(values):.4g}{spread}" if values else "–"
 
-    table = Table("", *found.plan.variants, box=None, header_style="bold")
-    for metric in found.plan.metrics:
-        table.add_row(metric.replace("_", " "), *(cell(variant, metric) for variant in found.plan.variants))
+    table = Table("", *swept.plan.variants, box=None, header_style="bold")
+    for metric in swept.plan.metrics:
+        table.add_row(metric.replace("_", " "), *(cell(variant, metric) for variant in swept.plan.variants))
     Console(width=width_of(sys.stdout) or 10_000).print(table)  # a file is as wide as it must be
 
 
-def draw(found: Sweep, path: Path) -> None:
+def draw(swept: Sweep, path: Path) -> None:
     """A panel a metric, a row a variant, a point a seed; below them the metrics by position in the context."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    variants, metrics, positions = list(found.plan.variants), found.plan.metrics, found.plan.positions
+    variants, metrics, positions = list(swept.plan.variants), swept.plan.metrics, swept.plan.positions
     columns = min(4, max(len(metrics), len(positions)))
     dots, lines = -(-len(metrics) // columns), -(-len(positions) // columns)
     heights = [0.3 * len(variants) + 0.9] * dots + [2.6] * lines
@@ -53,7 +96,7 @@ def draw(found: Sweep, path: Path) -> None:
         axis.set_visible(False)
     for number, (axis, metric) in enumerate(zip(axes.flat, metrics)):
         for row, variant in enumerate(variants):
-            for point in found.of(variant, metric):
+            for point in swept.of(variant, metric):
                 if point.value is None:
                     continue
                 if point.low is not None and point.high is not None:
@@ -70,7 +113,7 @@ def draw(found: Sweep, path: Path) -> None:
     for axis, metric in zip(axes[dots:].flat, positions):
         for variant in variants:
             places: dict[int, list[float]] = {}
-            for one in found.figures:
+            for one in swept.figures:
                 if (one.variant, one.metric) == (variant, metric) and None not in (one.position, one.value):
                     places.setdefault(one.position // BAND, []).append(one.value)  # type: ignore[operator, arg-type]
             middles = [BAND * (band + 0.5) for band in places]

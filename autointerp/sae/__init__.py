@@ -16,15 +16,16 @@ if TYPE_CHECKING:
     from autointerp.sae.source import ActivationSource as ActivationSource
     from autointerp.sae.source import ArraySource as ArraySource
     from autointerp.sae.source import StreamSource as StreamSource
-    from autointerp.sae.train import TrainConfig as TrainConfig
     from autointerp.sae.train import train_sae as train_sae
+    from autointerp.sae.train_config import TrainConfig as TrainConfig
 
 # Imported when first asked for: torch takes a second.
 _WHERE = {
     "load_sae": "autointerp.sae.load:load_sae",
     "save_sae": "autointerp.sae.formats.saelens:save_sae",
     **{name: f"autointerp.sae.model:{name}" for name in ("SAE", "SAEConfig")},
-    **{name: f"autointerp.sae.train:{name}" for name in ("TrainConfig", "train_sae")},
+    "train_sae": "autointerp.sae.train:train_sae",
+    "TrainConfig": "autointerp.sae.train_config:TrainConfig",
     **{name: f"autointerp.sae.source:{name}" for name in ("ActivationSource", "ArraySource", "StreamSource")},
     **{name: f"autointerp.sae.check:{name}" for name in ("SaeCheck", "check_sae", "require_width")},
 }

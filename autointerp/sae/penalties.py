@@ -9,32 +9,16 @@ means over i are over the n rows. What a penalty keeps from step to step goes in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from autointerp.config import Section
 from autointerp.sae import sparse
+from autointerp.sae.train_config import PenaltyConfig
 
 _BLOCK = 512  # rows whose products with all others are held at a time; a multiple of _PART
 _PART = 32
-
-
-class PenaltyConfig(Section):
-    """Which penalty, and how strongly. The loss it joins is the unexplained share of the inputs' variance."""
-
-    kind: Literal["chunk_max", "all_pairs", "nearest", "threshold", "mean_max", "neighbours", "soft_orthonormal"] = (
-        "chunk_max"
-    )
-    weight: float = 0.25  # negative: a positive control that makes composites on purpose
-    every: int = Field(5, ge=1)  # steps; each then counts `every` times
-    chunk: int = Field(8192, ge=2)  # chunk_max: latents compared with each other
-    threshold: float = Field(0.3, ge=0, lt=1)  # threshold: cosine from which it counts; nearest: the sigmoid's middle
-    shape: Literal["convex", "sigmoid"] = "convex"  # nearest
-    neighbours: int = Field(32, ge=1)  # neighbours: length of each latent's list
-    refresh: int = Field(500, ge=1)  # neighbours: steps after which the lists are made anew
 
 
 class Batch(NamedTuple):

@@ -13,7 +13,7 @@ from torch import Tensor
 from autointerp.sae import sparse
 
 if TYPE_CHECKING:
-    from autointerp.sae.train import TrainConfig
+    from autointerp.sae.train_config import TrainConfig
 
 
 class Outcome(NamedTuple):

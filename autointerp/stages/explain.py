@@ -24,7 +24,7 @@ from autointerp.progress import progress
 from autointerp.records import Explanation, FeatureEvidence
 from autointerp.stages.constituents import pair_of, reads
 from autointerp.stages.given import Maker, giver, makers_of, stages_of
-from autointerp.stages.plugin_section import plugin_section
+from autointerp.stages.plugin_section import code_of, plugin_section
 from autointerp.stages.select import ready
 from autointerp.tables import append_rows
 
@@ -57,7 +57,13 @@ def uses(config: Config) -> Iterator[Use]:
             evidence += ["reencode", f"explain/{of}"]
             given = replace(given, pair=pair_of(config, plugin))
         names = tuple(dict.fromkeys(evidence))
-        yield Use(f"explain/{plugin.key}", names, section, given, plugins=(explain, *makers.values()))
+        yield Use(
+            f"explain/{plugin.key}",
+            names,
+            section,
+            given,
+            plugins=(*code_of(config, plugin, explain), *makers.values()),
+        )
 
 
 def work(job: Job) -> None:
@@ -89,7 +95,7 @@ def work(job: Job) -> None:
             "failure": explanation.failure,
             "raw": explanation.raw,
         }
-        return Rows({"explanations": [row]}, meter.passing_failures)
+        return Rows({"explanations": [row]}, meter.retryable_failures)
 
     width = asking.width(job.config, given.plugin)
     with progress(job.use.name, len(features), "features") as bar:

@@ -12,6 +12,8 @@ from typing import Any
 from autointerp.config import Config, PluginConfig
 from autointerp.engine.asking import llm_config
 from autointerp.engine.models import identity
+from autointerp.llm.registry import backend_of
+from autointerp.llm.registry import identity as llm_identity
 from autointerp.plugins import bind_options, needs
 from autointerp.prompting import prompts_hash
 from autointerp.registry import Registry
@@ -28,7 +30,9 @@ def plugin_section(config: Config, registry: Registry[Callable[..., Any]], plugi
 
 
 def llm_section(config: Config, plugin: PluginConfig, prompts: Sequence[str]) -> dict[str, Any]:
-    llm = llm_config(config, plugin)
-    served = llm.model if llm.base_url else identity(llm.model.removeprefix("vllm:"))
-    how = llm.model_dump(include={"base_url", "dtype", "logprobs", "server_args"})
-    return {"llm": how | {"model": served}, "prompts": prompts_hash(prompts)}
+    return {"llm": llm_identity(llm_config(config, plugin), identity), "prompts": prompts_hash(prompts)}
+
+
+def code_of(config: Config, plugin: PluginConfig, function: Callable[..., Any]) -> tuple[Callable[..., Any], ...]:
+    """What counts as a plug-in's code: its function, and the backend of its language model."""
+    return (function, backend_of(llm_config(config, plugin))) if "llm" in needs(function) else (function,)

@@ -19,7 +19,7 @@ from autointerp.stages.corpus import numbers_section
 if TYPE_CHECKING:
     import torch
 
-    from autointerp.sae.train import TrainConfig
+    from autointerp.sae.train_config import TrainConfig
     from autointerp.subject.model import Subject
 
 log = logging.getLogger("autointerp")
@@ -40,7 +40,7 @@ def train_config(config: Config) -> TrainConfig:
     """`sae.train` checked: unknown keys and values that cannot be are errors before anything runs."""
     from pydantic import ValidationError
 
-    from autointerp.sae.train import TrainConfig
+    from autointerp.sae.train_config import TrainConfig
 
     if config.subject.hook is None:
         raise ConfigError("subject.hook is missing: an SAE that the run trains needs to know what to read")

@@ -19,7 +19,7 @@ from autointerp.progress import progress
 from autointerp.records import Context, Judgement, Score
 from autointerp.stages.contexts import held_out
 from autointerp.stages.given import Maker, giver, makers_of, stages_of
-from autointerp.stages.plugin_section import plugin_section
+from autointerp.stages.plugin_section import code_of, plugin_section
 
 log = logging.getLogger("autointerp")
 
@@ -49,7 +49,7 @@ def uses(config: Config) -> Iterator[Use]:
             read = ("contexts", f"explain/{explainer.key}", *stages_of(needs(score)))
             read = tuple(dict.fromkeys(read))
             given = Scoring(plugin, score, options, makers, explainer.key)
-            code = (score, *makers.values())
+            code = (*code_of(config, plugin, score), *makers.values())
             yield Use(name_of(plugin, explainer.key, None), read, judged | {"control": None}, given, code)
             for control in config.controls:
                 section = judged | {"control": plugin_section(config, controls, control)}
@@ -83,7 +83,7 @@ def work(job: Job) -> None:
                 score = await guarded(lambda: given.score(text, examples, llm, **options), _failed(examples))
             else:
                 score = _failed(examples)(failures[feature])
-        return Rows(_rows({"feature": feature} | names, score), meter.passing_failures)
+        return Rows(_rows({"feature": feature} | names, score), meter.retryable_failures)
 
     width = asking.width(job.config, given.plugin)
     with progress(job.use.name, len(texts), "features") as bar:

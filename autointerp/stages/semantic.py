@@ -13,6 +13,7 @@ from autointerp.config import Config, PluginConfig
 from autointerp.engine import asking
 from autointerp.engine.executor import Rows, each_feature, forget_shards, merge_parts
 from autointerp.engine.stage import Job, Stage, Use
+from autointerp.llm.registry import backend_of
 from autointerp.progress import progress
 from autointerp.stages.constituents import explained_by
 from autointerp.stages.plugin_section import llm_section
@@ -22,7 +23,9 @@ def uses(config: Config) -> Iterator[Use]:
     if config.composites.semantic is not None:
         explainer = explained_by(config, config.composites.semantic.explainer, "composites.semantic")
         section = {"of": explainer} | llm_section(config, judge(config), PROMPTS) | {"seed": config.seed}
-        yield Use("semantic", ("select", "reencode", f"explain/{explainer}"), section, given=explainer)
+        read = ("select", "reencode", f"explain/{explainer}")
+        backend = backend_of(asking.llm_config(config, judge(config)))
+        yield Use("semantic", read, section, explainer, plugins=(backend,))
 
 
 def judge(config: Config) -> PluginConfig:
@@ -42,7 +45,7 @@ def work(job: Job) -> None:
     async def judged(feature: int, _: None) -> Rows:
         with asking.asked(llm, "semantic", feature) as counts:
             rows = [await judge_pair(feature, pair, flagged, llm) for pair in PAIRS]
-        return Rows({"semantic": rows}, counts.passing_failures)
+        return Rows({"semantic": rows}, counts.retryable_failures)
 
     composites, width = sorted(flagged.parts["own"]), asking.width(job.config, plugin)
     with progress("semantic", len(composites), "composites") as bar:

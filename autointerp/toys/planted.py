@@ -26,7 +26,7 @@ class PlantedDictionary:
     coefficients: tuple[tuple[float, ...], ...]
 
     def of_kind(self, kind: Kind) -> list[int]:
-        return [row for row, found in enumerate(self.kinds) if found == kind]
+        return [row for row, planted in enumerate(self.kinds) if planted == kind]
 
     def detectable(self, row: int) -> bool:
         """Whether all parts of the composite `row` are rows of the dictionary."""
@@ -64,68 +64,91 @@ def plant(
     """
     import numpy as np
 
-    rng = np.random.default_rng(seed)
-    rotation = np.linalg.qr(rng.standard_normal((d, d)))[0]
-    spectrum = np.arange(1, d + 1) ** (-power / 2)
-    spectrum /= np.linalg.norm(spectrum)
-    shared = mean * _unit(rng.standard_normal(d))
-
-    def directions(count: int) -> np.ndarray:
-        return _unit((rng.standard_normal((count, d)) * spectrum) @ rotation.T + shared)
-
-    def isotropic(away_from: np.ndarray) -> np.ndarray:
-        """A unit vector orthogonal to the unit vector `away_from`."""
-        vector = rng.standard_normal(d)
-        return _unit(vector - (vector @ away_from) * away_from)
-
     n_composites, n_children, n_copies = round(n * composites), round(n * children), round(n * duplicates)
     n_atoms = n - n_composites - n_children - n_copies
-    rows = list(directions(n_atoms))
-    kinds: list[Kind] = ["atom"] * n_atoms
-    parts: list[tuple[int, ...]] = [()] * n_atoms
-    coefficients: list[tuple[float, ...]] = [()] * n_atoms
-    family = list(range(n_atoms))
-
-    def add(row: np.ndarray, kind: Kind, of: tuple[int, ...], weights: tuple[float, ...], home: int) -> None:
-        rows.append(_unit(row))
-        kinds.append(kind)
-        parts.append(of)
-        coefficients.append(weights)
-        family.append(home)
-
+    garden = _Garden(d, seed, power, mean)
+    rng = garden.rng
+    for row in garden.directions(n_atoms):
+        garden.add(row, "atom", (), (), len(garden.rows))
     parents = rng.integers(0, n_atoms, max(n_children // 2, 1))
     for _ in range(n_children):
         parent = int(rng.choice(parents))
-        cosine = rng.uniform(*child_cosine)
-        row = cosine * rows[parent] + np.sqrt(1 - cosine**2) * isotropic(rows[parent])
-        add(row, "split_child", (parent,), (), family[parent])
-    n_features = len(rows)
+        garden.add_near(parent, "split_child", child_cosine)
+    n_features = len(garden.rows)
     for _ in range(n_composites):
-        size = 3 if rng.random() < triples else 2
-        of = [int(i) for i in rng.choice(n_features, size, replace=False)]
-        while len({family[i] for i in of}) < size:
-            of = [int(i) for i in rng.choice(n_features, size, replace=False)]
-        vectors = np.stack([rows[i] for i in of])
-        if rng.random() < hidden:
-            vectors[-1], of[-1] = directions(1)[0], -1
-        weights = np.concatenate([[1.0], rng.uniform(*ratio, size - 1)])
-        weights /= np.linalg.norm(weights @ vectors)
-        row = weights @ vectors
-        add(row + noise * isotropic(row), "composite", tuple(of), tuple(float(w) for w in weights), -1)
+        garden.add_composite(3 if rng.random() < triples else 2, n_features, hidden, ratio, noise)
     for _ in range(n_copies):
         original = int(rng.integers(0, n - n_copies))
-        cosine = rng.uniform(0.96, 1.0)
-        row = cosine * rows[original] + np.sqrt(1 - cosine**2) * isotropic(rows[original])
-        add(row, "duplicate", (original,), (), family[original])
+        garden.add_near(original, "duplicate", (0.96, 1.0))
 
     order = rng.permutation(n)
     place = np.argsort(order)
     return PlantedDictionary(
-        rows=np.stack(rows)[order].astype(np.float32),
-        kinds=tuple(kinds[i] for i in order),
-        parts=tuple(tuple(-1 if p < 0 else int(place[p]) for p in parts[i]) for i in order),
-        coefficients=tuple(coefficients[i] for i in order),
+        rows=np.stack(garden.rows)[order].astype(np.float32),
+        kinds=tuple(garden.kinds[i] for i in order),
+        parts=tuple(tuple(-1 if p < 0 else int(place[p]) for p in garden.parts[i]) for i in order),
+        coefficients=tuple(garden.coefficients[i] for i in order),
     )
+
+
+class _Garden:
+    """Rows as they are planted, in order, with what each is; see `plant` for the kinds."""
+
+    def __init__(self, d: int, seed: int, power: float, mean: float) -> None:
+        import numpy as np
+
+        self.rng = np.random.default_rng(seed)
+        self.d = d
+        self.rotation = np.linalg.qr(self.rng.standard_normal((d, d)))[0]
+        spectrum = np.arange(1, d + 1) ** (-power / 2)
+        self.spectrum = spectrum / np.linalg.norm(spectrum)
+        self.shared = mean * _unit(self.rng.standard_normal(d))
+        self.rows: list[np.ndarray] = []
+        self.kinds: list[Kind] = []
+        self.parts: list[tuple[int, ...]] = []
+        self.coefficients: list[tuple[float, ...]] = []
+        self.family: list[int] = []  # rows of one family are never parts of one composite; -1: of none
+
+    def directions(self, count: int) -> np.ndarray:
+        """[count, d] unit rows."""
+        return _unit((self.rng.standard_normal((count, self.d)) * self.spectrum) @ self.rotation.T + self.shared)
+
+    def isotropic(self, away_from: np.ndarray) -> np.ndarray:
+        """A unit vector orthogonal to the unit vector `away_from`."""
+        vector = self.rng.standard_normal(self.d)
+        return _unit(vector - (vector @ away_from) * away_from)
+
+    def add(self, row: np.ndarray, kind: Kind, parts: tuple[int, ...], weights: tuple[float, ...], family: int) -> None:
+        self.rows.append(row)
+        self.kinds.append(kind)
+        self.parts.append(parts)
+        self.coefficients.append(weights)
+        self.family.append(family)
+
+    def add_near(self, near: int, kind: Kind, cosines: tuple[float, float]) -> None:
+        """A row whose cosine to the row `near` is uniform in `cosines`, of its family."""
+        import numpy as np
+
+        cosine = self.rng.uniform(*cosines)
+        row = cosine * self.rows[near] + np.sqrt(1 - cosine**2) * self.isotropic(self.rows[near])
+        self.add(_unit(row), kind, (near,), (), self.family[near])
+
+    def add_composite(self, size: int, among: int, hidden: float, ratio: tuple[float, float], noise: float) -> None:
+        """A sum of `size` of the first `among` rows, of different families."""
+        import numpy as np
+
+        rng = self.rng
+        parts = [int(i) for i in rng.choice(among, size, replace=False)]
+        while len({self.family[i] for i in parts}) < size:
+            parts = [int(i) for i in rng.choice(among, size, replace=False)]
+        vectors = np.stack([self.rows[i] for i in parts])
+        if rng.random() < hidden:
+            vectors[-1], parts[-1] = self.directions(1)[0], -1
+        weights = np.concatenate([[1.0], rng.uniform(*ratio, size - 1)])
+        weights /= np.linalg.norm(weights @ vectors)
+        row = weights @ vectors
+        row = _unit(row + noise * self.isotropic(row))
+        self.add(row, "composite", tuple(parts), tuple(float(w) for w in weights), -1)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autointerp.activations.dense import harvest_dense
-from autointerp.activations.harvest import harvest
+from autointerp.activations.harvest import Harvest, harvest, merge_shards, text_shards
 from autointerp.artifacts import Corpus, CorpusInfo, Firings
+from autointerp.engine.executor import Shard
 from autointerp.errors import AutointerpError
 from autointerp.progress import Progress
+from autointerp.stages.harvest import _each_shard
 
 VOCAB, LATENTS, BOS = 11, 7, 1
 
@@ -180,6 +182,44 @@ def test_torn_files_and_shards_of_other_rows_are_replaced(tmp_path):
     run(corpus, folder, shard=20)  # cuts the corpus elsewhere: shards of 8 tokens must not be counted with these
     assert_planted(corpus, folder)
     assert not list(folder.glob(".*"))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.data())
+def test_a_shard_that_was_damaged_is_made_again_with_the_bytes_it_had(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("harvest")
+    corpus, firings = corpus_of(folder / "corpus", ROWS, bos=True), folder / "firings"
+    firings.mkdir()
+    wanted = Harvest(corpus, subject, encoder(), LATENTS, "h", True, 24, "cpu")
+    shards = [Shard(number, rows) for number, rows in enumerate(text_shards(corpus, 8))]
+    _each_shard(wanted, firings, shards, Progress("harvest", None, "tokens"))
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in sorted(firings.glob("shard-*"))}
+
+    damaged = data.draw(st.sampled_from(sorted(before)))
+    content = bytearray(before[damaged][0])
+    place = data.draw(st.integers(0, len(content) - 1))
+    content[place] ^= data.draw(st.integers(1, 255))
+    damaged.write_bytes(content[: data.draw(st.sampled_from([place, len(content)]))])  # cut there, or one byte changed
+    bar = Progress("harvest", None, "tokens")
+    _each_shard(wanted, firings, shards, bar)
+
+    for path, (bytes_before, time) in before.items():
+        assert path.read_bytes() == bytes_before
+        assert path == damaged or path.stat().st_mtime_ns == time
+    assert bar.done - bar.skipped <= max(8, *(len(row) + 1 for row in ROWS))
+    merge_shards(wanted, firings, len(shards))
+    assert_planted(corpus, firings)
+
+
+def test_a_shard_whose_header_is_damaged_is_made_again_without_a_record(tmp_path):
+    corpus = corpus_of(tmp_path / "corpus", ROWS, bos=True)
+    run(corpus, tmp_path / "firings", shard=8)
+    shard = tmp_path / "firings" / "shard-00001.safetensors"
+    before = shard.read_bytes()
+    shard.write_bytes(b"\xff" * 20)
+    run(corpus, tmp_path / "firings", shard=8)
+    assert shard.read_bytes() == before
+    assert_planted(corpus, tmp_path / "firings")
 
 
 def test_format_is_as_documented_and_small(tmp_path):

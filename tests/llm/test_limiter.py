@@ -7,6 +7,7 @@ import pytest
 from autointerp.config import LLMConfig
 from autointerp.errors import ConfigError, OutOfBudget
 from autointerp.llm.limiter import Budget, Limiter, Slot, Spent
+from autointerp.llm.prices import Prices
 
 
 async def settled() -> None:
@@ -145,7 +146,7 @@ async def test_what_was_not_answered_is_not_spent() -> None:
 
 
 async def test_cost_is_tokens_times_the_prices() -> None:
-    purse = budget(max_cost=0.01, price_in=2.0, price_out=8.0)
+    purse = Budget(LLMConfig(model="m", max_cost=0.01), Prices(2.0, 8.0))
     assert purse.price(1_000_000, 500_000).cost == pytest.approx(6.0)
     with pytest.raises(OutOfBudget, match="max_cost"):
         await purse.reserve(purse.price(1000, 1001))

@@ -21,9 +21,9 @@ from transformers.models.qwen2 import Qwen2ForCausalLM
 
 from autointerp.config import LLMConfig
 from autointerp.errors import AutointerpError
-from autointerp.llm import local
-from autointerp.llm.backend import FinalFailure, Reply
-from autointerp.llm.local import LocalBackend
+from autointerp.llm.backend import Choose, Complete, Fill, FinalFailure, Reply, Request
+from autointerp.llm.backends.local import LocalBackend, weights_hash
+from autointerp.llm.backends.local_model import LocalModel
 from autointerp.records import Message
 
 TEMPLATE = (
@@ -139,15 +139,23 @@ def odds(reply: Reply, slot: int = 0) -> tuple[float, ...]:
 
 
 async def complete(backend: LocalBackend, text: str, **changes: object) -> Reply:
-    asked = {"max_tokens": 12, "temperature": 0.0, "seed": 0, "schema": None, "stop": [], **changes}
-    return await backend.complete(user(text), **asked)  # type: ignore[arg-type]
+    return await reply(backend, Complete(user(text), **{"max_tokens": 12, **changes}))  # type: ignore[arg-type]
+
+
+async def reply(backend: LocalBackend, request: Request) -> Reply:
+    """What is read from the answer after its stay in the cache, where it is JSON."""
+    return backend.read(json.loads(json.dumps(await backend.ask(request))), request)
+
+
+async def choose(backend: LocalBackend, messages: list[Message], answers: list[str]) -> Reply:
+    return await reply(backend, Choose(messages, answers))
 
 
 # --- choose and fill
 
 
 async def test_choose_follows_the_chain_rule_and_tells_1_from_10(backend: LocalBackend, plain: Plain):
-    choices = (await backend.choose(user("some text"), TEN)).choices[0]
+    choices = (await choose(backend, user("some text"), TEN)).choices[0]
     prompt = shown(user("some text"))
     expected = [plain.says(prompt, answer) for answer in TEN]
     expected[1] -= expected[10]
@@ -157,7 +165,7 @@ async def test_choose_follows_the_chain_rule_and_tells_1_from_10(backend: LocalB
 
 async def test_choose_takes_answers_of_several_tokens(backend: LocalBackend, plain: Plain):
     answers = ["yes", "yet", "no", "not"]
-    got = odds(await backend.choose(user("a"), answers))
+    got = odds(await choose(backend, user("a"), answers))
     expected = [plain.says(shown(user("a")), answer) for answer in answers]
     expected[2] -= expected[3]
     assert got == pytest.approx([p / sum(expected) for p in expected], abs=1e-4)
@@ -165,14 +173,14 @@ async def test_choose_takes_answers_of_several_tokens(backend: LocalBackend, pla
 
 async def test_fill_reads_each_slot_as_if_it_were_asked_alone(backend: LocalBackend, plain: Plain):
     segments = ["the\t", "\ncat\t", "", " sat\t"]
-    reply = await backend.fill(user("rate"), segments, "10", TEN)
-    assert len(reply.choices) == len(segments)
+    filled = await reply(backend, Fill(user("rate"), segments, "10", TEN))
+    assert len(filled.choices) == len(segments)
     before = shown(user("rate"))
     for i, segment in enumerate(segments):
         before += ("10" if i else "") + segment
         expected = [plain.says(before, answer) for answer in TEN]
         expected[1] -= expected[10]
-        assert odds(reply, i) == pytest.approx([p / sum(expected) for p in expected], abs=1e-4)
+        assert odds(filled, i) == pytest.approx([p / sum(expected) for p in expected], abs=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -182,12 +190,12 @@ async def test_choose_is_the_same_alone_and_in_company(folder: Path, dtype: str)
     for text in texts:
         backend = LocalBackend(folder, config(dtype=dtype))
         await backend.start()
-        alone.append(odds(await backend.choose(user(text), TEN)))
+        alone.append(odds(await choose(backend, user(text), TEN)))
         await backend.close()
     backend = LocalBackend(folder, config(dtype=dtype, batch=4))
     await backend.start()
     for _ in range(2):  # the second time from kept beginnings
-        replies = await asyncio.gather(*(backend.choose(user(text), TEN) for text in texts))
+        replies = await asyncio.gather(*(choose(backend, user(text), TEN) for text in texts))
         for reply, expected in zip(replies, alone):
             assert odds(reply) == pytest.approx(expected, abs=1e-4 if dtype == "float32" else 1e-2)
     await backend.close()
@@ -196,12 +204,12 @@ async def test_choose_is_the_same_alone_and_in_company(folder: Path, dtype: str)
 async def test_bfloat16_judgements_are_not_rounded_to_bfloat16_logits(folder: Path):
     backend = LocalBackend(folder, config(dtype="bfloat16"))
     await backend.start()
-    got = odds(await backend.choose(user("some text"), ["0", "1", "2"]))
+    got = odds(await choose(backend, user("some text"), ["0", "1", "2"]))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
-    ids = torch.tensor([backend._chat(user("some text"))])
+    ids = torch.tensor([backend._model.chat(user("some text"))])
     with torch.no_grad():
         hidden = model(ids, output_hidden_states=True).hidden_states[-1][0, -1].float()
-    logits = (model.lm_head.weight.float() @ hidden)[[backend._encode(answer)[0] for answer in "012"]]
+    logits = (model.lm_head.weight.float() @ hidden)[[backend._model.encode(answer)[0] for answer in "012"]]
     assert got == pytest.approx(logits.softmax(-1).tolist(), abs=2e-3)
     assert got != pytest.approx(logits.bfloat16().float().softmax(-1).tolist(), abs=1e-6)
     await backend.close()
@@ -210,7 +218,7 @@ async def test_bfloat16_judgements_are_not_rounded_to_bfloat16_logits(folder: Pa
 async def test_answers_that_cannot_be_told_apart_are_refused(backend: LocalBackend):
     for answers in ([], ["a", ""], ["a", "a"]):
         with pytest.raises(ValueError, match="distinct"):
-            await backend.choose(user("a"), answers)
+            await choose(backend, user("a"), answers)
 
 
 # --- shared beginnings
@@ -218,26 +226,26 @@ async def test_answers_that_cannot_be_told_apart_are_refused(backend: LocalBacke
 
 async def test_shared_beginnings_are_computed_once(backend: LocalBackend):
     texts = [f"{feature} {example}" for feature in ("about food", "about rain") for example in range(4)]
-    replies = await asyncio.gather(*(backend.choose(user(text), ["0", "1"]) for text in texts))
-    prompts = [tuple(backend._encode(shown(user(text)))) for text in texts]
+    replies = await asyncio.gather(*(choose(backend, user(text), ["0", "1"]) for text in texts))
+    prompts = [tuple(backend._model.encode(shown(user(text)))) for text in texts]
     computed = sum(reply.prompt_tokens - reply.cached_tokens for reply in replies)
     assert computed == len({prompt[:n] for prompt in prompts for n in range(1, len(prompt) + 1)})
 
 
 async def test_later_request_is_served_from_a_kept_beginning(backend: LocalBackend):
-    await backend.choose(user("about food: apples"), ["0", "1"])
-    reply = await backend.choose(user("about food: houses"), ["0", "1"])
-    assert reply.prompt_tokens - reply.cached_tokens == len("houses") + len(["<end>", "<a>"])
-    again = await backend.choose(user("about food: apples"), ["0", "1"])
+    await choose(backend, user("about food: apples"), ["0", "1"])
+    got = await choose(backend, user("about food: houses"), ["0", "1"])
+    assert got.prompt_tokens - got.cached_tokens == len("houses") + len(["<end>", "<a>"])
+    again = await choose(backend, user("about food: apples"), ["0", "1"])
     assert again.prompt_tokens - again.cached_tokens == 1  # the last token's logits must be computed
 
 
 async def test_long_prompts_that_are_kept_are_not_computed_again_for_being_asked_together(backend: LocalBackend):
     texts = [letter * 120 for letter in "abc"]
-    await asyncio.gather(*(backend.choose(user(text), ["0", "1"]) for text in texts))
+    await asyncio.gather(*(choose(backend, user(text), ["0", "1"]) for text in texts))
     for text in texts:  # each alone, so that all of it is kept
-        await backend.choose(user(text), ["0", "1"])
-    replies = await asyncio.gather(*(backend.choose(user(text), ["0", "1"]) for text in texts))
+        await choose(backend, user(text), ["0", "1"])
+    replies = await asyncio.gather(*(choose(backend, user(text), ["0", "1"]) for text in texts))
     assert [reply.prompt_tokens - reply.cached_tokens for reply in replies] == [1, 1, 1]
 
 
@@ -245,11 +253,13 @@ async def test_requests_that_begin_alike_go_together(folder: Path, monkeypatch: 
     backend = LocalBackend(folder, config(batch=2))
     await backend.start()
     batches = []
-    inner = backend._answer
-    monkeypatch.setattr(backend, "_answer", lambda jobs: (batches.append({job.tokens for job in jobs}), inner(jobs))[1])
+    inner = backend._passes.answer
+    monkeypatch.setattr(
+        backend._passes, "answer", lambda jobs: (batches.append({job.tokens for job in jobs}), inner(jobs))[1]
+    )
     texts = ["food: a", "rain: a", "food: b", "rain: b"]
-    await asyncio.gather(*(backend.choose(user(text), ["0", "1"]) for text in texts))
-    tokens = {text: tuple(backend._encode(shown(user(text)))) for text in texts}
+    await asyncio.gather(*(choose(backend, user(text), ["0", "1"]) for text in texts))
+    tokens = {text: tuple(backend._model.encode(shown(user(text)))) for text in texts}
     assert batches == [{tokens["food: a"], tokens["food: b"]}, {tokens["rain: a"], tokens["rain: b"]}]
     await backend.close()
 
@@ -276,9 +286,9 @@ async def test_sampling_depends_on_the_seed_and_not_on_company(backend: LocalBac
 async def test_stop_string_ends_the_answer_before_it(backend: LocalBackend, plain: Plain):
     whole = plain.greedy(shown(user("once")), 12)
     stop = whole[4:6]
-    reply = await complete(backend, "once", stop=["never said", stop])
-    assert reply.text == whole[: whole.index(stop)]
-    assert not reply.truncated
+    got = await complete(backend, "once", stop=["never said", stop])
+    assert got.text == whole[: whole.index(stop)]
+    assert not got.truncated
 
 
 async def test_rows_that_end_early_leave_the_others_as_they_were(backend: LocalBackend, plain: Plain):
@@ -303,7 +313,7 @@ async def test_architecture_gives_its_own_answers(tmp_path: Path, kind: str, cha
     backend, plain = LocalBackend(folder, config()), Plain(folder)
     await backend.start()
     texts = ["a", "some longer text"]
-    replies = await asyncio.gather(*(backend.choose(user(text), ["0", "1", "2"]) for text in texts))
+    replies = await asyncio.gather(*(choose(backend, user(text), ["0", "1", "2"]) for text in texts))
     for text, reply in zip(texts, replies):
         expected = [plain.says(shown(user(text)), answer) for answer in ("0", "1", "2")]
         assert odds(reply) == pytest.approx([p / sum(expected) for p in expected], abs=1e-4)
@@ -315,7 +325,7 @@ async def test_architecture_gives_its_own_answers(tmp_path: Path, kind: str, cha
 async def test_template_without_a_system_role_gets_its_text_before_the_users(tmp_path: Path):
     backend = LocalBackend(save(tmp_path, template=TEMPLATE.replace("'tool'", "'system'")), config())
     await backend.start()
-    assert backend._chat(user("hi")) == backend._chat([Message("user", user("hi")[0].content + "\n\nhi")])
+    assert backend._model.chat(user("hi")) == backend._model.chat([Message("user", user("hi")[0].content + "\n\nhi")])
     await backend.close()
 
 
@@ -324,13 +334,13 @@ async def test_template_without_a_system_role_gets_its_text_before_the_users(tmp
 
 async def test_prompt_that_does_not_fit_fails_for_good_and_says_so(backend: LocalBackend):
     with pytest.raises(FinalFailure, match="takes 256: show fewer or shorter examples"):
-        await backend.choose(user("x" * 300), ["0", "1"])
+        await choose(backend, user("x" * 300), ["0", "1"])
     with pytest.raises(FinalFailure, match="and 250 for the answer"):
         await complete(backend, "x", max_tokens=250)
 
 
 async def test_out_of_memory_halves_the_batch_once(backend: LocalBackend, monkeypatch: pytest.MonkeyPatch):
-    inner, sizes = backend._run, []
+    inner, sizes = backend._passes.run, []
 
     def run(jobs, limit=4):
         sizes.append(len(jobs))
@@ -338,25 +348,25 @@ async def test_out_of_memory_halves_the_batch_once(backend: LocalBackend, monkey
             raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
         return inner(jobs)
 
-    monkeypatch.setattr(backend, "_run", run)
-    replies = await asyncio.gather(*(backend.choose(user(str(n)), TEN) for n in range(8)))
+    monkeypatch.setattr(backend._passes, "run", run)
+    replies = await asyncio.gather(*(choose(backend, user(str(n)), TEN) for n in range(8)))
     assert len(replies) == 8
     assert sizes == [8, 4, 4]
-    await asyncio.gather(*(backend.choose(user(str(n)), TEN) for n in range(8)))
+    await asyncio.gather(*(choose(backend, user(str(n)), TEN) for n in range(8)))
     assert sizes == [8, 4, 4, 4, 4]  # it has learnt
-    monkeypatch.setattr(backend, "_run", lambda jobs: run(jobs, limit=1))
+    monkeypatch.setattr(backend._passes, "run", lambda jobs: run(jobs, limit=1))
     with pytest.raises(AutointerpError, match=r"lower llm\.batch"):
-        await asyncio.gather(*(backend.choose(user(str(n)), TEN) for n in range(8)))
+        await asyncio.gather(*(choose(backend, user(str(n)), TEN) for n in range(8)))
 
 
 async def test_error_in_the_worker_reaches_the_asker_and_the_next_request_is_answered(
     backend: LocalBackend, monkeypatch: pytest.MonkeyPatch
 ):
     with monkeypatch.context() as patched:
-        patched.setattr(backend, "_run", lambda jobs: 1 / 0)
+        patched.setattr(backend._passes, "run", lambda jobs: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            await backend.choose(user("a"), TEN)
-    assert (await backend.choose(user("a"), TEN)).choices
+            await choose(backend, user("a"), TEN)
+    assert (await choose(backend, user("a"), TEN)).choices
 
 
 async def test_cancelled_request_leaves_the_others_alone_and_close_ends_what_runs(folder: Path):
@@ -384,9 +394,18 @@ async def test_folder_without_a_model_or_template_is_one_clear_error(tmp_path: P
 
 
 async def test_architecture_that_cannot_be_packed_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(LocalBackend, "_masks", lambda self, mask, at, before: None)  # a model that heeds no mask
+    monkeypatch.setattr(LocalModel, "masks", lambda self, mask, at, before: None)  # a model that heeds no mask
     with pytest.raises(AutointerpError, match="serve it with vLLM"):
         await LocalBackend(folder, config()).start()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.5, -0.2])
+def test_probabilities_that_cannot_be_are_a_reason_and_no_number(folder: Path, value: float):
+    raw = {"answers": [[1], [2]], "reads": [[[[1], 0.5], [[2], value]]]}
+    raw |= {"prompt_tokens": 1, "completion_tokens": 1, "cached_tokens": 0}
+    got = LocalBackend(folder, config()).read(raw, Choose(user("a"), ["yes", "no"]))
+    assert got.choices[0].probabilities is None
+    assert "try llm.dtype float32" in (got.choices[0].failure or "")
 
 
 # --- identity
@@ -411,4 +430,4 @@ def test_identity_changes_with_weights_template_and_dtype_only(tmp_path: Path, f
     listed = LocalBackend(copy, config()).identity
     (copy / "catalog.json").write_text(json.dumps({"sha256": {"model": "1"}, "fetched": "tomorrow"}))
     assert LocalBackend(copy, config()).identity == listed
-    assert local._fingerprint(copy) in listed
+    assert weights_hash(copy) in listed

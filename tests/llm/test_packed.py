@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autointerp.llm.packed import PrefixCache, common, pack
+from autointerp.llm.backends.packed import PrefixCache, common, pack
 
 token_tuples = st.lists(st.integers(0, 2), max_size=12).map(tuple)
 prompts_of = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=10).map(tuple), min_size=1, max_size=6)

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
-from autointerp.stages.sae import train_config
 from endpoint import serving
 
 import autointerp as ai
 from autointerp.commands.sweep import read_sweep, sweep
 from autointerp.errors import ConfigError
+from autointerp.stages.sae import train_config
 
 TEXT = Path(__file__).parent.parent / "data" / "stories.jsonl"
 PLAN: dict[str, Any] = {

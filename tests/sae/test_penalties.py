@@ -12,7 +12,8 @@ from test_sae_train import Stops, planted, small
 from torch import Tensor
 
 from autointerp.sae import ArraySource, train_sae
-from autointerp.sae.penalties import _BLOCK, PENALTIES, Batch, PenaltyConfig, _nearest, chunk_at, mmcs
+from autointerp.sae.penalties import _BLOCK, PENALTIES, Batch, _nearest, chunk_at, mmcs
+from autointerp.sae.train_config import PenaltyConfig
 
 
 def unit(n: int, d: int, seed: int = 0) -> Tensor:

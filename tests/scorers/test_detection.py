@@ -125,7 +125,7 @@ async def test_each_judgement_belongs_to_its_example_in_a_last_partial_batch_too
 async def test_a_failed_request_leaves_its_examples_unscored_and_the_rest_stands(held_out):
     def spoil(labels, attempt):
         if len(judge.calls) == 2:
-            return Completion(None, failure="HTTP 500", passing=True)
+            return Completion(None, failure="HTTP 500", retryable=True)
         return json.dumps(labels)
 
     judge = Judge(knows, spoil=spoil)

@@ -105,7 +105,8 @@ def test_shapes_that_do_not_fit_are_refused():
 def test_the_known_composite_of_the_three_feature_world_is_learned_and_flagged(tmp_path):
     from autointerp.composites import find_composites
     from autointerp.sae.source import StreamSource
-    from autointerp.sae.train import TrainConfig, train_sae
+    from autointerp.sae.train import train_sae
+    from autointerp.sae.train_config import TrainConfig
 
     world = three_features(0)
     source = StreamSource(lambda i: world.sample(8192, i + 1)[0], d_in=32, rows=8192, buffer_chunks=1)

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from autointerp.config import LLMConfig
-from autointerp.llm.vllm_server import VllmBackend
+from autointerp.llm.backend import Choose, Complete, Fill, Reply, Request
+from autointerp.llm.backends.vllm import VllmBackend
 from autointerp.records import Message
+
+WET = [Message("user", "Is water wet? Answer Yes or No.")]
 
 pytestmark = [pytest.mark.vllm, pytest.mark.weights]
 
@@ -30,20 +33,24 @@ async def test_served_model_completes_chooses_and_fills_and_its_processes_end(sm
         assert len(group) > 1
 
         ask = [Message("user", "What is the capital of France?")]
-        reply = await backend.complete(ask, max_tokens=16, temperature=0.0, seed=0, schema=None, stop=[])
+        reply = await answered(backend, Complete(ask, 16))
         assert "Paris" in (reply.text or "")
         assert reply.prompt_tokens > 8
 
-        chosen = (await backend.choose([Message("user", "Is water wet? Answer Yes or No.")], ["Yes", "No"])).choices[0]
+        chosen = (await answered(backend, Choose(WET, ["Yes", "No"]))).choices[0]
         assert chosen.probabilities is not None
         assert sum(chosen.probabilities) == pytest.approx(1)
 
-        slots = await backend.fill(ask, ["Paris: ", "\nRome: "], "1", [str(n) for n in range(10)])
+        slots = await answered(backend, Fill(ask, ["Paris: ", "\nRome: "], "1", [str(n) for n in range(10)]))
         assert len(slots.choices) == 2
         assert all(slot.probabilities for slot in slots.choices)
     finally:
         await backend.close()
     assert not [pid for pid in group if _alive(pid)]
+
+
+async def answered(backend: VllmBackend, request: Request) -> Reply:
+    return backend.read(await backend.ask(request), request)
 
 
 def _descendants(pid: int) -> list[int]:

@@ -14,7 +14,7 @@ import pytest
 from autointerp.config import LLMConfig
 from autointerp.errors import AutointerpError
 from autointerp.llm import guard
-from autointerp.llm.vllm_server import VllmBackend
+from autointerp.llm.backends.vllm import VllmBackend
 
 
 @pytest.fixture
@@ -64,6 +64,40 @@ async def test_close_while_starting_ends_the_server(fake_vllm, tmp_path: Path):
     await asyncio.wait([starting])
     await backend.close()
     assert _gone(pid)
+
+
+SERVER = """
+import http.server, json, os, sys
+port = int(sys.argv[sys.argv.index("--port") + 1])
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        allowed = self.path == "/health" or self.headers["Authorization"] == f"Bearer {os.environ['VLLM_API_KEY']}"
+        body = json.dumps({"data": [{"id": "some/model"}]}).encode()
+        self.send_response(200 if allowed else 401)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+async def test_server_is_asked_with_a_key_of_its_own_that_no_process_list_shows(fake_vllm):
+    fake_vllm(SERVER)
+    backends = [VllmBackend(LLMConfig(model="vllm:some/model")) for _ in range(2)]
+    for backend in backends:  # nothing is left to find out, so that the list of models is all that is asked
+        backend.memory = {"top_logprobs": 0, "slots": False, "schema": False}
+    backend, other = backends
+    try:
+        await backend.start()
+        key = backend._api_key or ""
+        assert len(key) > 20
+        assert key != other._api_key
+        assert backend._server is not None
+        assert key not in " ".join(map(str, backend._server.args))
+    finally:
+        await backend.close()
 
 
 def test_identity_says_nothing_of_the_port():

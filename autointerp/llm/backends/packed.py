@@ -7,6 +7,7 @@ and any beginning of a kept prompt serves a later one.
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +15,36 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from autointerp.llm.backend import Raw
+
 Tokens = tuple[int, ...]
 T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class Job:
+    """A request in tokens. `reads`: positions after which the next-token distribution is wanted."""
+
+    tokens: Tokens
+    reads: tuple[int, ...]
+    raw: asyncio.Future[Raw]
+    answers: tuple[Tokens, ...] = ()  # of choose and fill; complete has none
+    max_tokens: int = 0
+    temperature: float = 0.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    cached: int = 0
+
+    @property
+    def judges(self) -> bool:
+        """Whether it wants probabilities and no text; jobs of one kind run together."""
+        return bool(self.answers)
+
+
+def follows(answers: Sequence[Tokens]) -> dict[Tokens, list[int]]:
+    """The tokens by which the answers go on after each of their proper beginnings, shorter beginnings first."""
+    beginnings = sorted({answer[:k] for answer in answers for k in range(len(answer))})
+    return {p: sorted({a[len(p)] for a in answers if a != p and a[: len(p)] == p}) for p in beginnings}
 
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:

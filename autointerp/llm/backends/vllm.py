@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -12,14 +14,19 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from autointerp.config import LLMConfig
-from autointerp.errors import AutointerpError
+from autointerp.config import SECRET, LLMConfig
+from autointerp.errors import AutointerpError, ConfigError
 from autointerp.hashing import fingerprint
 from autointerp.llm import guard
-from autointerp.llm.openai_api import OpenAIBackend
+from autointerp.llm.backends.openai import OpenAIBackend, asked_for
+from autointerp.llm.prices import FREE, Prices
 from autointerp.progress import clock
+from autointerp.records import Capability
+from autointerp.registry import did_you_mean
 
 log = logging.getLogger("autointerp.llm")
 
@@ -39,17 +46,57 @@ class VllmBackend(OpenAIBackend):
     """
 
     def __init__(self, config: LLMConfig) -> None:
-        super().__init__(config, model=config.model.removeprefix("vllm:"), api_key="none")
-        self._python = os.environ.get("AUTOINTERP_VLLM_PYTHON") or sys.executable
+        # a key of its own for each server: others on this machine cannot use it, nor see it among the processes
+        super().__init__(config, model=config.model.removeprefix("vllm:"), api_key=secrets.token_urlsafe(24))
+        self._python = _python()
         self._server: subprocess.Popen[bytes] | None = None
         self._log: Path | None = None
+
+    # --- what is known before it is asked
+
+    @classmethod
+    def open(cls, config: LLMConfig, resolve_model: Callable[[str], Path] | None) -> VllmBackend:
+        served = config.model.removeprefix("vllm:")
+        if resolve_model is not None and "/" not in served:  # a hub id is vLLM's own to fetch
+            config = config.model_copy(update={"model": f"vllm:{resolve_model(served)}"})
+        return cls(config)
+
+    @classmethod
+    def identify(cls, config: LLMConfig, identify_model: Callable[[str], str]) -> dict[str, Any]:
+        served = {"model": identify_model(config.model.removeprefix("vllm:")), "dtype": config.dtype}
+        args = public_args(config.server_args)
+        return served | {"logprobs": config.logprobs, "server_args": args} | asked_for(config)
+
+    @classmethod
+    def expected(cls, config: LLMConfig) -> frozenset[Capability]:
+        return frozenset() if config.logprobs is False else frozenset({"choices", "slots"})
+
+    @classmethod
+    def prices(cls, config: LLMConfig) -> Prices | None:
+        return FREE
+
+    @classmethod
+    def check(cls, config: LLMConfig, catalogue: Sequence[str]) -> None:
+        _build(_python())
+        served = config.model.removeprefix("vllm:")
+        if "/" not in served and served not in catalogue and not Path(served).is_dir():
+            raise ConfigError(
+                f"llm.model {config.model!r}: {served!r} is neither ORG/NAME, nor a folder, nor in the catalogue"
+                f"{did_you_mean(served, catalogue)}"
+            )
+
+    # --- what it is
 
     @property
     def identity(self) -> str:
         """Of the model and how it is served; the port changes from run to run and says nothing."""
         folder = Path(self._model).expanduser()
         model = fingerprint(folder) if folder.is_dir() else self._model
-        return " ".join(["vllm", model, self._config.dtype, *self._config.server_args])
+        extras = asked_for(self._config)
+        return " ".join(
+            ["vllm", model, self._config.dtype, *public_args(self._config.server_args)]
+            + ([json.dumps(extras, sort_keys=True)] if extras else [])
+        )
 
     async def start(self) -> None:
         """Raises AutointerpError with the server's last lines when it does not come up."""
@@ -70,16 +117,7 @@ class VllmBackend(OpenAIBackend):
             self._log = None
 
     def _launch(self) -> None:
-        try:
-            found = subprocess.run([self._python, "-c", _FIND], capture_output=True, text=True, timeout=120)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise AutointerpError(f"AUTOINTERP_VLLM_PYTHON: cannot run {self._python} ({error})") from error
-        build = found.stdout.strip()
-        if build not in ("yes", "cpu"):
-            raise AutointerpError(
-                f"vLLM is not installed for {self._python}: pip install 'autointerp[vllm]', "
-                "or set AUTOINTERP_VLLM_PYTHON to the python of an environment that has it"
-            )
+        build = _build(self._python)
         port = _free_port()
         self.base_url = f"http://127.0.0.1:{port}/v1"
         folder = Path(self._model).expanduser()
@@ -100,7 +138,7 @@ class VllmBackend(OpenAIBackend):
                 stdin=subprocess.PIPE,
                 stdout=handle,
                 stderr=subprocess.STDOUT,
-                env={**env, **self._config.env},
+                env={**env, **self._config.env, "VLLM_API_KEY": self._api_key or ""},
                 start_new_session=True,  # Ctrl-C reaches us; we end the server
             )
         finally:
@@ -138,6 +176,42 @@ class VllmBackend(OpenAIBackend):
             file.seek(max(0, self._log.stat().st_size - (1 << 16)))
             lines = file.read().decode(errors="replace").splitlines()
         return [line.strip()[:300] for line in lines if line.strip()][-count:]
+
+
+def public_args(args: Sequence[str]) -> list[str]:
+    """`args` of a server without those that may be secrets (``--hf-token X``, ``--api-key=X``)."""
+    kept: list[str] = []
+    hidden = False  # the value of a secret option follows
+    for arg in args:
+        if arg.startswith("-"):
+            secret = SECRET.search(arg.partition("=")[0]) is not None and "tokenizer" not in arg and "tokens" not in arg
+            hidden = secret and "=" not in arg
+            if not secret:
+                kept.append(arg)
+        elif not hidden:
+            kept.append(arg)
+        else:
+            hidden = False
+    return kept
+
+
+def _python() -> str:
+    return os.environ.get("AUTOINTERP_VLLM_PYTHON") or sys.executable
+
+
+def _build(python: str) -> str:
+    """Which vLLM that Python has: "yes", or "cpu" for the build without a GPU. Raises ConfigError for none."""
+    try:
+        answer = subprocess.run([python, "-c", _FIND], capture_output=True, text=True, timeout=120)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(f"AUTOINTERP_VLLM_PYTHON: cannot run {python} ({error})") from error
+    build = answer.stdout.strip()
+    if build not in ("yes", "cpu"):
+        raise ConfigError(
+            f"vLLM is not installed for {python}: pip install 'autointerp[vllm]', "
+            "or set AUTOINTERP_VLLM_PYTHON to the python of an environment that has it"
+        )
+    return build
 
 
 def _free_port() -> int:

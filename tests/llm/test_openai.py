@@ -1,21 +1,35 @@
 from __future__ import annotations
 
+import json
 import math
+import re
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
 from typing import Any
 
 import pytest
 from endpoint import serving
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autointerp.config import LLMConfig
 from autointerp.errors import AutointerpError, ConfigError
-from autointerp.llm.backend import FinalFailure, PassingFailure, RateLimited
-from autointerp.llm.openai_api import OpenAIBackend, Token, _retry_after, find_slots, read_choices
+from autointerp.llm.backend import (
+    Choose,
+    Complete,
+    Fill,
+    FinalFailure,
+    RateLimited,
+    Reply,
+    Request,
+    RequestFailed,
+    RetryableFailure,
+)
+from autointerp.llm.backends.openai import OpenAIBackend
+from autointerp.llm.backends.openai_failures import retry_after
+from autointerp.llm.backends.openai_read import Token, Unreadable, find_slots, keep, read, read_choices
 from autointerp.records import Message
 
 QUESTION = [Message("user", "Does it fire?")]
@@ -37,8 +51,12 @@ async def started(url: str, **options: Any) -> AsyncIterator[OpenAIBackend]:
 
 
 async def complete(api: OpenAIBackend, schema: Mapping[str, object] | None = None) -> str | None:
-    reply = await api.complete(QUESTION, max_tokens=50, temperature=0.5, seed=7, schema=schema, stop=["\n"])
-    return reply.text
+    return (await reply(api, Complete(QUESTION, 50, 0.5, 7, schema, ("\n",)))).text
+
+
+async def reply(api: OpenAIBackend, request: Request) -> Reply:
+    """What is read from the answer after its stay in the cache, where it is JSON."""
+    return api.read(json.loads(json.dumps(await api.ask(request))), request)
 
 
 def tokens(likely: Mapping[str, float]) -> list[Token]:
@@ -103,7 +121,7 @@ async def test_what_an_endpoint_can_do_is_found_out(
             assert api.capabilities == able
             assert await complete(api, SCHEMA) == "Yes"
             if "choices" in able:
-                (choices,) = (await api.choose(QUESTION, ["Yes", "No"])).choices
+                (choices,) = (await reply(api, Choose(QUESTION, ["Yes", "No"]))).choices
                 assert choices.probabilities == pytest.approx((0.75, 0.25))
             again = OpenAIBackend(api._config)
             again.memory = api.memory
@@ -123,7 +141,7 @@ async def test_token_probabilities_that_are_demanded_and_missing_are_an_error() 
 async def test_an_endpoint_in_trouble_is_not_taken_for_one_that_can_do_nothing() -> None:
     with serving(error=1.0) as endpoint:
         api = backend(endpoint.url)
-        with pytest.raises(PassingFailure):
+        with pytest.raises(RetryableFailure):
             await api.start()
         assert not api.memory
         endpoint.shares["error"] = 0.0
@@ -163,11 +181,11 @@ async def test_one_refused_schema_is_left_out_and_others_stay() -> None:
     assert ["response_format" in body for body in endpoint.requests] == [False, False, True]
 
 
-async def test_a_passing_500_does_not_cost_the_schema() -> None:
+async def test_a_retryable_500_does_not_cost_the_schema() -> None:
     with serving() as endpoint:
         async with started(endpoint.url) as api:
             endpoint.shares["error"] = 1.0
-            with pytest.raises(PassingFailure):
+            with pytest.raises(RetryableFailure):
                 await complete(api, SCHEMA)
             endpoint.shares["error"] = 0.0
             await complete(api, SCHEMA)
@@ -175,7 +193,7 @@ async def test_a_passing_500_does_not_cost_the_schema() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "failure"), [("limit", RateLimited), ("error", PassingFailure), ("drop", PassingFailure)]
+    ("share", "failure"), [("limit", RateLimited), ("error", RetryableFailure), ("drop", RetryableFailure)]
 )
 async def test_failures_that_pass_are_told_as_such(share: str, failure: type[Exception]) -> None:
     with serving(retry_after=1.5) as endpoint:
@@ -187,42 +205,143 @@ async def test_failures_that_pass_are_told_as_such(share: str, failure: type[Exc
                 assert caught.value.retry_after == 1.5
 
 
-async def test_no_answer_in_time_is_a_passing_failure() -> None:
+async def test_no_answer_in_time_is_a_retryable_failure() -> None:
     with serving(latency=5) as endpoint:
         async with started(endpoint.url, timeout=0.5) as api:
-            with pytest.raises(PassingFailure, match=r"no answer within 0\.5 s"):
+            with pytest.raises(RetryableFailure, match=r"no answer within 0\.5 s"):
                 await complete(api)
 
 
-BODIES: list[tuple[object, type[Exception], str]] = [
-    ([], PassingFailure, "without choices"),
-    ({"choices": []}, PassingFailure, "without choices"),
-    ({"error": {"message": "overloaded"}}, PassingFailure, "overloaded"),
-    ({"choices": [{"message": None}]}, PassingFailure, "without text"),
-    ({"choices": [{"message": {"content": None}, "finish_reason": "length"}]}, FinalFailure, "no text within 50"),
-    ({"choices": [{"message": {"content": None, "refusal": "I will not"}}]}, FinalFailure, "I will not"),
-    ({"choices": [{"message": {"content": "x"}, "finish_reason": "content_filter"}]}, FinalFailure, "content filter"),
+def choice(message: object, finish_reason: str = "stop") -> dict[str, Any]:
+    return {"choices": [{"message": message, "finish_reason": finish_reason}]}
+
+
+NO_ANSWER: list[tuple[object, str]] = [
+    ([], "without choices"),
+    ("text", "without choices"),
+    ({"choices": []}, "without choices"),
+    ({"choices": [None]}, "without choices"),
+    ({"error": {"message": "overloaded"}}, "overloaded"),
 ]
 
 
-@pytest.mark.parametrize(("body", "failure", "reason"), BODIES)
-async def test_odd_answers_are_failures_with_a_reason(body: object, failure: type[Exception], reason: str) -> None:
+@pytest.mark.parametrize(("body", "reason"), NO_ANSWER)
+async def test_what_is_no_answer_is_asked_for_again(body: object, reason: str) -> None:
     with serving() as endpoint:
         async with started(endpoint.url) as api:
             endpoint._reply = lambda *_: body  # type: ignore[method-assign]
-            with pytest.raises(failure, match=reason):
+            with pytest.raises(RetryableFailure, match=reason):
                 await complete(api)
-            if isinstance(body, dict) and body.get("choices"):
-                with pytest.raises(PassingFailure, match="without token probabilities"):
-                    await api.choose(QUESTION, ["Yes"])
+
+
+ODD: list[tuple[dict[str, Any], bool, str]] = [
+    (choice(None), True, "without text"),
+    (choice({"content": None}), True, "without text"),
+    (choice({"content": None}, "length"), False, r"gave no text within 50 tokens: set llm\.answer_tokens"),
+    (choice({"content": "", "reasoning_content": "Hm"}, "length"), False, "only thought within 50 tokens"),
+    (choice({"content": None, "refusal": "I will\nnot"}), False, "I will not"),
+    (choice({"content": "x"}, "content_filter"), False, "content filter"),
+]
+
+
+@pytest.mark.parametrize(("body", "retryable", "reason"), ODD)
+def test_an_answer_without_text_is_a_failure_with_a_reason(body: dict[str, Any], retryable: bool, reason: str) -> None:
+    request = Complete(QUESTION, 50)
+    got = read(keep(body, request), request)
+    assert got.text is None
+    assert got.retryable == retryable
+    assert re.search(reason, got.failure or "")
+    judged = Choose(QUESTION, ["Yes"])
+    assert "without token probabilities" in (read(keep(body, judged), judged).failure or "")
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"content": [{"type": "thinking", "thinking": "Hm"}, {"type": "text", "text": "Yes"}]}, "Yes"),
+        ({"content": "Yes", "reasoning_content": "Hm"}, "Yes"),
+        ({"content": "Yes STOP and more"}, "Yes "),
+        ({"content": ""}, ""),
+    ],
+)
+def test_the_text_is_read_in_every_form_it_is_given(message: dict[str, Any], text: str) -> None:
+    request = Complete(QUESTION, 50, stop=("STOP",))
+    assert read(keep(choice(message), request), request).text == text
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        "n/a",
+        [],
+        {"prompt_tokens": "n/a"},
+        {"completion_tokens": -3},
+        {"prompt_tokens": 1e300},
+        {"prompt_tokens": math.nan},
+        None,
+    ],
+)
+def test_a_count_of_tokens_that_cannot_be_is_none_and_the_answer_stays(usage: object) -> None:
+    request = Complete(QUESTION, 50)
+    got = read(keep(choice({"content": "Yes"}) | {"usage": usage}, request), request)
+    assert (got.text, got.failure, got.counted) == ("Yes", None, False)
+    assert min(got.prompt_tokens, got.completion_tokens) >= 0
+
+
+@pytest.mark.parametrize("logprob", [0.5, math.inf, math.nan, "n/a", None, True, pytest.param(10**400, id="huge")])
+def test_a_log_probability_that_cannot_be_is_a_reason_and_no_number(logprob: Any) -> None:
+    said = {"token": "Yes", "logprob": -0.1, "top_logprobs": [{"token": "Yes", "logprob": -0.1}]}
+    said["top_logprobs"].append({"token": "No", "logprob": logprob})  # type: ignore[attr-defined]
+    request = Choose(QUESTION, ["Yes", "No"])
+    raw = keep({"choices": [{"logprobs": {"content": [said]}}]}, request)
+    (got,) = read(json.loads(json.dumps(raw)), request).choices
+    assert got.probabilities is None
+    assert "which cannot be" in (got.failure or "")
+
+
+def test_probabilities_that_sum_to_more_than_1_are_a_reason_and_no_number() -> None:
+    assert "sum to 1.6" in (read_choices(tokens({"Yes": 0.8, "No": 0.8}), ["Yes", "No"]).failure or "")
+
+
+def test_a_token_that_cannot_come_has_no_probability() -> None:
+    assert read_choices([("Yes", 0.0), ("No", -math.inf), ("no", -(10**400))], ["Yes", "No"]).probabilities == (1, 0)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["choices", "message", "content", "logprobs", "top_logprobs", "token", "logprob", "usage"]),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=25,
+)
+
+
+@settings(max_examples=300)
+@given(
+    json_values,
+    st.sampled_from([Complete(QUESTION, 9), Choose(QUESTION, ["Yes", "No"]), Fill(QUESTION, ["a\t"], "No", ["No"])]),
+)
+def test_no_json_crashes_the_reader(value: Any, request_: Request) -> None:
+    for body in (value, {"choices": value}, {"choices": [value]}, {"choices": [{"logprobs": value, "message": value}]}):
+        try:
+            raw = keep(body, request_)
+        except RequestFailed:
+            continue
+        got = read(json.loads(json.dumps(raw)), request_)
+        assert got.failure is not None or got.text is not None or got.choices
 
 
 def test_retry_after_is_read_in_all_its_forms() -> None:
-    assert _retry_after({"retry-after": "2"}) == 2
-    assert _retry_after({"retry-after-ms": "250", "retry-after": "9"}) == 0.25
-    assert _retry_after({"retry-after": "Thu, 01 Jan 1970 00:00:00 GMT"}) == 0
-    assert _retry_after({"retry-after": "soon"}) is None
-    assert _retry_after({}) is None
+    assert retry_after({"retry-after": "2"}) == 2
+    assert retry_after({"retry-after-ms": "250", "retry-after": "9"}) == 0.25
+    assert retry_after({"retry-after": "Thu, 01 Jan 1970 00:00:00 GMT"}) == 0
+    assert retry_after({"retry-after": "soon"}) is None
+    assert retry_after({}) is None
 
 
 # --- reading probabilities
@@ -303,7 +422,7 @@ def test_slots_are_the_tokens_that_begin_the_fillers_or_a_refusal(
     prompt = [(text, [(str(index), 0.0)]) for index, text in enumerate(shown)]
     try:
         slots = find_slots(prompt, segments, "No")
-    except FinalFailure:
+    except Unreadable:
         return
     assert [int(slot[0][0]) for slot in slots] == truth
 
@@ -317,12 +436,12 @@ def test_every_filler_is_found_where_tokens_are_single_characters() -> None:
 
 def test_a_prompt_that_does_not_end_with_the_text_is_refused() -> None:
     prompt: list[tuple[str, list[Token]]] = [("a", []), ("\t", []), ("No", []), ("<end>", [])]
-    with pytest.raises(FinalFailure, match="does not end with the text"):
+    with pytest.raises(Unreadable, match="does not end with the text"):
         find_slots(prompt, ["a\t"], "No")
 
 
 def test_a_filler_that_shares_its_token_is_refused() -> None:
-    with pytest.raises(FinalFailure, match="segment 0 does not begin with a token of its own"):
+    with pytest.raises(Unreadable, match="segment 0 does not begin with a token of its own"):
         find_slots([("a:No", [])], ["a:"], "No")
 
 
@@ -332,8 +451,8 @@ async def test_each_slot_has_the_distribution_after_its_segment() -> None:
 
     with serving(slots=slots) as endpoint:
         async with started(endpoint.url) as api:
-            reply = await api.fill(QUESTION, ["No\t", "\nfires\t", "\nit\t"], "No", ["Yes", "No"])
-    assert [choice.probabilities for choice in reply.choices] == [
+            filled = await reply(api, Fill(QUESTION, ["No\t", "\nfires\t", "\nit\t"], "No", ["Yes", "No"]))
+    assert [choice.probabilities for choice in filled.choices] == [
         pytest.approx(expected) for expected in ((0.2, 0.8), (0.9, 0.1), (0.2, 0.8))
     ]
     (body,) = endpoint.requests
@@ -344,8 +463,9 @@ async def test_each_slot_has_the_distribution_after_its_segment() -> None:
 async def test_digits_that_the_tokens_cannot_tell_apart_are_refused_in_slots() -> None:
     with serving(slots=lambda messages, before: {"1": 0.5, "0": 0.5}) as endpoint:
         async with started(endpoint.url) as api:
-            with pytest.raises(FinalFailure, match="cannot tell '10' from '1'"):
-                await api.fill(QUESTION, ["a\t"], "0", ["0", "1", "10"])
+            filled = await reply(api, Fill(QUESTION, ["a\t"], "0", ["0", "1", "10"]))
+    assert "cannot tell '10' from '1'" in (filled.failure or "")
+    assert not filled.choices
 
 
 @pytest.mark.parametrize(
@@ -368,5 +488,5 @@ async def test_an_unknown_form_of_prompt_probabilities_is_refused(damage: Callab
                 return reply
 
             endpoint._reply = damaged  # type: ignore[method-assign]
-            with pytest.raises(FinalFailure):
-                await api.fill(QUESTION, ["a\t"], "No", ["Yes", "No"])
+            with suppress(FinalFailure):
+                assert (await reply(api, Fill(QUESTION, ["a\t"], "No", ["Yes", "No"]))).failure

@@ -1,0 +1,1 @@
+"""One file a backend: each answers for its own key, capabilities, price and identity."""

@@ -1,0 +1,366 @@
+"""Any OpenAI-compatible endpoint, as a backend.
+
+1. `start` connects, looks for the model and tries what the endpoint can do, a request of a few tokens each.
+2. `ask` sends a request in the form that the endpoint takes; a parameter that it refuses is learnt.
+3. `read` is in `openai_read`, HTTP in `openai_wire`, the meaning of a status in `openai_failures`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib
+import json
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from autointerp.config import LLMConfig
+from autointerp.errors import AutointerpError, ConfigError
+from autointerp.llm.backend import Choose, Complete, Fill, FinalFailure, Raw, Reply, Request
+from autointerp.llm.backends.openai_failures import Failures, Refused, ServerError, public, secrets_of
+from autointerp.llm.backends.openai_read import alternatives, keep, read
+from autointerp.llm.prices import Prices, named_prices
+from autointerp.records import Capability, Message
+from autointerp.registry import did_you_mean
+
+if TYPE_CHECKING:
+    from autointerp.llm.backends.openai_wire import Wire
+
+T = TypeVar("T")
+log = logging.getLogger("autointerp.llm")
+
+OPENAI = "https://api.openai.com/v1"  # where `openai:MODEL` is, when llm.base_url does not say otherwise
+PROBE = "Is water wet? Answer Yes or No."  # what is asked to find out what an endpoint can do
+_QUESTION = (Message("user", PROBE),)
+_PROBE_SCHEMA = {
+    "type": "object",
+    "properties": {"wet": {"type": "boolean"}},
+    "required": ["wet"],
+    "additionalProperties": False,
+}
+_TOP = 20  # alternatives a token, the most that OpenAI's and vLLM's endpoints give
+_FEWER = 5
+_MOST_BYTES = {"complete": 8 << 20, "choose": 8 << 20, "fill": 256 << 20}  # of an answer; twenty a prompt token is much
+_DROPPABLE = ("temperature", "seed", "stop")  # parameters that a request can do without
+
+
+class OpenAIBackend:
+    """Chat completions over HTTP, one attempt a call; what the endpoint can do is tried in `start` and remembered.
+
+    A subclass that starts its own server sets `base_url` before it calls `start` here.
+    `memory` holds what was found out: "top_logprobs" (0: no token probabilities), "slots", "schema", and the
+    parameters that the endpoint wants otherwise. The client hands in one that lasts.
+    """
+
+    def __init__(
+        self, config: LLMConfig, *, model: str | None = None, base_url: str | None = None, api_key: str | None = None
+    ) -> None:
+        self._config = config
+        self._model = model or config.model.removeprefix("openai:")
+        self.base_url = base_url or config.base_url or OPENAI
+        self._api_key = api_key
+        self.memory: MutableMapping[str, Any] = {}
+        self._wire: Wire | None = None
+        self._refused_schemas: set[str] = set()
+        self._server_errors: Counter[str] = Counter()  # HTTP 500 in a row, by schema
+
+    # --- what is known before it is asked
+
+    @classmethod
+    def open(cls, config: LLMConfig, resolve_model: Callable[[str], Path] | None) -> OpenAIBackend:
+        return cls(config)
+
+    @classmethod
+    def identify(cls, config: LLMConfig, identify_model: Callable[[str], str]) -> dict[str, Any]:
+        named = {"base_url": public(config.base_url or OPENAI), "model": config.model.removeprefix("openai:")}
+        return named | {"logprobs": config.logprobs} | asked_for(config)
+
+    @classmethod
+    def expected(cls, config: LLMConfig) -> frozenset[Capability]:
+        return frozenset({"choices"}) if config.logprobs else frozenset()
+
+    @classmethod
+    def prices(cls, config: LLMConfig) -> Prices | None:
+        return named_prices(config, config.model.removeprefix("openai:"), config.base_url or OPENAI)
+
+    @classmethod
+    def check(cls, config: LLMConfig, catalogue: Sequence[str]) -> None:
+        find_key(config, config.base_url or OPENAI)
+        find_headers(config)
+
+    # --- what it is
+
+    @property
+    def model(self) -> str:
+        return self._model
+
+    @property
+    def identity(self) -> str:
+        extras = asked_for(self._config)
+        return f"{public(self.base_url)} {self._model}" + (f" {json.dumps(extras, sort_keys=True)}" if extras else "")
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        able: set[Capability] = set()
+        if self.memory.get("top_logprobs"):
+            able.add("choices")
+        if self.memory.get("slots"):
+            able.add("slots")
+        if self.memory.get("schema"):
+            able.add("schema")
+        return frozenset(able)
+
+    # --- starting
+
+    async def start(self) -> None:
+        """Connect, look for the model and try what it can do, a request of a few tokens each; may be called again
+        after a RateLimited or RetryableFailure and goes on where it was. Raises AutointerpError, ConfigError."""
+        if self._wire is None:
+            # the library takes a second to import: others go on meanwhile
+            wire = await asyncio.to_thread(importlib.import_module, "autointerp.llm.backends.openai_wire")
+            self._wire = self._connect(wire.Wire)
+        known = await self._wire.models()
+        if known and not any(name == self._model or name.endswith("/" + self._model) for name in known):
+            raise AutointerpError(f"{self._where} has no model {self._model!r}{did_you_mean(self._model, known)}")
+        if "top_logprobs" not in self.memory:
+            self.memory["top_logprobs"] = 0 if self._config.logprobs is False else await self._probe_logprobs()
+        if self._config.logprobs and not self.memory["top_logprobs"]:
+            raise AutointerpError(
+                f"{self._where} gives no token probabilities for {self._model!r}: set llm.logprobs to null or false"
+            )
+        if "slots" not in self.memory:
+            self.memory["slots"] = bool(self.memory["top_logprobs"]) and await self._probe_slots()
+        if "schema" not in self.memory:
+            self.memory["schema"] = await self._probe_schema()
+
+    async def close(self) -> None:
+        if self._wire is not None:
+            await self._wire.close()
+            self._wire = None
+
+    def _connect(self, wire: type[Wire]) -> Wire:
+        if self._api_key is None:
+            self._api_key = find_key(self._config, self.base_url)
+        headers = find_headers(self._config)
+        hidden = [self._api_key, *headers.values(), *secrets_of(self.base_url)]
+        self._failures = Failures(
+            self.base_url, self._model, self._config.api_key_env, tuple(s for s in hidden if len(s) > 4)
+        )
+        return wire(self._config, self.base_url, self._api_key, headers, self._failures, _local(self.base_url))
+
+    @property
+    def _where(self) -> str:
+        return public(self.base_url)
+
+    # --- trying what it can do
+
+    async def probe(self) -> None:
+        """One short request. A refusal is an answer too."""
+        try:
+            await self._send(self._chat(_QUESTION, 1), "complete")
+        except Refused:
+            return
+
+    async def _probe_logprobs(self) -> int:
+        question = Choose(_QUESTION, ("Yes", "No"))
+        for top in (_TOP, _FEWER):
+            body = {**self._chat(_QUESTION, 1), "logprobs": True, "top_logprobs": top}
+            data = await self._tried(lambda body=body: self._send(body, "choose"))
+            if data is not None:
+                tokens = keep(data, question)["tokens"]
+                return top if tokens and len(alternatives(tokens[0])) > 1 else 0
+        return 0
+
+    async def _probe_slots(self) -> bool:
+        question = Fill(_QUESTION, ("Water: ", "\nIce: "), "No", ("Yes", "No"))
+
+        async def ask() -> Reply:
+            return self.read(await self.ask(question), question)
+
+        reply = await self._tried(ask)
+        return reply is not None and reply.failure is None
+
+    async def _probe_schema(self) -> bool:
+        body = {**self._chat(_QUESTION, 32), "response_format": _form(_PROBE_SCHEMA)}
+        data = await self._tried(lambda: self._send(body, "complete"))
+        if data is None:
+            return False
+        text = keep(data, Complete(_QUESTION, 32))["content"] or ""
+        return text.lstrip()[:1] in ("{", "")  # some endpoints take the schema and heed it not
+
+    async def _tried(self, ask: Callable[[], Awaitable[T]]) -> T | None:
+        """The answer, or None where the endpoint refuses this kind of request, with HTTP 500 as some do, though it
+        answers others."""
+        for _ in range(3):
+            try:
+                return await ask()
+            except ServerError:
+                continue
+            except FinalFailure as error:
+                if error.fatal:
+                    raise
+                return None
+        await self.probe()
+        return None
+
+    # --- asking
+
+    async def ask(self, request: Request) -> Raw:
+        match request:
+            case Complete():
+                data = await self._complete(request)
+            case Choose():
+                data = await self._choose(request)
+            case Fill():
+                data = await self._send(self._filled(request), request.kind)
+        return keep(data, request)
+
+    def read(self, raw: Raw, request: Request) -> Reply:
+        return read(raw, request)
+
+    async def _complete(self, request: Complete) -> dict[str, Any]:
+        body = {**self._chat(request.messages, request.max_tokens), "temperature": request.temperature}
+        body["seed"] = request.seed
+        if request.stop:
+            body["stop"] = list(request.stop)
+        return await self._send_with_schema(body, request.schema)
+
+    async def _choose(self, request: Choose) -> dict[str, Any]:
+        """Answers are told apart by the next token; "1" and "10" also where a tokenizer writes "10" as two."""
+        nested = any(a != b and b.startswith(a) for a in request.answers for b in request.answers)
+        body = {**self._chat(request.messages, 2 if nested else 1), "temperature": 0.0, "logprobs": True}
+        while top := self.memory.get("top_logprobs", _TOP):
+            try:
+                return await self._send({**body, "top_logprobs": top}, request.kind)
+            except Refused as error:
+                if not (error.names("logprobs") or error.names("top_logprobs")):
+                    raise
+                log.warning("%s refuses %d token probabilities for %s", self._where, top, self._model)
+                fewer = _FEWER if top > _FEWER else 0
+                self.memory["top_logprobs"] = min(fewer, self.memory.get("top_logprobs", _TOP))
+                if not self.memory["top_logprobs"]:
+                    self.memory["slots"] = False
+        raise FinalFailure(f"{self._where} gives no token probabilities for {self._model!r}", retryable=True)
+
+    def _filled(self, request: Fill) -> dict[str, Any]:
+        """vLLM's `prompt_logprobs` show what the model would have said where the fillers stand."""
+        return {
+            **self._chat([*request.messages, Message("assistant", request.turn)], 1),
+            "temperature": 0.0,
+            "prompt_logprobs": _TOP,
+            "return_token_ids": True,
+            "add_generation_prompt": False,
+            "continue_final_message": True,
+        }
+
+    def _chat(self, messages: Sequence[Message], max_tokens: int) -> dict[str, Any]:
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        body: dict[str, Any] = {"model": self._model, "messages": turns, "max_tokens": max_tokens}
+        if self._config.reasoning_effort is not None:
+            body["reasoning_effort"] = self._config.reasoning_effort
+        return body
+
+    async def _send_with_schema(self, body: dict[str, Any], schema: Mapping[str, object] | None) -> dict[str, Any]:
+        """With structured output where the endpoint takes this schema. A refusal counts against the schema only
+        when the same request without it is answered; HTTP 500 when it comes three times in a row."""
+        name = hashlib.sha256(json.dumps(schema, sort_keys=True).encode()).hexdigest()
+        if schema is None or self.memory.get("schema") is False or name in self._refused_schemas:
+            return await self._send(body, "complete")
+        try:
+            data = await self._send({**body, "response_format": _form(schema)}, "complete")
+            self._server_errors.pop(name, None)
+            return data
+        except ServerError:
+            self._server_errors[name] += 1
+            if self._server_errors[name] < 3:
+                raise
+        except Refused:
+            pass
+        data = await self._send(body, "complete")
+        self._refused_schemas.add(name)
+        log.info("%s takes no structured output of this form: going on without", self._where)
+        return data
+
+    async def _send(self, body: dict[str, Any], kind: str) -> dict[str, Any]:
+        """POST, again in another shape for each parameter that the endpoint refuses; what helped is remembered."""
+        assert self._wire is not None, "ask after start"
+        changes: list[str] = []
+        while True:
+            shaped = self._shaped(body, changes)
+            try:
+                data = await self._wire.post(shaped, _MOST_BYTES[kind])
+            except Refused as error:
+                change = _change_for(error, shaped)
+                if change is None or change in changes:
+                    raise
+                changes.append(change)
+                continue
+            self._learn(changes)
+            return data
+
+    def _shaped(self, body: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+        without = {*self.memory.get("without", []), *changes}
+        shaped = {name: value for name, value in body.items() if name not in without}
+        if self.memory.get("max_completion_tokens") or "max_tokens" in changes:
+            shaped.pop("max_tokens", None)
+            shaped["max_completion_tokens"] = body["max_tokens"]
+        return shaped | self._config.extra_body
+
+    def _learn(self, changes: Sequence[str]) -> None:
+        for change in changes:
+            without = self.memory.get("without", [])
+            if change == "max_tokens":
+                if not self.memory.get("max_completion_tokens"):
+                    self.memory["max_completion_tokens"] = True
+            elif change not in without:
+                log.warning("%s does not let %r be set for %s: going on without", self._where, change, self._model)
+                self.memory["without"] = [*without, change]
+
+
+def _change_for(error: Refused, sent: Mapping[str, Any]) -> str | None:
+    """The parameter of the request that was sent which the endpoint would rather not see."""
+    if "max_tokens" in sent and re.search(r"\bmax_completion_tokens", error.text):
+        return "max_tokens"
+    return next((name for name in _DROPPABLE if name in sent and error.names(name)), None)
+
+
+def asked_for(config: LLMConfig) -> dict[str, Any]:
+    """What the config adds to each request, where it adds anything; secrets stand as the names of variables."""
+    extras = {name: getattr(config, name) for name in ("reasoning_effort", "extra_body", "headers")}
+    return {name: value for name, value in extras.items() if value}
+
+
+def _form(schema: Mapping[str, object]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema), "strict": True}}
+
+
+# --- keys
+
+
+def find_key(config: LLMConfig, base_url: str) -> str:
+    """The key from the environment; servers of this machine need none. Raises ConfigError, naming the variable."""
+    key = os.environ.get(config.api_key_env) if config.api_key_env else "none"
+    if not key and not _local(base_url):
+        raise ConfigError(f"{public(base_url)} needs a key: set the environment variable {config.api_key_env}")
+    return key or "none"
+
+
+def find_headers(config: LLMConfig) -> dict[str, str]:
+    """`llm.headers` with the values of the variables that they name. Raises ConfigError for one that is not set."""
+    headers = {}
+    for name, value in config.headers.items():
+        variable = value.removeprefix("$")
+        if variable != value and not os.environ.get(variable):
+            raise ConfigError(f"llm.headers.{name} needs the environment variable {variable}")
+        headers[name] = os.environ[variable] if variable != value else value
+    return headers
+
+
+def _local(url: str) -> bool:
+    return (urlsplit(url).hostname or "") in ("localhost", "127.0.0.1", "::1", "0.0.0.0")

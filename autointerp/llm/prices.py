@@ -1,0 +1,60 @@
+"""What tokens cost: prices that the config names, else those of the `genai-prices` package's own table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autointerp.config import LLMConfig
+from autointerp.errors import ConfigError
+
+NOT_IN_KEYS = "it says what a request costs"
+
+_PROMPT = 1000  # tokens of the prompt that is priced: some models cost more from 128,000 tokens on
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """Of a million tokens, in US dollars or in whatever unit the config's prices have."""
+
+    tokens_in: float
+    tokens_out: float
+
+    def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
+        return (prompt_tokens * self.tokens_in + completion_tokens * self.tokens_out) / 1e6
+
+
+FREE = Prices(0.0, 0.0)  # models that run here
+
+
+def named_prices(config: LLMConfig, model: str, base_url: str | None) -> Prices | None:
+    """`llm.price_in` and `llm.price_out`; what they leave open is looked up, without any request."""
+    given = config.price_in, config.price_out
+    listed = None if None not in given else _listed(model, base_url)
+    tokens_in, tokens_out = (
+        price if price is not None else (listed and getattr(listed, name))
+        for price, name in zip(given, ("tokens_in", "tokens_out"))
+    )
+    return None if tokens_in is None or tokens_out is None else Prices(tokens_in, tokens_out)
+
+
+def check_limits(config: LLMConfig, prices: Prices | None) -> None:
+    """Raise ConfigError for a limit of cost where the prices are not known."""
+    if config.max_cost is not None and prices is None:
+        raise ConfigError(
+            f"llm.max_cost: the prices of {config.model!r} are not known, set llm.price_in and llm.price_out "
+            "(per million tokens)"
+        )
+
+
+def _listed(model: str, base_url: str | None) -> Prices | None:
+    from genai_prices import Usage, calc_price
+
+    def price(usage: Usage) -> float:
+        return float(calc_price(usage, model, provider_api_url=base_url).total_price) * 1e6 / _PROMPT
+
+    try:
+        return Prices(
+            price(Usage(input_tokens=_PROMPT, output_tokens=0)), price(Usage(input_tokens=0, output_tokens=_PROMPT))
+        )
+    except (LookupError, ValueError):  # neither the provider nor the model is listed
+        return None
