@@ -260,7 +260,7 @@ class _OnTerminal:
 
         grid = Table.grid(padding=(0, 2))
         for line in self._lines():
-            bar = ProgressBar(100, None if line.share is None else 100 * line.share, 24, pulse=line.share is None)
+            bar = ProgressBar(100, 100 * (line.share or 0.0), 24, pulse=line.share is None)
             grid.add_row(line.name, bar, line.text)
         return grid
 

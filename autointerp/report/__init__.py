@@ -11,8 +11,11 @@ from autointerp.report.tables import print_table
 __all__ = ["RunFolder", "find_run", "print_table", "show", "so_far", "write_report"]
 
 
-def write_report(run: str | Path, out: Path | None = None) -> Path:
-    """Write the report of a run as one HTML file, report.html in its folder when not told otherwise."""
+def write_report(run: str | Path, out: Path | None = None, *, done: bool = False) -> Path:
+    """Write the report of a run as one HTML file, report.html in its folder when not told otherwise.
+
+    `done`: the run is, though its progress.json is still there.
+    """
     from autointerp.report.html import write_report as write
 
-    return write(run, out)
+    return write(run, out, done=done)

@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autointerp.artifacts import write_atomically
 from autointerp.report import overview
-from autointerp.report.feature import FeatureView, Window, fired, gather, level, notes_of
+from autointerp.report.feature import Window, fired, gather, level, notes_of
 from autointerp.report.figures import bounds, numbers, scorers_of, summarise
 from autointerp.report.folder import RunFolder, so_far
 from autointerp.report.show import view_of
@@ -151,6 +151,21 @@ def feature_card(run: str | Path, feature: int) -> FeatureCard:
         style=_style("&") + _template("feature.css"),
     )
     return FeatureCard(out.getvalue().rstrip("\n"), body)
+
+
+def features_table(run: str | Path, rows: int = 20) -> str:
+    """The scored explanation table for a notebook: its first `rows` rows by the first scorer."""
+    folder = RunFolder(run)
+    ranked = select(folder.features)
+    page = _environment().get_template("table.html.j2")
+    return page.render(
+        title=folder.config.get("name") or folder.path.name,
+        summary=summarise(ranked),
+        scorers=scorers_of(ranked),
+        rows=ranked.slice(0, rows).to_pylist(),
+        so_far=so_far(folder.path),
+        style=_style("&") + _template("feature.css"),
+    )
 
 
 # --- templates --------------------------------------------------------------------------------

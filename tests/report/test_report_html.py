@@ -104,7 +104,10 @@ def test_a_page_of_many_features_stays_small_and_says_what_it_cut(tmp_path: Path
     monkeypatch.setattr("autointerp.report.html._MOST_WINDOWS", 300)
     text = write_report(run, tmp_path / "page.html").read_text()
     assert "at most 1 windows" in text
-    assert "50 of 60 features are on this page: 20 with the highest detection, 15 with the lowest detection, and 15" in text
+    assert (
+        "50 of 60 features are on this page: 20 with the highest detection, 15 with the lowest detection, and 15"
+        in text
+    )
     assert "10 are left out" in text
     assert text.count("<template id=") <= 50
     ranked = sort(RunFolder(run).features, "detection")["feature"].to_pylist()
