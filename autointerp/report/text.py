@@ -57,11 +57,9 @@ def note(row: dict[str, Any]) -> str:
     explanation, failure = row.get("explanation"), row.get("failure")
     status = str(row.get("status") or "").replace("_", " ")
     if not explanation:
-        return (
-            f"({status}: {visible(failure)})"
-            if failure
-            else f"({'no explanation' if status in ('', 'ok') else status})"
-        )
+        if failure:
+            return f"({status}: {visible(failure)})"
+        return "(no explanation)" if status in ("", "ok") else f"({status})"
     if status in ("", "ok") and not failure:
         return visible(explanation)
     return f"{visible(explanation)} ({visible(failure) if failure else status})"
