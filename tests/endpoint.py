@@ -102,7 +102,7 @@ class Endpoint:
         self.answer, self.seed, self.latency, self.hold = answer, seed, latency, hold
         self.instead: Callable[[dict[str, Any]], Response | None] = lambda body: None  # of any answer but a probe's
         self.refuses: dict[str, str] = {}  # parameters of a request, and what is said of them with HTTP 400
-        self.late_refusals = False  # to all but the first request only when that has been answered in another form
+        self.late_refusals = False  # to all but the first request only when two were answered in another form
         self._refused = False
         self.headers: list[Mapping[str, str]] = []  # of the requests received
         self.shares = {"limit": limit, "error": error, "drop": drop, "broken": broken}
@@ -196,8 +196,9 @@ class Endpoint:
             return failure(404, f"The model {body['model']} does not exist", code="model_not_found")
         if refusal := self._refusal(body):
             first, self._refused = not self._refused, True
-            while self.late_refusals and not first and not self.requests:  # till one that was sent again is answered
-                await asyncio.sleep(0.002)
+            if self.late_refusals and not first:
+                while len(self.requests) < 2:  # till one that was sent again is answered, and learnt from
+                    await asyncio.sleep(0.002)
             return refusal
         probe = any(message["content"] == PROBE for message in body["messages"])
         digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
