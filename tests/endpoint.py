@@ -104,6 +104,7 @@ class Endpoint:
         self.refuses: dict[str, str] = {}  # parameters of a request, and what is said of them with HTTP 400
         self.late_refusals = False  # to all but the first request only when two were answered in another form
         self._refused = False
+        self._answered_twice = asyncio.Event()
         self.headers: list[Mapping[str, str]] = []  # of the requests received
         self.shares = {"limit": limit, "error": error, "drop": drop, "broken": broken}
         self.malformed, self.retry_after = malformed, retry_after
@@ -197,8 +198,7 @@ class Endpoint:
         if refusal := self._refusal(body):
             first, self._refused = not self._refused, True
             if self.late_refusals and not first:
-                while len(self.requests) < 2:  # till one that was sent again is answered, and learnt from
-                    await asyncio.sleep(0.002)
+                await self._answered_twice.wait()  # one that was sent again is answered, and learnt from
             return refusal
         probe = any(message["content"] == PROBE for message in body["messages"])
         digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
@@ -228,6 +228,8 @@ class Endpoint:
             given = self.answer(body["messages"], body)
             said = await given if inspect.isawaitable(given) else given
             self.requests.append(body)
+            if len(self.requests) == 2:
+                self._answered_twice.set()
         reply = self._reply(body, said, digest, probe)
         if request.url.path.endswith("/messages"):
             reply = _as_messages(reply)
