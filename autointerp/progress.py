@@ -1,4 +1,4 @@
-"""Progress with the time left: a bar on a terminal, a line now and then in a log."""
+"""Progress bar with the time left on a terminal; a line now and then in a log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What passes between the rooms. Small, frozen, and free of heavy imports."""
+"""Records that pass between rooms: Context, FeatureEvidence, Explanation, Score, Judgement, LLM; small and frozen."""
 
 from __future__ import annotations
 

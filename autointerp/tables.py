@@ -1,4 +1,4 @@
-"""The columns of the tables a run writes, and writing them. See the README for what each means."""
+"""Columns and types of the Parquet tables that a run writes, and writing them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run would do and cost, without doing it."""
+"""``autointerp plan``: what a run would do and cost (requests, tokens, money, time), without doing it."""
 
 from __future__ import annotations
 

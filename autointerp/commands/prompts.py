@@ -1,4 +1,4 @@
-"""The exact prompts a run would send, found by running the plug-ins against a model that only writes them down."""
+"""``autointerp prompts``: the exact prompts that a run would send, with token counts; nothing is sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that asks nothing of the network.
+"""The HTML report of a run: one file that asks nothing of the network.
 
 What the page may run is named by hash in its content security policy, so that no token, explanation or
 failure can run as a script even if its escaping were ever missed.

@@ -1,4 +1,4 @@
-"""A run's folder as Arrow tables, and the scored explanation table in text, CSV, JSON and Parquet.
+"""``autointerp table``: a run's tables as Arrow, filtered, sorted, summarised, as text, CSV, JSON or Parquet.
 
 Arrow and not pandas: `autointerp table` answers before pandas would be imported.
 """

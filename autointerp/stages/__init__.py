@@ -1,4 +1,4 @@
-"""The stages, in the order in which a plan lists them. Another stage is one file here and one line below."""
+"""The stages, in the order in which a plan lists them, and the DAG's nodes that a config makes of them."""
 
 from __future__ import annotations
 
