@@ -53,7 +53,7 @@ class SaeConfig(Section):
 
     load: str | None = None  # local path, hub id (repo@revision) or release/sae_id
     format: str | None = None  # detected when not named
-    train: dict[str, Any] | None = None  # keys of autointerp.sae.train_config.TrainConfig
+    train: dict[str, Any] | None = None  # the keys of sae.train, which are TrainConfig's
 
     @model_validator(mode="after")
     def one_of(self) -> SaeConfig:
@@ -104,7 +104,7 @@ class LLMConfig(Section):
     logprobs: bool | None = None  # token probabilities; None: tried once
     batch: int = Field(default=16, ge=1)  # in-process: sequences in one forward pass
     device: str = "auto"  # in-process and vLLM
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"  # in-process and vLLM: of the weights
     price_in: float | None = Field(default=None, ge=0)  # per million prompt tokens; None: the listed price
     price_out: float | None = Field(default=None, ge=0)  # per million answer tokens
     max_requests: int | None = Field(default=None, ge=0)  # spending limits of a run: it stops cleanly there

@@ -14,7 +14,7 @@ class PenaltyConfig(Section):
     """Which penalty, and how strongly. The loss it joins is the unexplained share of the inputs' variance."""
 
     kind: Literal["chunk_max", "all_pairs", "nearest", "threshold", "mean_max", "neighbours", "soft_orthonormal"] = (
-        "chunk_max"
+        "chunk_max"  # which; each is a function of autointerp.sae.penalties
     )
     weight: float = 0.25  # negative: a positive control that makes composites on purpose
     every: int = Field(5, ge=1)  # steps; each then counts `every` times
@@ -28,8 +28,8 @@ class PenaltyConfig(Section):
 class WandbConfig(Section):
     """The log's rows also go to Weights & Biases, whose own environment variables say how."""
 
-    project: str
-    name: str | None = None
+    project: str  # in Weights & Biases
+    name: str | None = None  # of the run there
 
 
 class TrainConfig(Section):
@@ -64,7 +64,7 @@ class TrainConfig(Section):
     seed: int = 0  # of the initial weights and the order of tokens; a run's own, where the config names none
     checkpoint_every: int = Field(500, ge=1)  # steps
     log_every: int = Field(100, ge=1)  # steps
-    # Where to log is not what is trained: no part of a dump, so of no key and no comparison.
+    # a second log; it is not what is trained: no part of a dump, so of no key and no comparison
     wandb: WandbConfig | None = Field(None, exclude=True)
 
     @model_validator(mode="after")
