@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,6 +155,16 @@ def write_rows(path: Path, name: str, rows: Sequence[Mapping[str, Any]], extra: 
     import pyarrow.parquet as pq
 
     pq.write_table(to_table(name, rows, extra), path)
+
+
+def write_stream(path: Path, name: str, rows: Iterable[Mapping[str, Any]], group: int = 1 << 15) -> None:
+    """Rows of the schema `name` from an iterator of any length, a row group for each `group` rows."""
+    import pyarrow.parquet as pq
+
+    waiting = iter(rows)
+    with pq.ParquetWriter(path, schema(name)) as writer:
+        while part := list(islice(waiting, group)):
+            writer.write_table(to_table(name, part))
 
 
 def concat(files: Sequence[Path], name: str, to: Path) -> None:

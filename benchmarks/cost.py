@@ -15,12 +15,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from autointerp.config import PluginConfig, load_config
-from autointerp.engine.dag import Dag
+from autointerp.pipeline.stages import build_stages, evidence_of, held_out, selected
+
 from autointerp.commands.prompts import record_explain, record_score, token_counter
 from autointerp.commands.run import store
+from autointerp.config import PluginConfig, load_config
+from autointerp.engine.dag import Dag
 from autointerp.engine.session import Session
-from autointerp.pipeline.stages import build_stages, evidence_of, held_out, selected
 
 CALLS, TOKENS = 6, 8000
 

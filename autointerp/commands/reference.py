@@ -274,13 +274,12 @@ def backends_page() -> str:
         f" Entry-point group: `{backends.group}`. The keys of `llm` are in [config.md](config.md#llm)."
     ]
     for name, kind in built_in(backends):
-        untold = "none; it is tried when it starts"
         able = kind.expected(LLMConfig(model="ORG/NAME", api_key_env=None))
         about = [
             f"## {name}",
             first_line(_file(kind.__module__)).replace("``", "`"),
             plain(kind.__doc__ or ""),
-            f"- capabilities known before it is asked: {', '.join(f'`{each}`' for each in sorted(able)) or untold}\n"
+            f"- capabilities known before it is asked: {', '.join(f'`{each}`' for each in sorted(able)) or 'none'}\n"
             f"- file: `{_file(kind.__module__).relative_to(ROOT)}`",
         ]
         parts += [text for text in about if text]

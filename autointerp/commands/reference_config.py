@@ -1,4 +1,4 @@
-"""The generated page of the config's keys, and what all generated pages share: Markdown tables, comments beside code.
+"""The generated page of the config's keys, and what generated pages share: Markdown tables, comments beside code.
 
 A key's meaning is the comment beside its field, its bounds and default are those of pydantic.
 """

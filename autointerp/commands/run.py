@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from autointerp.commands.doctor import require
 from autointerp.commands.folder import (
     Run,
     describe,
@@ -21,11 +22,14 @@ from autointerp.commands.folder import (
     write_json,
     write_usage,
 )
+from autointerp.commands.learn import Learner
+from autointerp.commands.live import Live
 from autointerp.config import Config, load_config
 from autointerp.engine.dag import Dag, Node
 from autointerp.engine.session import Session
 from autointerp.engine.store import Manifest
 from autointerp.errors import AutointerpError
+from autointerp.report import write_report
 from autointerp.stages import TABLES, nodes
 from autointerp.stages.tables import copy_tables
 
@@ -40,31 +44,29 @@ def run(config: str | Path | Config, *, set: Mapping[str, Any] | None = None, ou
     resolved = config if isinstance(config, Config) else load_config(config, set)
     folder = run_folder(resolved, out)
     started = time.time()
+    whole, before = is_complete(folder), previous_stages(folder)
     with session_in(resolved, folder) as session:
-        dag = Dag(nodes(resolved, session), store())
-        stages: dict[str, Any] = {}
-        before = previous_stages(folder)
+        require(resolved, session)
+        live = Live(resolved, folder, store())
+        dag = Dag(live.watched(nodes(resolved, session)), live.store)
+        live.expect(dag, before)
+        session.on_shard = live.shard_kept
+        learner = Learner(resolved, session, dag)
 
-        def note(node: Node, manifest: Manifest, ran: bool) -> None:
-            stages[node.name] = {
-                "key": manifest.key,
-                "status": "ran" if ran else "cached",
-                "seconds": manifest.seconds,
-                **({"to_retry": manifest.to_retry} if manifest.to_retry else {}),
-                "facts": dict(manifest.facts),
-            }
+        def ended(node: Node, manifest: Manifest, ran: bool) -> None:
+            live.ended(node, manifest, ran)
+            learner.note(node, manifest, ran)
 
-        manifests = dag.run(note)
-        keys = {name: stage["key"] for name, stage in stages.items()}
-        fresh = any(stage["status"] == "ran" for stage in stages.values())
-        if fresh or keys != {name: stage.get("key") for name, stage in before.items()} or not is_complete(folder):
+        with live:
+            manifests = dag.run(ended)
+        keys = {name: stage["key"] for name, stage in live.stages.items()}
+        if live.worked or keys != {name: stage.get("key") for name, stage in before.items()} or not whole:
             write_config(folder, resolved)
             copy_tables(dag.store.folder("tables", manifests["tables"].key), folder, TABLES)
             write_usage(folder)
-            write_json(folder / "run.json", describe(resolved, stages, folder, started))
-            from autointerp.report.html import write_report
-
-            write_report(folder)
+            write_json(folder / "run.json", describe(resolved, live.stages, folder, started))
+            write_report(folder, done=True)
+            live.finish()
         else:
             log.info("nothing to do: every stage is done")
     return Run(folder)
@@ -91,8 +93,9 @@ def run_targets(
     """
     resolved = config if isinstance(config, Config) else load_config(config, set)
     with session_in(resolved, run_folder(resolved, out)) as session:
+        require(resolved, session, targets)
         dag = Dag(nodes(resolved, session, targets), store())
-        manifests = dag.run()
+        manifests = dag.run(Learner(resolved, session, dag).note)
     return {name: dag.store.folder(name, manifests[name].key) for name in targets}
 
 

@@ -16,9 +16,10 @@ from typing import Any, TypeAlias
 from autointerp.artifacts import write_atomically
 from autointerp.composites.evidence import PAIRS
 from autointerp.config import Config
+from autointerp.engine.estimate import Amount, Sizes
 from autointerp.engine.executor import part_files
 from autointerp.engine.stage import Job, Stage, Use
-from autointerp.tables import concat
+from autointerp.tables import COLUMNS, concat
 
 Frame: TypeAlias = Any  # a pandas.DataFrame: its own types call every second column an array
 
@@ -37,30 +38,44 @@ def work(job: Job) -> None:
     job.facts |= facts
 
 
+def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
+    return Amount((sizes.features or 0) * len(use.needs), "features of a table", guess=1e-4)
+
+
 def assemble(
     config: Config, folders: Mapping[str, Path], tables: Mapping[str, Sequence[str]], out: Path
 ) -> dict[str, Any]:
-    """Write every table into `out`; returns figures for run.json.
+    """Write every table into `out`, those apart that lie there already; returns figures for run.json.
 
-    `folders`: use -> the folder of its artifact, or of one under way, whose shards' files are then read.
+    `folders`: use -> the folder of its artifact, or of one under way, whose shards' files are then read. A stage that
+    has not begun has no folder here, or none on disk: its tables have no rows of it. `select` must be there.
     `tables`: stage -> the tables it writes.
     """
-    for table in dict.fromkeys(name for names in tables.values() for name in names):
-        files = [
+    for table, files in sources(folders, tables).items():
+        path = out / f"{table}.parquet"
+        if table == "composites" or path.exists() or not (files or table in COLUMNS):
+            continue
+        if len(files) == 1:
+            shutil.copyfile(files[0], path)
+        else:
+            concat(files, table, path)
+    features = _features(config, folders, out)
+    features.to_parquet(out / "features.parquet", index=False)
+    return {"features": len(features), "status": features["status"].value_counts().to_dict()}
+
+
+def sources(folders: Mapping[str, Path], tables: Mapping[str, Sequence[str]]) -> dict[str, list[Path]]:
+    """The files that each table is made of, in the order of the uses."""
+    names = dict.fromkeys(name for written in tables.values() for name in written)
+    return {
+        table: [
             file
             for use, folder in folders.items()
             if table in tables.get(use.split("/")[0], ())
             for file in _files(folder, table)
         ]
-        if table == "composites":
-            continue
-        if len(files) == 1:
-            shutil.copyfile(files[0], out / f"{table}.parquet")
-        else:
-            concat(files, table, out / f"{table}.parquet")
-    features = _features(config, folders, out)
-    features.to_parquet(out / "features.parquet", index=False)
-    return {"features": len(features), "status": features["status"].value_counts().to_dict()}
+        for table in names
+    }
 
 
 def _files(folder: Path, table: str) -> list[Path]:
@@ -81,7 +96,7 @@ def _features(config: Config, folders: Mapping[str, Path], out: Path) -> Frame:
     scores = pd.read_parquet(out / "scores.parquet", columns=columns, filters=[("explainer", "==", shown)])
     for scorer in config.scorers:
         features = features.merge(_wide(scores, scorer.key), on="feature", how="left")
-    if "reencode" in folders:
+    if "reencode" in folders and (folders["reencode"] / "composites.parquet").is_file():
         features = features.merge(_composites(folders, out), on="feature", how="left")
     else:
         features["composite"] = features["constituents"] = None
