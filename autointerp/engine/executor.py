@@ -1,4 +1,4 @@
-"""Work in shards that survive a kill: shards of text one after the other, shards of features many requests at a time.
+"""The executor: work in shards that survive a kill, shards of text in turn, features with many requests at a time.
 
 A shard's files lie in the stage's folder. It is done when its record, ``.shards/00012.json``, is there: the record
 holds the hash of each file, so that a file that was damaged since is seen and the shard is worked again.

@@ -1,4 +1,4 @@
-"""The code that a function can reach, as a hash: what a stage's key holds of the program.
+"""What makes a stage stale when code changes: a hash of all definitions that a function can reach.
 
 1. Start at the function. Collect every name that it reads, in its body, its signature and its annotations.
 2. Resolve each name: a definition of the same file, an import at the top of the file or inside the function
