@@ -8,14 +8,11 @@ import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from autointerp.commands.shell import STOPPED, failures, logged, overrides
-
-if TYPE_CHECKING:
-    from autointerp.commands.plan import Plan
+from autointerp.commands.shell import STOPPED, failures, logged, overrides, redact
 
 app = typer.Typer(
     help="Explain the features of sparse autoencoders, and say how far each explanation can be trusted.",
@@ -103,6 +100,19 @@ def run(
 def plan(config: ConfigArgument, set: Set = None, out: Out = None, verbose: Verbose = False) -> None:
     """Say what each stage would do and why, and what it would cost."""
     _print_plan(config, set, out)
+
+
+@command("doctor demo")
+def doctor(config: ConfigArgument, set: Set = None, out: Out = None, verbose: Verbose = False) -> None:
+    """Look at everything that can be known wrong before a run; one short request goes to each endpoint."""
+    from autointerp.commands.doctor import doctor as examine
+    from autointerp.commands.printed import checks_text
+    from autointerp.config import load_config
+
+    seen = examine(load_config(config, overrides(set)), out)
+    print(redact(checks_text(seen)))
+    if code := max((check.exit_code for check in seen if check.wrong), default=0):
+        raise typer.Exit(code)
 
 
 @command("table demo --sort simulation --where \"detection > 0.8 and composite == 'composite'\"")
@@ -310,30 +320,7 @@ def _version(
 
 def _print_plan(config: str, set: list[str] | None, out: Path | None) -> None:
     from autointerp.commands.plan import plan as make_plan
+    from autointerp.commands.printed import plan_text
     from autointerp.config import load_config
-    from autointerp.report.text import aligned
 
-    made = make_plan(load_config(config, overrides(set)), out)
-    rows = [[stage.name, stage.state, stage.cost or "", stage.why or ""] for stage in made.stages]
-    print("\n".join(aligned(["stage", "state", "cost", "why"], rows)))
-    print(f"\n{_costs(made)}")
-
-
-def _costs(plan: Plan) -> str:
-    """One line: what is known of the cost of the part to do."""
-    from autointerp.progress import clock
-
-    if all(stage.state == "done" for stage in plan.stages):
-        return "nothing to do"
-    counts = (
-        (plan.llm_calls, "LLM calls"),
-        (plan.prompt_tokens, "prompt tokens"),
-        (plan.completion_tokens, "answer tokens"),
-    )
-    known = [f"{n:,} {what}" for n, what in counts if n is not None]
-    if plan.money is None:
-        known.append("price not known")
-    elif plan.money:  # a model of one's own costs nothing
-        known.append(f"${plan.money:,.2f}")
-    known.append("time not known" if plan.seconds is None else f"about {clock(plan.seconds)}")
-    return "to do: " + ", ".join(known)
+    print(redact(plan_text(make_plan(load_config(config, overrides(set)), out))))

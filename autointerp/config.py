@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from autointerp.errors import ConfigError
-from autointerp.registry import did_you_mean
+from autointerp.registry import did_you_mean, look_in
 
 NOT_IN_KEYS = "a stage's key holds the values of its section, not the code that read them"
 
@@ -136,6 +136,20 @@ class PluginConfig(Section):
     def from_text(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
 
+    @field_validator("name", "label")
+    @classmethod
+    def names_a_folder(cls, value: str | None) -> str | None:
+        """It becomes a part of folder names."""
+        if value is None:
+            return value
+        if not value or not value.isprintable() or len(value) > 150:
+            raise ValueError(f"{value[:40]!r} cannot be a folder's name: use 1 to 150 letters, digits and signs")
+        if value.startswith(".") or ".." in value or "/" in value or "\\" in value:
+            raise ValueError(
+                f"{value!r} becomes a folder's name: it may not begin with a dot nor hold '/', '\\' or '..'"
+            )
+        return value
+
     @property
     def key(self) -> str:
         return self.label or self.name
@@ -230,6 +244,7 @@ def read_config(path: str | Path) -> tuple[dict[str, Any], Path]:
         raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{file}: a config is a mapping of keys, this is {type(raw).__name__}")
+    look_in(file.parent)
     _anchor(raw, file.parent)
     return raw, file
 

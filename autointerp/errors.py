@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 NOT_IN_KEYS = "an error ends a stage, which then writes nothing"
 
 
@@ -15,6 +17,15 @@ class ConfigError(AutointerpError):
     """The command line or the config is wrong. Exit code 2."""
 
     exit_code = 2
+
+
+class Problems(AutointerpError):
+    """Several things are wrong, each told in a line of its own."""
+
+    def __init__(self, lines: Sequence[str], exit_code: int) -> None:
+        super().__init__("; ".join(lines))
+        self.lines = tuple(lines)
+        self.exit_code = exit_code
 
 
 class OutOfBudget(AutointerpError):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
 from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
 from typing import Generic, TypeVar
 
 from autointerp.errors import ConfigError
@@ -13,6 +16,15 @@ from autointerp.errors import ConfigError
 NOT_IN_KEYS = "a key holds the plug-in that was looked up"
 
 T = TypeVar("T")
+
+
+_PLACES: list[Path] = []  # folders beside the working folder whose modules can be named
+
+
+def look_in(folder: Path) -> None:
+    """Let modules of `folder` be named as plug-ins; installed modules go first."""
+    if folder.resolve() not in _PLACES:
+        _PLACES.append(folder.resolve())
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -80,7 +92,7 @@ class Registry(Generic[T]):
     def _load(self, name: str, path: str) -> object:
         module, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
         try:
-            return getattr(importlib.import_module(module), attribute)
+            return getattr(_imported(module), attribute)
         except ModuleNotFoundError as error:
             raise ConfigError(
                 f"{self.kind} {name!r} needs the module {error.name!r}, which is not installed"
@@ -99,6 +111,22 @@ class Registry(Generic[T]):
         self._entry_points_read = True
         for point in entry_points(group=self.group):
             self._targets.setdefault(point.name, point.value)
+
+
+def _imported(module: str) -> ModuleType:
+    """A module by name, of those installed, of the working folder, or of a config's folder."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        top = module.split(".")[0]
+        places = [
+            folder for folder in (Path.cwd(), *_PLACES) if (folder / top).is_dir() or (folder / f"{top}.py").is_file()
+        ]
+        if error.name != top or not places or str(places[0]) in sys.path:
+            raise
+        sys.path.append(str(places[0]))
+        importlib.invalidate_caches()
+        return importlib.import_module(module)
 
 
 def _origin(target: object) -> str:

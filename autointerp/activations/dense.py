@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,13 @@ from autointerp.artifacts import Corpus, write_atomically
 from autointerp.errors import AutointerpError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor
 
     from autointerp.progress import Progress
 
+HASHED_AT_ONCE = 1 << 26  # bytes
 SAVE_EVERY = 500_000  # tokens between the points from which a killed run goes on
 
 
@@ -31,8 +34,9 @@ def harvest_dense(
 ) -> None:
     """Write ``activations.npy``, [tokens, d] float16 in the order of the corpus, every row's BOS left out.
 
-    Goes on where an earlier call was killed (``log/rows.json``). Raises AutointerpError for activations
-    that float16 cannot hold.
+    Goes on where an earlier call was killed: ``log/rows.json`` holds the rows that are done and the hash of their
+    bytes, and where these are others now, it begins anew. Raises AutointerpError for activations that float16 cannot
+    hold.
     """
     import numpy as np
     import torch
@@ -42,7 +46,8 @@ def harvest_dense(
     ends = np.concatenate([[0], np.cumsum(lengths)])
     path, mark = folder / "activations.npy", folder / "log" / "rows.json"
     mark.parent.mkdir(exist_ok=True)
-    first = json.loads(mark.read_text()) if mark.exists() and path.exists() else 0
+    width = d * np.dtype(np.float16).itemsize
+    first, hashed = _done(mark, path, ends * width)
     out = (
         np.lib.format.open_memmap(path, mode="r+")
         if first
@@ -61,9 +66,32 @@ def harvest_dense(
         if x.numel() and not float(x.abs().max()) < 6e4:
             raise AutointerpError("activations are too large for float16, or not finite: choose another hook point")
         for i, row in enumerate(rows):
-            out[ends[start + i] : ends[start + i + 1]] = x[i, skip : len(row)].half().cpu().numpy()
+            kept = x[i, skip : len(row)].half().cpu().numpy()
+            out[ends[start + i] : ends[start + i + 1]] = kept
+            hashed.update(kept.tobytes())
         bar.advance(int(corpus.offsets[stop] - corpus.offsets[start]))
         if ends[stop] - ends[saved] >= SAVE_EVERY or stop == len(lengths):
             out.flush()
             saved = stop
-            write_atomically(mark, lambda temporary: temporary.write_text(json.dumps(saved)))  # noqa: B023
+            text = json.dumps({"rows": saved, "sha256": hashed.hexdigest()})
+            write_atomically(mark, lambda temporary, text=text: temporary.write_text(text))
+
+
+def _done(mark: Path, path: Path, ends: np.ndarray) -> tuple[int, hashlib._Hash]:
+    """How many rows an earlier call has left whole, and the hash of their bytes, to go on with. `ends`: the byte at
+    which each row begins, and where the last ends."""
+    import numpy as np
+
+    nothing = 0, hashlib.sha256()
+    try:
+        about = json.loads(mark.read_text())
+        rows, sha256 = int(about["rows"]), about["sha256"]
+        data = np.lib.format.open_memmap(path, mode="r").reshape(-1).view(np.uint8)
+    except (OSError, ValueError, KeyError, TypeError):
+        return nothing
+    if not 0 <= rows < len(ends) or len(data) != ends[-1]:
+        return nothing
+    hashed = hashlib.sha256()
+    for start in range(0, int(ends[rows]), HASHED_AT_ONCE):
+        hashed.update(data[start : min(start + HASHED_AT_ONCE, int(ends[rows]))].tobytes())
+    return (rows, hashed) if hashed.hexdigest() == sha256 else nothing

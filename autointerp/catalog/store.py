@@ -64,23 +64,34 @@ def resolve(name_or_id_or_path: str, kind: Kind, *, revision: str | None = None)
     that is none of the three, AutointerpError where no source gives what was asked for.
     """
     name = name_or_id_or_path
+    check_name(name, kind)
+    if name in ENTRIES:
+        return ensure(ENTRIES[name])
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    repository, _, named = name.partition("@")
+    return fetch.hub_folder(repository, named or revision)
+
+
+def check_name(name: str, kind: Kind) -> None:
+    """Raise ConfigError for a name that `resolve` refuses; nothing is fetched."""
     if name in ENTRIES:
         entry = ENTRIES[name]
         if entry.kind != kind:
             raise ConfigError(f"{name!r} is the catalogue's name of a {entry.kind}, not of a {kind}")
         if entry.sampled_from:
             raise ConfigError(f"{name!r} is made to measure: ask autointerp.catalog.sampled_text with tokens and seed")
-        return ensure(entry)
+        return
     path = Path(name).expanduser()
     if path.exists():
         if kind != "text" and not (path / "config.json").is_file():
             raise ConfigError(f"{name!r} is no model folder: it has no config.json")
-        return path
+        return
     if HUB_ID.fullmatch(name):
         if kind == "text":
             raise ConfigError(f"{name!r} is no local file; hub datasets are read by corpus.source")
-        repository, _, named = name.partition("@")
-        return fetch.hub_folder(repository, named or revision)
+        return
     if "/" in name or "\\" in name:
         raise ConfigError(f"no {kind} at {name!r}: there is no such file or folder")
     raise ConfigError(f"no {kind} named {name!r}{did_you_mean(name, entries(kind))}")

@@ -1,191 +1,288 @@
-"""What a run would do and cost, without doing it."""
+"""What a run would do and cost, without doing it.
+
+1. Each stage is done, stale (and why) or to do, as the store says.
+2. `known` tells how many features there will be, and what a few of them are like.
+3. Each use that asks a language model makes its requests for those features to a recorder; their number and tokens
+   are multiplied up to all features. Answers that are kept from earlier runs are not taken off.
+4. The time is what this machine took for such work before (`engine.speeds`), else a rough guess.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from autointerp.commands.prompts import UNWRITTEN, record_entails, record_explain, record_score, token_counter
-from autointerp.commands.run import previous_stages, run_folder, store
-from autointerp.config import Config, PluginConfig
+from autointerp.commands import rehearsal
+from autointerp.commands.doctor import examine, raise_for
+from autointerp.commands.folder import previous_stages, run_folder, store
+from autointerp.commands.known import Certainty, Known
+from autointerp.config import Config, LLMConfig
+from autointerp.engine import speeds
 from autointerp.engine.dag import Dag, Standing
-from autointerp.engine.session import Session, llm_config
-from autointerp.pipeline.composites import PAIRS
-from autointerp.pipeline.semantic import read_flagged, reads, semantic_judge
-from autointerp.plugins import explainers, needs_llm, scorers
-from autointerp.records import Constituent, Context, FeatureEvidence
+from autointerp.engine.estimate import Asks, Population, Sample
+from autointerp.engine.executor import records
+from autointerp.engine.session import Session
+from autointerp.engine.speeds import Speeds
+from autointerp.engine.stage import Use
+from autointerp.errors import ConfigError
+from autointerp.llm import registry
+from autointerp.stages import nodes, stage_of, uses
 
-SAMPLED = 3  # features whose prompts are rendered to estimate the rest
-WORD = " example"  # stands for a token of a context that is not there yet
-COMPOSITES = 0.05  # of the features, before the check has told
-CONSTITUENTS = 2  # of a composite
+SAMPLED = 48  # features whose requests are made to estimate the rest
+# Stands for an explanation that is not written yet: as long as they usually are.
+TYPICAL = "words that name animals or people in a story, most of all as subject of a sentence"
 
-# Rough speeds of one core, for the estimate of time only; measured on 2 cores of a 2024 server CPU.
-HARVEST_TOKENS = 5_000.0  # a second and core, a 15M-parameter subject
+# Rough speeds, for the estimate of time only, where this machine's were never measured.
 PROMPT_TOKENS = 110.0  # a second and core, in-process, a 1.5B model in bfloat16
 ANSWER_TOKENS = 20.0
 API_SECONDS = 2.0  # an answer
+GPU = 20.0  # times as fast as a core
 
 
 @dataclass(frozen=True)
 class PlannedStage:
+    """One use of a stage. Figures are 0 where it is done; `calls` is None where nothing tells how many there will be,
+    `money` where the price is not known."""
+
     name: str
     state: str  # done, retry, stale or to do
     why: str | None
-    cost: str | None
+    calls: int | None = 0
+    prompt_tokens: int = 0
+    answer_tokens: int = 0  # at most
+    certainty: Certainty = "known"  # of the number of features
+    money: float | None = 0.0
+    seconds: float = 0.0
+    measured: bool = True  # the time, on this machine
+
+    @property
+    def cost(self) -> str | None:
+        """The requests in words."""
+        if self.calls is None:
+            return "LLM calls: not known before the SAE is there"
+        if not self.calls:
+            return None
+        how = {"known": "", "at most": "at most ", "guessed": "about "}[self.certainty]
+        tokens = f"{self.prompt_tokens:,} prompt and ≤ {self.answer_tokens:,} answer tokens"
+        return f"{how}{self.calls:,} LLM calls, {tokens}"
 
 
 @dataclass(frozen=True)
 class Plan:
-    stages: list[PlannedStage]
-    llm_calls: int
-    prompt_tokens: int
-    completion_tokens: int  # at most
-    money: float | None  # None where a price is not known
-    seconds: float | None  # rough
+    stages: Sequence[PlannedStage]
+    problems: Sequence[str] = ()  # what is wrong with the config, a line each
+
+    @property
+    def llm_calls(self) -> int | None:
+        """None where they are not known for one of the stages."""
+        calls = [stage.calls for stage in self.stages]
+        return None if None in calls else sum(n or 0 for n in calls)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(stage.prompt_tokens for stage in self.stages)
+
+    @property
+    def completion_tokens(self) -> int:
+        """At most."""
+        return sum(stage.answer_tokens for stage in self.stages)
+
+    @property
+    def certainty(self) -> Certainty:
+        of_calls = {stage.certainty for stage in self.stages if stage.calls != 0}
+        return "guessed" if "guessed" in of_calls else "at most" if "at most" in of_calls else "known"
+
+    @property
+    def money(self) -> float | None:
+        """At most; None where a price is not known."""
+        costs = [stage.money for stage in self.stages]
+        return None if None in costs else sum(cost or 0.0 for cost in costs)
+
+    @property
+    def seconds(self) -> float:
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def measured(self) -> bool:
+        """Whether this machine's own speeds tell most of the time."""
+        return sum(stage.seconds for stage in self.stages if stage.measured) >= 0.5 * self.seconds
 
 
-@dataclass
-class _Cost:
-    calls: float = 0
-    prompt: float = 0
-    answer: float = 0
-    money: float | None = 0.0  # None: asked of an endpoint whose price is not known
-    seconds: float = 0.0
-
-    def text(self) -> str | None:
-        if not self.calls:
-            return None
-        return f"{self.calls:,.0f} LLM calls, {self.prompt:,.0f} prompt and ≤ {self.answer:,.0f} answer tokens"
+def seconds_per_use(plan: Plan) -> Mapping[str, float]:
+    """Seconds that each use is expected to take, 0 for what is done: for a run's progress over all stages."""
+    return {stage.name: stage.seconds for stage in plan.stages}
 
 
 def plan(config: Config, out: str | Path | None = None) -> Plan:
-    """The DAG with each stage's standing and what the part still to do will cost.
+    """The DAG with each stage's standing and what the part still to do will cost. Nothing is sent, nothing is written.
 
-    LLM calls and tokens come from rendering the prompts of a few features: from the run's own contexts
-    where they are there, else from contexts of the configured size filled with a common word. Cached
-    answers are not looked up, so the true figure can be lower.
+    Raises what is wrong with a config of which no plan can be made; `Plan.problems` is what else is wrong.
     """
-    from autointerp.pipeline.stages import build_stages
-
     folder = run_folder(config, out)
     with Session(config, folder / "usage.jsonl") as session:
-        dag = Dag(build_stages(config, session), store())
+        try:
+            dag = Dag(nodes(config, session), store())
+        except ConfigError:
+            raise_for(examine(config, session, deep=False))
+            raise
         previous = {name: stage.get("key", "") for name, stage in previous_stages(folder).items()}
         standings = dag.standings(previous)
-        sampled = _samples(config, session, dag, standings)
-        costs = {
-            name: _cost(config, name, sampled) if standing.state != "done" else _Cost()
-            for name, standing in standings.items()
-        }
-    return Plan(
-        [PlannedStage(n, s.state, s.why, costs[n].text()) for n, s in standings.items()],
-        round(sum(cost.calls for cost in costs.values())),
-        round(sum(cost.prompt for cost in costs.values())),
-        round(sum(cost.answer for cost in costs.values())),
-        None if any(cost.money is None for cost in costs.values()) else sum(cost.money or 0 for cost in costs.values()),
-        sum(cost.seconds for cost in costs.values()),
-    )
+        if all(standing.state == "done" for standing in standings.values()):
+            return Plan([PlannedStage(name, "done", None) for name in standings])
+        seen = examine(config, session, standings=standings, deep=False)
+        made = plan_of(config, session, dag, standings)
+        return replace(made, problems=list(dict.fromkeys(check.text for check in seen if check.wrong)))
+
+
+def plan_of(config: Config, session: Session, dag: Dag, standings: Mapping[str, Standing]) -> Plan:
+    """The plan of a DAG that is at hand, as a run's own."""
+    estimate = _Estimate(config, session, dag, standings)
+    return Plan([estimate.stage(name) for name in standings])
 
 
 @dataclass(frozen=True)
-class _Sampled:
-    few: list[tuple[FeatureEvidence, list[Context]]]  # evidence and held-out examples
-    features: int  # that there will be
-    composites: int  # among them
+class _Requests:
+    """What a use will ask: numbers over all features."""
+
+    calls: float
+    prompt: float
+    answer: float
 
 
-def _samples(config: Config, session: Session, dag: Dag, standings: Mapping[str, Standing]) -> _Sampled:
-    """A few features' evidence and held-out examples, and how many features and composites there will be."""
-    from autointerp.pipeline.stages import evidence_of, held_out, selected
+class _Estimate:
+    def __init__(self, config: Config, session: Session, dag: Dag, standings: Mapping[str, Standing]) -> None:
+        self.config, self.session, self.dag, self.standings = config, session, dag, standings
+        targets = tuple(name for name in standings if not any(name in s.node.needs for s in standings.values()))
+        self.uses = uses(config, targets)
+        inputs = {name: dag.folder(standing) for name, standing in standings.items() if standing.manifest is not None}
+        self.speeds = Speeds.read()
+        self.known = Known(config, session, self.uses, inputs, TYPICAL, lengths=self._lengths())
+        self.device = speeds.likely_device(config.subject.device)
+        self._samples: dict[Population, list[Sample]] = {}
 
-    needed = ("corpus", "harvest", "select", "directions", "contexts")
-    if any(standings[name].manifest is None for name in needed):
-        count = len(config.features.ids) if config.features.ids else config.features.count
-        composites = count if config.features.select == "composites" else math.ceil(COMPOSITES * count)
-        return _Sampled(
-            [_imagined(config)], count + CONSTITUENTS * composites * config.features.constituents, composites
+    def stage(self, name: str) -> PlannedStage:
+        standing, use, declared = self.standings[name], self.uses[name], stage_of(name)
+        if standing.state == "done":
+            return PlannedStage(name, "done", None)
+        asks = declared.asks(self.config, use) if declared.asks else None
+        if asks is None:
+            seconds, measured = self._working(use)
+            return PlannedStage(name, standing.state, standing.why, seconds=seconds, measured=measured)
+        count = self.known.count(asks.about)
+        if count.number is None:
+            return PlannedStage(name, standing.state, standing.why, None, certainty="guessed", measured=False)
+        asked = self._requests(use, standing, asks, count.number)
+        seconds, measured = self._asking(name, asks.llm, asked)
+        return PlannedStage(
+            name,
+            standing.state,
+            standing.why,
+            round(asked.calls),
+            round(asked.prompt),
+            round(asked.answer),
+            count.certainty,
+            _money(asks.llm, asked),
+            seconds,
+            measured,
         )
-    inputs = {name: dag.store.folder(name, standings[name].key or "") for name in needed}
-    features = [row["feature"] for row in selected(inputs["select"]) if row["status"] == "ok"]
-    some = features[:SAMPLED]
-    evidence = evidence_of(session, inputs)(some)
-    examples = held_out(inputs["contexts"] / "contexts.parquet")(some)
-    composites = math.ceil(COMPOSITES * len(features))
-    if "reencode" in standings and standings["reencode"].manifest is not None:
-        inputs["reencode"] = dag.store.folder("reencode", standings["reencode"].key or "")
-        composites = len(read_flagged(inputs, None, config.seed).parts["own"])
-    return _Sampled([(evidence[feature], examples[feature]) for feature in some], len(features), composites)
+
+    def _lengths(self) -> dict[str, float]:
+        """Words of the explanations that each explainer wrote in earlier runs."""
+        lengths: dict[str, float] = {}
+        for name, use in self.uses.items():
+            asks = stage_of(name).asks
+            asked = asks(self.config, use) if asks and name.startswith("explain/") else None
+            words = self.speeds.of(speeds.of_length(name, asked.llm.model)) if asked else None
+            if words is not None:
+                lengths[name] = words
+        return lengths
+
+    # --- requests
+
+    def _requests(self, use: Use, standing: Standing, asks: Asks, features: int) -> _Requests:
+        samples = self.samples(asks.about)
+        if not samples or not features:
+            return _Requests(0, 0, 0)
+        count = self._counter(asks.llm)
+        calls = prompt = answer = 0.0
+        for sample in samples:
+            for request in rehearsal.rehearse(self.session, use, sample, asks.llm):
+                calls, answer = calls + 1, answer + (asks.llm.answer_tokens or request.most)
+                prompt += count(request.messages)
+        prompt *= self._counted(use.name, asks.llm)
+        scale = (features - self._kept(standing)) / len(samples)
+        if standing.state == "retry" and standing.manifest is not None and calls:
+            scale = standing.manifest.to_retry / calls
+        return _Requests(calls * scale, prompt * scale, answer * scale)
+
+    def samples(self, about: Population) -> list[Sample]:
+        if about not in self._samples:
+            self._samples[about] = self.known.samples(about, SAMPLED)
+        return self._samples[about]
+
+    def _kept(self, standing: Standing) -> int:
+        """Features of a use that was begun, whose shards are done."""
+        if standing.key is None or not self.dag.store.begun(standing.node.name, standing.key):
+            return 0
+        partial = self.dag.folder(standing).with_name(f"{standing.key}.partial")
+        return sum(len(about["items"]) for about in records(partial) if not about.get("to_retry"))
+
+    @cached_property
+    def _counters(self) -> dict[str, rehearsal.Counter]:
+        return {}
+
+    def _counter(self, llm: LLMConfig) -> rehearsal.Counter:
+        if llm.model not in self._counters:
+            self._counters[llm.model] = rehearsal.counter(llm)
+        return self._counters[llm.model]
+
+    def _counted(self, name: str, llm: LLMConfig) -> float:
+        """Tokens that the endpoint counted in earlier runs for each that we count; 1 where the tokenizer is here."""
+        if rehearsal.own_folder(llm) is not None:
+            return 1.0
+        return self.speeds.of(speeds.of_counting(_kind(name), llm.model)) or 1.0
+
+    # --- time
+
+    def _working(self, use: Use) -> tuple[float, bool]:
+        """Seconds of a use that asks no language model, and whether they were measured."""
+        declared = stage_of(use.name)
+        if declared.amount is None:
+            return 0.0, True
+        amount = declared.amount(self.config, use, self.known.sizes)
+        measured = self.speeds.of(speeds.of_amount(declared.kind, amount, self.device))
+        if measured is not None:
+            return measured * amount.number, True
+        return amount.guess * amount.number / (GPU if self.device != "cpu" else os.cpu_count() or 1), False
+
+    def _asking(self, name: str, llm: LLMConfig, asked: _Requests) -> tuple[float, bool]:
+        """The same of one that does."""
+        model = rehearsal.named(llm)
+        a_request = self.speeds.of(speeds.of_requests(_kind(name), model))
+        if a_request is not None:
+            return a_request * asked.calls, True
+        a_token = self.speeds.of(speeds.of_prompt_tokens(model))
+        if a_token is not None:
+            return a_token * asked.prompt, True
+        if not rehearsal.is_served_here(llm):
+            return asked.calls * API_SECONDS / llm.concurrency, False
+        # The shared beginning is read once; what is left of a prompt is about a third.
+        fresh = asked.prompt if name.startswith("explain/") else asked.prompt / 3
+        faster = GPU if speeds.likely_device(llm.device) != "cpu" else os.cpu_count() or 1
+        return (fresh / PROMPT_TOKENS + asked.answer / ANSWER_TOKENS) / faster, False
 
 
-def _imagined(config: Config) -> tuple[FeatureEvidence, list[Context]]:
-    sizes = config.contexts
-    tokens = (WORD,) * sizes.window
-
-    def make(example: int, split: Any, kind: Any) -> Context:
-        activations = (1.0,) + (0.0,) * (sizes.window - 1) if kind == "activating" else (0.0,) * sizes.window
-        quantile = example % sizes.quantiles if kind == "activating" else None
-        return Context(0, example, split, kind, quantile, example, 0, tokens, activations)
-
-    train = tuple(make(i, "train", "activating") for i in range(sizes.train))
-    silent = tuple(make(1000 + i, "train", "random") for i in range(sizes.train))
-    kinds = {"activating": sizes.test_activating, "random": sizes.test_random, "near": sizes.test_near}
-    test = [make(2000 + 100 * k + i, "test", kind) for k, kind in enumerate(kinds) for i in range(kinds[kind])]
-    return FeatureEvidence(0, 100, 0.001, 1.0, train, silent, ()), test
+def _kind(name: str) -> str:
+    """Without the explainer and the control: ``score/detection``."""
+    return "/".join(name.split("/")[:2])
 
 
-def _cost(config: Config, stage: str, sampled: _Sampled) -> _Cost:
-    import os
-
-    cores = os.cpu_count() or 1
-    if stage == "harvest":
-        return _Cost(seconds=config.corpus.tokens / HARVEST_TOKENS / cores)
-    kind, *rest = stage.split("/")
-    few, count = sampled.few, sampled.features
-    if kind == "semantic":
-        plugin, few, count = semantic_judge(config), few[:1], sampled.composites
-    elif kind in ("explain", "score"):
-        registry, plugins = (explainers, config.explainers) if kind == "explain" else (scorers, config.scorers)
-        plugin = next(p for p in plugins if p.key == rest[0])
-        explainer = next(p for p in config.explainers if p.key == rest[kind == "score"])
-        if not needs_llm(registry.get(plugin.name)):
-            return _Cost()
-        if reads(config, explainer) is not None:
-            few, count = [(_with_parts(evidence), examples) for evidence, examples in few], sampled.composites
-    else:
-        return _Cost()
-    llm = llm_config(config, plugin)
-    tokens = token_counter(llm)
-    total = _Cost()
-    for evidence, examples in few:
-        asked = _asked(config, kind, plugin, evidence, examples)
-        total.calls += len(asked)
-        total.prompt += sum(tokens(messages) for _, messages, _ in asked)
-        total.answer += sum(most for _, _, most in asked)
-    scale = count / len(few)
-    total.calls, total.prompt, total.answer = (x * scale for x in (total.calls, total.prompt, total.answer))
-    if llm.base_url is None:
-        # The shared prefix is read once; what is left of a prompt is about a third.
-        fresh = total.prompt / 3 if kind != "explain" else total.prompt
-        total.seconds = (fresh / PROMPT_TOKENS + total.answer / ANSWER_TOKENS) / cores
-    else:
-        total.seconds = total.calls * API_SECONDS / llm.concurrency
-        known = llm.price_in is not None and llm.price_out is not None
-        total.money = (total.prompt * llm.price_in + total.answer * llm.price_out) / 1e6 if known else None  # type: ignore[operator]
-    return total
-
-
-def _with_parts(evidence: FeatureEvidence) -> FeatureEvidence:
-    part = Constituent(evidence.feature, 1 / CONSTITUENTS, UNWRITTEN, contexts=evidence.activating)
-    return replace(evidence, constituents=(part,) * CONSTITUENTS)
-
-
-def _asked(config: Config, kind: str, plugin: PluginConfig, evidence: FeatureEvidence, examples: list[Context]) -> Any:
-    if kind == "semantic":
-        return record_entails(config, [(UNWRITTEN, UNWRITTEN)] * CONSTITUENTS * len(PAIRS))
-    if kind == "explain":
-        return record_explain(config, plugin, evidence)
-    return record_score(config, plugin, UNWRITTEN, examples)
+def _money(llm: LLMConfig, asked: _Requests) -> float | None:
+    """At most: every answer as long as it may be. None where the price is not known."""
+    prices = registry.prices(llm)
+    if prices is None:
+        return None if asked.calls else 0.0
+    return prices.cost(asked.prompt, asked.answer)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from autointerp.commands.doctor import require
 from autointerp.commands.folder import (
     Run,
     describe,
@@ -21,10 +22,12 @@ from autointerp.commands.folder import (
     write_json,
     write_usage,
 )
+from autointerp.commands.learn import Learner
 from autointerp.commands.live import Live
 from autointerp.config import Config, load_config
-from autointerp.engine.dag import Dag
+from autointerp.engine.dag import Dag, Node
 from autointerp.engine.session import Session
+from autointerp.engine.store import Manifest
 from autointerp.errors import AutointerpError
 from autointerp.report import write_report
 from autointerp.stages import TABLES, nodes
@@ -43,12 +46,19 @@ def run(config: str | Path | Config, *, set: Mapping[str, Any] | None = None, ou
     started = time.time()
     whole, before = is_complete(folder), previous_stages(folder)
     with session_in(resolved, folder) as session:
+        require(resolved, session)
         live = Live(resolved, folder, store())
         dag = Dag(live.watched(nodes(resolved, session)), live.store)
         live.expect(dag, before)
         session.on_shard = live.shard_kept
+        learner = Learner(resolved, session, dag)
+
+        def ended(node: Node, manifest: Manifest, ran: bool) -> None:
+            live.ended(node, manifest, ran)
+            learner.note(node, manifest, ran)
+
         with live:
-            manifests = dag.run(live.ended)
+            manifests = dag.run(ended)
         keys = {name: stage["key"] for name, stage in live.stages.items()}
         if live.worked or keys != {name: stage.get("key") for name, stage in before.items()} or not whole:
             write_config(folder, resolved)
@@ -83,8 +93,9 @@ def run_targets(
     """
     resolved = config if isinstance(config, Config) else load_config(config, set)
     with session_in(resolved, run_folder(resolved, out)) as session:
+        require(resolved, session, targets)
         dag = Dag(nodes(resolved, session, targets), store())
-        manifests = dag.run()
+        manifests = dag.run(Learner(resolved, session, dag).note)
     return {name: dag.store.folder(name, manifests[name].key) for name in targets}
 
 

@@ -7,13 +7,13 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import typer
 
-from autointerp.errors import AutointerpError, ConfigError
+from autointerp.errors import AutointerpError, ConfigError, Problems
 
 STOPPED = 130  # the exit code after Ctrl-C, as shells have it
 
@@ -61,29 +61,28 @@ def failures(verbose: bool) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _fail("stopped; run again to go on", STOPPED, verbose)
+        _fail(["stopped; run again to go on"], STOPPED, verbose)
     except BrokenPipeError:  # the reader has enough, as in `autointerp table demo | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit meets no pipe
         raise typer.Exit from None
     except AutointerpError as error:
-        _fail(str(error), error.exit_code, verbose)
+        lines = error.lines if isinstance(error, Problems) else [str(error)]
+        _fail(lines, error.exit_code, verbose)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        _fail(
-            f"disk full: free space and run again{where}" if full else f"{error.strerror or error}{where}",
-            1,
-            verbose,
-        )
+        what = f"disk full: free space and run again{where}" if full else f"{error.strerror or error}{where}"
+        _fail([what], 1, verbose)
     except Exception as error:  # the outermost place: a defect of ours still reads as one line
         hint = "" if verbose else "; run with --verbose for the traceback"
-        _fail(f"{type(error).__name__}: {error}{hint}", 1, verbose)
+        _fail([f"{type(error).__name__}: {error}{hint}"], 1, verbose)
 
 
-def _fail(text: str, code: int, verbose: bool) -> None:
+def _fail(lines: Sequence[str], code: int, verbose: bool) -> None:
     if verbose:
         print(redact(traceback.format_exc()), file=sys.stderr)
-    print(redact(f"autointerp: {' '.join(text.split())}"), file=sys.stderr)
+    for line in lines:
+        print(redact(f"autointerp: {' '.join(line.split())}"), file=sys.stderr)
     raise typer.Exit(code)
 
 

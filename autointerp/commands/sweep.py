@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("autointerp")
 
-STAGES = ("evaluate", "reencode")
 CONTROL, GAIN = "_control", "_gain"  # of a scorer's name
 DISTINCT = ("distinct_from_first", "distinct_null")
+OF_COMPOSITES = ("cofire", "cofire_swapped", "share_cofiring", "no_sums_pass", "no_sums_cofire")
 LABELS = ("confirmed", "composite", "possible", "absorption", "duplicate", "split_child", "parent_of_children")
 
 
@@ -47,6 +47,7 @@ def sweep(config: str | Path, *, set: Mapping[str, Any] | None = None, out: str 
     from autointerp.commands.train import train
 
     plan, variants = read_sweep(config, set)
+    _check_composites(plan, variants)
     folder = run_folder(next(iter(variants.values())), out)
     figures: list[Figure] = []
     trained: dict[tuple[str, int], Path] = {}
@@ -55,9 +56,11 @@ def sweep(config: str | Path, *, set: Mapping[str, Any] | None = None, out: str 
         own = folder / f"{name} {seed}"
         trained[name, seed], _ = train(resolved, out=own)
         resolved = _with_sae_of(resolved, seed, trained)
-        done = run_targets(resolved, STAGES, out=own)
+        checked = ["reencode"] if resolved.composites.enabled else []
+        done = run_targets(resolved, ["evaluate", *checked], out=own)
         rows = _rows(done["evaluate"] / "evaluation.parquet")
-        rows += _composites(done["reencode"])
+        if checked:
+            rows += _composites(done["reencode"])
         if scores := _scores_of(resolved).intersection(plan.metrics):
             rows += _scores(run(resolved, out=own), scores)
         found = [Figure(name, seed, row["metric"], row["value"], row.get("low"), row.get("high")) for row in rows]
@@ -182,6 +185,14 @@ def _check(key: str, wanted: Iterable[str], known: Collection[str]) -> None:
     for metric in wanted:
         if metric not in known:
             raise ConfigError(f"{key}: the evaluation has no {metric!r}{did_you_mean(metric, sorted(known))}")
+
+
+def _check_composites(plan: Plan, variants: Mapping[tuple[str, int], Config]) -> None:
+    """Metrics of the composite check need the check, in every variant."""
+    asked = [m for m in plan.metrics if m in OF_COMPOSITES or m.removeprefix("share_") in LABELS]
+    without = [name for (name, _), config in variants.items() if not config.composites.enabled]
+    if asked and without:
+        raise ConfigError(f"metrics: {asked[0]!r} needs the check, and {without[0]} has composites.enabled: false")
 
 
 def _bands(made: Sweep, variant: str) -> dict[str, dict[str, float]]:

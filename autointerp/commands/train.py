@@ -54,6 +54,7 @@ def evaluate(
     """Measure an SAE, whatever `load_sae` opens, on the subject and the corpus of `config`, whose own `sae` does not
     count.
 
+    The folder is `out`, else ``results/NAME-evaluation``, so that a run of the same config is left as it is.
     Returns the run, with the tables ``evaluation``, ``evaluation_positions``, ``evaluation_features`` and
     ``evaluation_cosines``; its folder also gets ``saebench.json``, ``evaluation.json`` (how they came to be) and plots.
     """
@@ -64,8 +65,8 @@ def evaluate(
     else:
         raw, file = read_config(config)
         resolved = resolve_config(raw | {"sae": chosen}, given, str(file))
-    made = run_targets(resolved, ["evaluate"], out=out)["evaluate"]
-    folder = run_folder(resolved, out)
+    folder = Path(out) if out is not None else run_folder(resolved, None).with_name(f"{resolved.name}-evaluation")
+    made = run_targets(resolved, ["evaluate"], out=folder)["evaluate"]
     manifest = json.loads((made / "manifest.json").read_text())
     about = folder / "evaluation.json"
     if _key(about) == manifest["key"] and all(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from autointerp.activations.contexts import read_contexts
 from autointerp.composites.evidence import Pair, random_parts, swapped_parts
@@ -39,20 +40,35 @@ class Flagged:
 
 def read_flagged(inputs: Mapping[str, Path], explainer: str | None, seed: int) -> Flagged:
     """From the folders of select and reencode, and of `explainer` (None: nothing is explained yet)."""
-    import numpy as np
     import pyarrow.parquet as pq
 
-    seed %= 2**64
     selected = pq.read_table(inputs["select"] / "selection.parquet").to_pylist()
     explained = []
     if explainer:
         explained = pq.read_table(inputs[f"explain/{explainer}"] / "explanations.parquet").to_pylist()
+    return flagged_among(selected, explained, checked_rows(inputs["reencode"]), seed)
+
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def checked_rows(reencode: Path) -> Rows:
+    """What the check says of each latent of the SAE, from the folder of reencode."""
+    import pyarrow.parquet as pq
+
     names = ["feature", "label", "constituents", "coefficients", "union_constituents"]
-    checked = pq.read_table(inputs["reencode"] / "composites.parquet", columns=names)
+    return pq.read_table(reencode / "composites.parquet", columns=names).to_pylist()
+
+
+def flagged_among(selected: Rows, explained: Rows, checked: Rows, seed: int) -> Flagged:
+    """From the rows of selection.parquet, explanations.parquet and composites.parquet, the last with all latents."""
+    import numpy as np
+
+    seed %= 2**64
     texts = {row["feature"]: row["explanation"] for row in explained if row["explanation"]}
     failures = {row["feature"]: row["failure"] for row in (*selected, *explained) if row["failure"]}
     chosen = {row["feature"] for row in selected if row["status"] == "ok"}
-    rows = [row for row in checked.to_pylist() if row["feature"] in chosen]
+    rows = [row for row in checked if row["feature"] in chosen]
     flagged = [row for row in rows if row["label"] in FLAGGED and not row["union_constituents"]]
     own = {row["feature"]: row["constituents"] for row in flagged}
     counts = np.zeros(len(checked), np.int64)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from autointerp.llm.client import Client
 
 
+MISSING = "add an llm section to the config"
+
+
 @dataclass
 class Asked:
     """What the requests for one explanation or score came to."""
@@ -30,7 +33,7 @@ class Asked:
 def llm_config(config: Config, plugin: PluginConfig) -> LLMConfig:
     chosen = plugin.llm or config.llm
     if chosen is None:
-        raise ConfigError(f"{plugin.key!r} needs a language model: add an llm section to the config")
+        raise ConfigError(f"{plugin.key!r} needs a language model: {MISSING}")
     return chosen
 
 

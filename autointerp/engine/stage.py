@@ -6,13 +6,15 @@ the prompts shown, the tables copied into a run's folder and the table of the do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from autointerp.config import Config
+from autointerp.engine.estimate import Amount, Asks, Sample, Sizes
 from autointerp.engine.session import Session
+from autointerp.records import LLM
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,11 @@ class Stage:
     """A stage's declaration.
 
     `uses` gives its uses in a config, none where the config does not ask for it. `work` does one use; it calls
-    `Session.executor` for what it does in shards. `key` and `plan` need nothing else of it.
+    `Session.executor` for what it does in shards. The key needs nothing else of it.
+
+    The last three fields are for `plan` and `prompts`; `work` reaches none of them. `amount` says what the time of a
+    use grows with, `asks` which language model it asks (None: it asks none, with these options), and `rehearse` makes
+    the requests for one feature.
     """
 
     kind: str  # the first part of its uses' names
@@ -56,6 +62,9 @@ class Stage:
     work: Callable[[Job], None]
     tables: tuple[str, ...] = ()  # Parquet files that go into the run's folder
     resumable: bool = False  # the work goes on from files that it left when it was killed
+    amount: Callable[[Config, Use, Sizes], Amount] | None = None
+    asks: Callable[[Config, Use], Asks | None] | None = None
+    rehearse: Callable[[Use, Sample, LLM], Awaitable[None]] | None = None
 
     def named(self, config: Config) -> dict[str, Use]:
         return {use.name: use for use in self.uses(config)}

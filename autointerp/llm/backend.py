@@ -181,7 +181,7 @@ class BackendKind(Protocol):
 
     @classmethod
     def prices(cls, config: LLMConfig) -> Prices | None:
-        """None where they are not known; nothing for models that run here."""
+        """The listed ones, None where they are not known; the registry puts the config's own before them."""
         ...
 
     @classmethod

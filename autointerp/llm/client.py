@@ -354,6 +354,14 @@ class Client:
             self._capabilities = self._backend.capabilities
             self._memory["capabilities"] = sorted(self._capabilities)
 
+    async def probe(self) -> None:
+        """A request of a few tokens, tried as often as any other. Raises AutointerpError where it is not answered."""
+        await self._start()
+        try:
+            await self._attempts()(self._backend.probe)
+        except RequestFailed as error:
+            raise AutointerpError(str(error)) from error
+
     async def _start_once(self) -> None:
         try:
             await self._backend.start()

@@ -52,11 +52,10 @@ def scorers_of(features: pa.Table) -> list[str]:
 def numbers(table: pa.Table, column: str) -> np.ndarray:
     """A column as float64 [n], NaN where it is missing or there is no such column."""
     import numpy as np
-    import pyarrow as pa
 
     if column not in table.column_names:
         return np.full(len(table), np.nan)
-    return table[column].cast(pa.float64()).to_numpy()
+    return np.array(table[column].to_pylist(), np.float64)  # to_numpy would import pandas
 
 
 def mean_interval(values: np.ndarray) -> Mean:

@@ -304,7 +304,10 @@ class _Training:
         content = path.read_bytes()
         # torch raises ten kinds of error for a damaged file, or none and gives other numbers
         if hashlib.sha256(content[32:]).digest() != content[:32]:
-            raise AutointerpError(f"{path} is damaged: remove it to start anew")
+            aside = path.with_suffix(".damaged")
+            path.replace(aside)
+            log.warning("the checkpoint of this training is damaged: set aside as %s, trained anew", aside)
+            return None
         state = torch.load(io.BytesIO(content[32:]), map_location=self.device, weights_only=True)
         _same(json.loads(state["about"]), self.about, self.folder)
         return state

@@ -52,7 +52,13 @@ _BEFORE: tuple[Stage, ...] = (
 )
 STAGES: tuple[Stage, ...] = (
     *_BEFORE,
-    Stage("tables", "the tables of the run's folder", partial(tables.uses_of, _BEFORE), tables.work),
+    Stage(
+        "tables",
+        "the tables of the run's folder",
+        partial(tables.uses_of, _BEFORE),
+        tables.work,
+        amount=tables.amount,
+    ),
 )
 BY_KIND = {stage.kind: stage for stage in STAGES}
 TABLES: tuple[str, ...] = (
@@ -112,5 +118,8 @@ def _code_of(plugin: object) -> Mapping[str, str]:
 
 def _run(session: Session, stage: Stage, use: Use, folder: Path, inputs: Mapping[str, Path]) -> Done:
     job = Job(session, use, folder, inputs)
+    resumed = any(folder.iterdir())
     stage.work(job)
+    if resumed:
+        job.facts["resumed"] = True  # its seconds are those of the last part of the work
     return Done(job.to_retry, job.facts)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from autointerp.artifacts import Corpus
 from autointerp.config import Config
 from autointerp.engine import models
+from autointerp.engine.estimate import Amount, Sizes, subject_of
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.progress import progress
 from autointerp.stages.corpus import numbers_section
@@ -34,10 +35,16 @@ def work(job: Job) -> None:
         )
 
 
+def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
+    width = sizes.width or 0
+    return Amount(sizes.tokens, "tokens", subject_of(config), guess=2e-4, bytes=2.0 * sizes.tokens * width)
+
+
 STAGE = Stage(
     "activations",
     "for `sae.train` alone: dense activations in float16",
     uses,
     work,
     resumable=True,
+    amount=amount,
 )

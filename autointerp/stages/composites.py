@@ -8,6 +8,7 @@ from typing import Any
 from autointerp.artifacts import Firings
 from autointerp.config import Config
 from autointerp.engine import models
+from autointerp.engine.estimate import Amount, Sizes
 from autointerp.engine.stage import Job, Stage, Use
 
 
@@ -37,4 +38,9 @@ def work(job: Job) -> None:
     job.facts |= {"labels": table["label"].value_counts().to_dict()}
 
 
-STAGE = Stage("composites", "what the decoder alone says of every latent", uses, work)
+def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
+    """Every latent is compared with every other."""
+    return Amount((sizes.latents or 0) ** 2, "pairs of latents", f"width {sizes.width}", guess=1e-7)
+
+
+STAGE = Stage("composites", "what the decoder alone says of every latent", uses, work, amount=amount)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from autointerp.artifacts import Corpus, Firings
 from autointerp.config import Config
 from autointerp.engine import models
+from autointerp.engine.estimate import Amount, Sizes
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.progress import progress
 from autointerp.records import Context
@@ -66,10 +67,15 @@ def held_out(folder: Path) -> Callable[[Sequence[int]], dict[int, list[Context]]
     return read
 
 
+def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
+    return Amount(sizes.features or 0, "features", guess=1e-2)
+
+
 STAGE = Stage(
     "contexts",
     "windows that fire, that do not, and near misses; train and test share no document",
     uses,
     work,
     tables=("contexts",),
+    amount=amount,
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 from autointerp.config import Config
 from autointerp.engine import models
+from autointerp.engine.estimate import Amount, Sizes
 from autointerp.engine.stage import Job, Stage, Use
 
 
@@ -38,9 +39,14 @@ def work(job: Job) -> None:
     job.facts |= json.loads((job.folder / "corpus.json").read_text())
 
 
+def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
+    return Amount(sizes.tokens, "tokens", config.corpus.source, guess=1e-5, bytes=4 * sizes.tokens)
+
+
 STAGE = Stage(
     "corpus",
     "the text, tokenised once; no row holds two documents; BOS as the subject was trained",
     uses,
     work,
+    amount=amount,
 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from autointerp.config import Config
 from autointerp.engine import models
+from autointerp.engine.estimate import Amount, Sizes, subject_of
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.stages.corpus import subject_section
 from autointerp.stages.select import ready
@@ -58,10 +59,15 @@ def _logits(subject: Subject, sae: SAE, features: Sequence[int]) -> Iterator[dic
                     yield place | {"token": vocabulary[token], "weight": sign * value}
 
 
+def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
+    return Amount(sizes.features or 0, "features", f"{subject_of(config)}, {sizes.latents} latents", guess=5e-3)
+
+
 STAGE = Stage(
     "directions",
     "each feature's nearest features by decoder cosine; tokens that it raises and lowers",
     uses,
     work,
     tables=("neighbours", "logits"),
+    amount=amount,
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from autointerp.artifacts import Corpus
 from autointerp.config import Config
 from autointerp.engine import models
+from autointerp.engine.estimate import Amount, Sizes, sae_of, subject_of
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.progress import progress
 from autointerp.stages.corpus import numbers_section
@@ -68,9 +69,14 @@ def work(job: Job) -> None:
     }
 
 
+def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
+    return Amount(config.evaluation.tokens, "tokens", f"{subject_of(config)}, {sae_of(config)}", guess=1e-3)
+
+
 STAGE = Stage(
     "evaluate",
     "what the SAE keeps of the subject: reconstruction, the patched model, latents, interference; SAEBench's JSON",
     uses,
     work,
+    amount=amount,
 )

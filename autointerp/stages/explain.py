@@ -14,6 +14,7 @@ from autointerp.artifacts import Corpus, Firings
 from autointerp.composites.evidence import Pair
 from autointerp.config import Config, PluginConfig
 from autointerp.engine import asking, models
+from autointerp.engine.estimate import Amount, Asks, Sample, Sizes, stand_ins
 from autointerp.engine.executor import Rows, each_feature, forget_shards, merge_parts, part_files
 from autointerp.engine.guard import guarded
 from autointerp.engine.session import Session
@@ -21,7 +22,7 @@ from autointerp.engine.stage import Job, Stage, Use
 from autointerp.errors import AutointerpError
 from autointerp.plugins import bind_options, explainers, needs
 from autointerp.progress import progress
-from autointerp.records import Explanation, FeatureEvidence
+from autointerp.records import LLM, Explanation, FeatureEvidence
 from autointerp.stages.constituents import pair_of, reads
 from autointerp.stages.given import Maker, giver, makers_of, stages_of
 from autointerp.stages.plugin_section import code_of, plugin_section
@@ -171,6 +172,31 @@ def evidence_of(session: Session, inputs: Mapping[str, Path]) -> Read:
     return read
 
 
+def asks(config: Config, use: Use) -> Asks | None:
+    given: Explaining = use.given
+    if "llm" not in needs(given.explain):
+        return None
+    return Asks(asking.llm_config(config, given.plugin), "features" if given.of is None else "composites")
+
+
+async def rehearse(use: Use, sample: Sample, llm: LLM) -> None:
+    await explained(use, sample, llm)
+
+
+async def explained(use: Use, sample: Sample, llm: LLM | None) -> Explanation:
+    """What the explainer says of a sample; it is given stand-ins for what must be loaded."""
+    given: Explaining = use.given
+    evidence = sample.evidence
+    if given.of is not None:
+        evidence = replace(evidence, constituents=sample.parts(given.of, given.pair))
+    return await given.explain(evidence, llm, **given.options, **stand_ins(given.makers, sample))
+
+
+def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
+    asked_about = sizes.features if use.given.of is None else sizes.composites
+    return Amount(asked_about or 0, "features", use.given.plugin.name, guess=2e-3)
+
+
 STAGE = Stage(
     "explain",
     "one explanation a feature, by explainer X, from the train split",
@@ -178,4 +204,7 @@ STAGE = Stage(
     work,
     tables=("explanations",),
     resumable=True,
+    amount=amount,
+    asks=asks,
+    rehearse=rehearse,
 )

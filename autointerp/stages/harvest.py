@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from autointerp.artifacts import Corpus
 from autointerp.config import Config
 from autointerp.engine import models
+from autointerp.engine.estimate import Amount, Sizes, sae_of, subject_of
 from autointerp.engine.executor import Shard, each_shard, forget_shards
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.progress import progress
@@ -78,6 +79,16 @@ def _each_shard(wanted: Harvest, folder: Path, shards: Sequence[Shard], bar: Pro
     each_shard(folder, shards, make, skip)
 
 
+USUAL_ACTIVE = 50  # latents that fire on a token, where nothing tells it
+FIRING_BYTES = 6  # position and activation
+
+
+def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
+    of = f"{subject_of(config)}, {sae_of(config)}"
+    firings = sizes.tokens * (sizes.active or USUAL_ACTIVE)
+    return Amount(sizes.tokens, "tokens", of, guess=2e-4, bytes=FIRING_BYTES * firings)
+
+
 STAGE = Stage(
     "harvest",
     "where each latent fires, sparse, in shards sorted by latent; of an SAE trained here without running the subject"
@@ -85,4 +96,5 @@ STAGE = Stage(
     uses,
     work,
     resumable=True,
+    amount=amount,
 )

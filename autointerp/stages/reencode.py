@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from autointerp.artifacts import Corpus, Firings
 from autointerp.config import Config
 from autointerp.engine import models
+from autointerp.engine.estimate import Amount, Sizes, sae_of, subject_of
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.stages.composites import union_section
 from autointerp.stages.corpus import numbers_section
@@ -101,6 +102,11 @@ def _lent(
     )
 
 
+def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
+    """The subject runs on the rows that hold a tested token: on all of them where many latents are flagged."""
+    return Amount(sizes.tokens, "tokens", f"{subject_of(config)}, {sae_of(config)}", guess=2e-4)
+
+
 STAGE = Stage(
     "reencode",
     "what the harvest says of the flagged latents: re-encoding, co-firing, lift, absorption; windows in which they fire"
@@ -108,4 +114,5 @@ STAGE = Stage(
     uses,
     work,
     tables=("composites", "cofiring"),
+    amount=amount,
 )

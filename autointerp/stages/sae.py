@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from autointerp.artifacts import Corpus
 from autointerp.config import Config, problem
 from autointerp.engine import models
+from autointerp.engine.estimate import Amount, Sizes, sae_of, subject_of
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.errors import ConfigError
 from autointerp.evaluation.rows import held_out_of
@@ -111,10 +112,22 @@ def _first_activations(corpus: Corpus, subject: Subject, tokens: int) -> torch.T
     return torch.cat(parts)
 
 
+TRAINED_PER_SECOND = 3e10  # multiplications of one core
+
+
+def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
+    if config.sae.train is None:
+        return Amount(CHECK_TOKENS, "tokens", f"loading {sae_of(config)}", guess=1e-3)
+    wanted = train_config(config)
+    guess = 12 * (sizes.width or 512) * wanted.d_sae / TRAINED_PER_SECOND
+    return Amount(wanted.tokens, "tokens", f"{subject_of(config)}, {sae_of(config)}", guess=guess)
+
+
 STAGE = Stage(
     "sae",
     "the trained SAE in SAELens' format, or what the loaded one says of itself; its L0 and explained variance here",
     uses,
     work,
     resumable=True,
+    amount=amount,
 )

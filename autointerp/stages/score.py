@@ -11,12 +11,14 @@ import pyarrow.parquet as pq
 
 from autointerp.config import Config, PluginConfig
 from autointerp.engine import asking
+from autointerp.engine.estimate import UNWRITTEN, Amount, Asks, Sample, Sizes, stand_ins
 from autointerp.engine.executor import Rows, each_feature, forget_shards, merge_parts, part_files
 from autointerp.engine.guard import guarded
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.plugins import bind_options, controls, explainers, needs, scorers
 from autointerp.progress import progress
-from autointerp.records import Context, Judgement, Score
+from autointerp.records import LLM, Context, Judgement, Score
+from autointerp.stages.constituents import reads
 from autointerp.stages.contexts import held_out
 from autointerp.stages.given import Maker, giver, makers_of, stages_of
 from autointerp.stages.plugin_section import code_of, plugin_section
@@ -156,6 +158,34 @@ def _conclude(job: Job, features: int) -> None:
     job.facts |= {"features": features, "unscored_examples": unscored}
 
 
+def asks(config: Config, use: Use) -> Asks | None:
+    given: Scoring = use.given
+    if "llm" not in needs(given.score):
+        return None
+    return Asks(
+        asking.llm_config(config, given.plugin), "composites" if _composites_alone(config, given) else "features"
+    )
+
+
+def _composites_alone(config: Config, given: Scoring) -> bool:
+    explainer = next(plugin for plugin in config.explainers if plugin.key == given.explainer)
+    return reads(config, explainer) is not None
+
+
+async def rehearse(use: Use, sample: Sample, llm: LLM) -> None:
+    """A control puts another explanation in the place of the feature's own: as many requests, about as long."""
+    given: Scoring = use.given
+    text = sample.texts.get(given.explainer, UNWRITTEN)
+    if not text or (given.control is not None and not sample.others):
+        return
+    await given.score(text, sample.examples, llm, **given.options, **stand_ins(given.makers, sample))
+
+
+def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
+    scored = sizes.composites if _composites_alone(config, use.given) else sizes.features
+    return Amount(scored or 0, "features", use.given.plugin.name, guess=5e-3)
+
+
 STAGE = Stage(
     "score",
     "scorer S on X's explanations, on the test split; `/CONTROL` the same with another explanation",
@@ -163,4 +193,7 @@ STAGE = Stage(
     work,
     tables=("scores", "judgements"),
     resumable=True,
+    amount=amount,
+    asks=asks,
+    rehearse=rehearse,
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 from autointerp.artifacts import Firings
 from autointerp.config import Config
+from autointerp.engine.estimate import Amount, Sizes
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.errors import AutointerpError
 from autointerp.tables import write_rows
@@ -73,4 +74,8 @@ def ready(folder: Path) -> list[int]:
     return [row["feature"] for row in selected(folder) if row["status"] == "ok"]
 
 
-STAGE = Stage("select", "which features are explained, and why the others are not", uses, work)
+def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
+    return Amount(sizes.latents or 0, "latents", guess=1e-5)
+
+
+STAGE = Stage("select", "which features are explained, and why the others are not", uses, work, amount=amount)

@@ -9,12 +9,15 @@ import pyarrow.parquet as pq
 from autointerp.composites.entailment import PROMPTS, entailed, judge_pair
 from autointerp.composites.evidence import PAIRS
 from autointerp.composites.flagged import read_flagged
+from autointerp.composites.semantics import entails
 from autointerp.config import Config, PluginConfig
 from autointerp.engine import asking
+from autointerp.engine.estimate import UNWRITTEN, Amount, Asks, Sample, Sizes
 from autointerp.engine.executor import Rows, each_feature, forget_shards, merge_parts
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.llm.registry import backend_of
 from autointerp.progress import progress
+from autointerp.records import LLM
 from autointerp.stages.constituents import explained_by
 from autointerp.stages.plugin_section import llm_section
 
@@ -56,6 +59,24 @@ def work(job: Job) -> None:
     job.facts |= {"explainer": explainer} | entailed(rows)
 
 
+def asks(config: Config, use: Use) -> Asks:
+    return Asks(asking.llm_config(config, judge(config)), "composites")
+
+
+async def rehearse(use: Use, sample: Sample, llm: LLM) -> None:
+    whole = sample.texts.get(use.given, UNWRITTEN)
+    for pair in PAIRS:
+        texts = [part.explanation for part in sample.parts(use.given, pair)]
+        if whole and all(texts):
+            for text in texts:
+                await entails(whole, text or "", llm)
+                await entails(text or "", whole, llm)
+
+
+def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
+    return Amount(sizes.composites or 0, "composites")
+
+
 STAGE = Stage(
     "semantic",
     "whether the explanations of composites entail those of their constituents, and of two controls",
@@ -63,4 +84,7 @@ STAGE = Stage(
     work,
     tables=("semantic",),
     resumable=True,
+    amount=amount,
+    asks=asks,
+    rehearse=rehearse,
 )

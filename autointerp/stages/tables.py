@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 from autointerp.artifacts import write_atomically
 from autointerp.composites.evidence import PAIRS
 from autointerp.config import Config
+from autointerp.engine.estimate import Amount, Sizes
 from autointerp.engine.executor import part_files
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.tables import COLUMNS, concat
@@ -36,6 +37,10 @@ def uses_of(stages: Sequence[Stage], config: Config) -> Iterator[Use]:
 def work(job: Job) -> None:
     facts = assemble(job.config, job.inputs, job.use.given, job.folder)
     job.facts |= facts
+
+
+def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
+    return Amount((sizes.features or 0) * len(use.needs), "features of a table", guess=1e-4)
 
 
 def assemble(

@@ -159,6 +159,29 @@ def test_stored_activations_give_the_same_firings_without_a_model(tmp_path_facto
     assert_planted(corpus, folder / "out")
 
 
+@pytest.mark.parametrize("file", ["activations.npy", "log/rows.json"])
+def test_stored_activations_that_were_damaged_are_made_again(tmp_path, monkeypatch, file):
+    monkeypatch.setattr("autointerp.activations.dense.SAVE_EVERY", 4)
+    corpus = corpus_of(tmp_path / "corpus", ROWS, bos=True)
+
+    def store(folder, activations):
+        folder.mkdir(exist_ok=True)
+        bar = Progress("stored", corpus.info.n_tokens, "tokens")
+        harvest_dense(corpus, activations, 2, folder, batch_tokens=8, device="cpu", bar=bar)
+        return bar.skipped
+
+    with pytest.raises(Killed):
+        store(tmp_path / "killed", dying(2))
+    store(tmp_path / "whole", subject)
+    kept = tmp_path / "killed" / file
+    raw = bytearray(kept.read_bytes())
+    raw[130 if file == "activations.npy" else 12] ^= 1
+    kept.write_bytes(raw)
+    assert store(tmp_path / "killed", subject) == 0
+    left, right = (np.load(tmp_path / name / "activations.npy") for name in ("killed", "whole"))
+    assert np.array_equal(left, right)
+
+
 def test_finished_shards_are_not_computed_again(tmp_path):
     corpus = corpus_of(tmp_path / "corpus", ROWS, bos=True)
     with pytest.raises(Killed):

@@ -150,18 +150,25 @@ def test_run_logs_to_stderr_and_ends_with_table_and_report(config: str, folder: 
 @pytest.mark.parametrize("command", [["plan"], ["run", "--dry-run"]])
 def test_plan_says_what_is_to_do_and_what_it_costs(config: str, monkeypatch: pytest.MonkeyPatch, command: list[str]):
     stages = [
-        PlannedStage("corpus", "done", None, None),
-        PlannedStage("explain", "stale", "llm.model changed", "9 LLM calls"),
+        PlannedStage("corpus", "done", None),
+        PlannedStage("explain/x", "stale", "llm.model changed", 1200, 34000, 560, "at most", None, 75.0, False),
     ]
-    made = Plan(stages, 1200, 34000, 560, None, 75.0)
+    made = Plan(stages, ["no key is set"])
     monkeypatch.setattr("autointerp.commands.plan.plan", lambda config, out: made)
     result = call(*command, config)
     assert result.stdout.splitlines() == [
-        "stage    state  cost         why",
-        "corpus   done",
-        "explain  stale  9 LLM calls  llm.model changed",
+        "stage      state  cost                                                            time            why",
+        "corpus     done",
+        "explain/x  stale  at most 1,200 LLM calls, 34,000 prompt and ≤ 560 answer tokens  1m15s, guessed"
+        "  llm.model changed",
         "",
-        "to do: 1,200 LLM calls, 34,000 prompt tokens, 560 answer tokens, price not known, about 1m15s",
+        "to do",
+        "LLM calls      at most 1,200",
+        "prompt tokens  at most 34,000",
+        "answer tokens  at most 560",
+        "money          the price is not known: set llm.price_in and llm.price_out",
+        "time           about 1m15s, a rough guess: its speed was not measured here",
+        "wrong: no key is set",
     ]
 
 
@@ -175,10 +182,10 @@ def test_prompts_are_printed_as_they_would_be_sent(config: str, monkeypatch: pyt
     assert result.stdout == one * 2 + "2 prompts, 24 tokens\n"
 
 
-def test_models_lists_the_catalogue(monkeypatch: pytest.MonkeyPatch):
+def test_models_lists_the_catalogue(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     row = {"name": "m", "kind": "model", "cached": True, "size": 112_000_000, "licence": "MIT"}
     rows = [
-        row | {"sources": ["hub:a/b"], "path": "/p/m"},
+        row | {"sources": ["hub:a/b"], "path": str(tmp_path)},
         row | {"name": "n", "cached": False, "sources": [], "path": ""},
     ]
     monkeypatch.setattr("autointerp.catalog.models_table", lambda: rows)
@@ -186,7 +193,7 @@ def test_models_lists_the_catalogue(monkeypatch: pytest.MonkeyPatch):
         "name  kind   cached  size    licence",
         "m     model  yes     112 MB  MIT",
         "    from hub:a/b",
-        "    in   /p/m",
+        f"    in   {tmp_path}",
         "n     model  no      112 MB  MIT",
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,19 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(scope="module")
+def well() -> Iterator[str]:
+    """The address of an endpoint that answers, so that nothing but the setting is wrong."""
+    with serving(oracle) as endpoint:
+        yield endpoint.url
+
+
 @pytest.fixture
-def attempt(stories15m: Path, sae: Path, warm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def attempt(stories15m: Path, sae: Path, warm: Path, well: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Run a config with some keys changed; returns exit code, last line on stderr, run folder."""
     monkeypatch.setenv("AUTOINTERP_CACHE", str(warm))
 
-    def run(change: Callable[[dict[str, Any]], None], url: str = "http://127.0.0.1:9/v1") -> tuple[int, str, Path]:
+    def run(change: Callable[[dict[str, Any]], None], url: str = well) -> tuple[int, str, Path]:
         wanted = config(stories15m, sae, url)
         wanted["corpus"]["tokens"] = 20_000
         change(wanted)
@@ -97,10 +104,12 @@ def test_a_missing_key_is_told_before_any_work(attempt, monkeypatch: pytest.Monk
     assert sorted(warm.rglob("manifest.json")) == made
 
 
-def test_a_dead_endpoint(attempt) -> None:
-    code, line, _ = attempt(lambda wanted: None)
+def test_a_dead_endpoint(attempt, warm: Path) -> None:
+    made = sorted(warm.rglob("manifest.json"))
+    code, line, _ = attempt(lambda wanted: None, "http://127.0.0.1:9/v1")
     assert code == 1
     assert "no answer at http://127.0.0.1:9/v1" in line
+    assert sorted(warm.rglob("manifest.json")) == made, "it is told before any work"
 
 
 def test_a_wrong_key_is_told_and_not_shown(attempt, monkeypatch: pytest.MonkeyPatch) -> None:

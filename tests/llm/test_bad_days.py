@@ -19,7 +19,7 @@ from test_client import ask, ask_many, contents, echo, opened
 from autointerp.errors import AutointerpError, EndpointDown
 from autointerp.llm.backend import FinalFailure, RateLimited, RequestFailed, RetryableFailure
 from autointerp.llm.backends import openai
-from autointerp.llm.backends.openai_failures import Failures, Refused
+from autointerp.llm.backends.failures import Failures, Refused
 from autointerp.llm.usage import read_usage
 
 

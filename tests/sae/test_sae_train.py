@@ -363,17 +363,21 @@ def damage(content: bytes) -> Iterator[bytes]:
     yield content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]  # torch.load would not notice
 
 
-def test_a_damaged_checkpoint_is_named_and_nothing_is_trained_from_it(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_set_aside_and_nothing_is_trained_from_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", "autointerp")
     source, config = ArraySource(planted(600)[0]), small(tokens=256 * 20)
     with pytest.raises(KeyboardInterrupt):
         train_sae(Stops(source, 15, 2), config, tmp_path)
     path = tmp_path / "checkpoint.pt"
-    for content in damage(path.read_bytes()):
-        path.write_bytes(content)
-        with pytest.raises(AutointerpError, match=r"checkpoint\.pt is damaged: remove it"):
-            train_sae(source, config, tmp_path)
-    path.unlink()
-    train_sae(source, config, tmp_path)
+    undisturbed = train_sae(source, config, tmp_path / "undisturbed")
+    for number, content in enumerate(damage(path.read_bytes())):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "checkpoint.pt").write_bytes(content)
+        assert torch.equal(train_sae(source, config, folder).W_dec, undisturbed.W_dec)
+        assert "set aside" in caplog.messages[-1]
 
 
 def test_b_dec_starts_at_the_geometric_median_on_request(tmp_path: Path) -> None:

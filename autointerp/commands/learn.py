@@ -1,0 +1,132 @@
+"""What a run teaches for the next plan: the speed of each stage that it ran, and how its models count and write.
+
+`Learner.note` is called at the end of each stage. What it learns goes into ``speeds.json`` (`engine.speeds`); a run
+never fails for it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from autointerp.commands import rehearsal
+from autointerp.commands.known import Known
+from autointerp.config import Config
+from autointerp.engine import speeds
+from autointerp.engine.dag import Dag, Node
+from autointerp.engine.estimate import Asks, rough_counter
+from autointerp.engine.session import Session
+from autointerp.engine.stage import Use
+from autointerp.engine.store import Manifest
+from autointerp.stages import stage_of, uses
+
+log = logging.getLogger("autointerp")
+
+ENOUGH = 5  # requests from which a speed is learned
+COMPARED = 6  # features whose requests are counted again
+
+
+class Learner:
+    def __init__(self, config: Config, session: Session, dag: Dag) -> None:
+        self.config, self.session, self.dag = config, session, dag
+        self.uses: Mapping[str, Use] = {}
+        self._inputs: dict[str, Path] = {}
+        self._read = _size(session.journal)
+
+    def note(self, node: Node, manifest: Manifest, ran: bool) -> None:
+        """Learn from a stage that has ended."""
+        self._inputs[node.name] = self.dag.store.folder(node.name, manifest.key)
+        rows = self._new_rows() if ran else []
+        if not ran or manifest.facts.get("resumed"):
+            return
+        try:
+            speeds.remember(self._learned(node.name, manifest.seconds, rows))
+        except Exception:  # whatever it is, the run's own work is done
+            log.debug("nothing was learned from %s", node.name, exc_info=True)
+
+    def _learned(self, name: str, seconds: float, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        self.uses = self.uses or uses(self.config, tuple(self.dag.nodes))
+        use, declared = self.uses[name], stage_of(name)
+        known = Known(self.config, self.session, self.uses, self._inputs, "")
+        asks = declared.asks(self.config, use) if declared.asks else None
+        if asks is not None:
+            return self._of_requests(use, asks, known, seconds, [row for row in rows if row.get("stage") == name])
+        if declared.amount is None:
+            return {}
+        amount = declared.amount(self.config, use, known.sizes)
+        device = speeds.likely_device(self.config.subject.device)
+        return {speeds.of_amount(declared.kind, amount, device): seconds / amount.number} if amount.number else {}
+
+    def _of_requests(
+        self, use: Use, asks: Asks, known: Known, seconds: float, rows: Sequence[Mapping[str, Any]]
+    ) -> dict[str, float]:
+        asked = [row for row in rows if not row["cached"]]
+        if len(asked) < max(ENOUGH, len(rows) / 2):  # most of the time went elsewhere
+            return {}
+        model, kind = rehearsal.named(asks.llm), _kind(use)
+        learned = {speeds.of_requests(kind, model): seconds / len(asked)}
+        prompt = sum(row["prompt_tokens"] or 0 for row in asked)
+        if prompt:
+            learned[speeds.of_prompt_tokens(model)] = seconds / prompt
+        if rehearsal.own_folder(asks.llm) is None and asks.about == "features":
+            learned |= self._of_counting(use, asks, known, rows)
+        if use.name.startswith("explain/"):
+            learned |= _of_length(use, asks, self._inputs[use.name])
+        return learned
+
+    def _of_counting(self, use: Use, asks: Asks, known: Known, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """How many tokens the endpoint counted in prompts, for each that we count in the same ones."""
+        counted: dict[int, list[int]] = {}
+        for row in rows:
+            if row["outcome"] == "ok" and row["prompt_tokens"]:
+                counted.setdefault(row["feature"], []).append(row["prompt_tokens"])
+        theirs = ours = 0.0
+        for sample in known.real(sorted(counted)[:COMPARED]):
+            requests = rehearsal.rehearse(self.session, use, sample, asks.llm)
+            numbers = counted[sample.evidence.feature]
+            if len(requests) == len(numbers):  # no question was asked again
+                theirs += sum(numbers)
+                ours += sum(rough_counter(request.messages) for request in requests)
+        return {speeds.of_counting(_kind(use), asks.llm.model): theirs / ours} if ours else {}
+
+    def _new_rows(self) -> list[dict[str, Any]]:
+        """The journal's rows since this was last called."""
+        try:
+            with open(self.session.journal, "rb") as file:
+                file.seek(self._read)
+                text = file.read()
+        except OSError:
+            return []
+        self._read += len(text)
+        rows = []
+        for line in text.splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue
+        return rows
+
+
+def _kind(use: Use) -> str:
+    """Without the explainer and the control: ``score/detection``."""
+    return "/".join(use.name.split("/")[:2])
+
+
+def _of_length(use: Use, asks: Asks, folder: Path) -> dict[str, float]:
+    """Words of an explanation."""
+    import pyarrow.parquet as pq
+
+    column = pq.read_table(folder / "explanations.parquet", columns=["explanation"]).column(0)
+    lengths = [len(text.split()) for text in column.to_pylist() if text]
+    return {speeds.of_length(use.name, asks.llm.model): fmean(lengths)} if lengths else {}
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
