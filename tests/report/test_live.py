@@ -259,7 +259,14 @@ def test_ctrl_c_ends_a_run_with_130_and_keeps_what_was_answered(stories15m: Path
             "--out",
             str(tmp_path / "run"),
         ]
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored below a shell's background job
+        )
         endpoint.until(lambda: len(endpoint.requests) >= 8, timeout=120)
         endpoint.latency = 600.0
         sent = endpoint.received
