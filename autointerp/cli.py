@@ -1,4 +1,4 @@
-"""The command ``autointerp``: parse, call, print. Everything heavy is imported by the command that needs it."""
+"""The command line ``autointerp``: parse, call, print. Everything heavy is imported by the command that needs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a stage is, and how far the whole run: for a terminal, a notebook, a log, and a file that others read.
+"""Progress of a stage and of the whole run, with the time left: on a terminal, in a notebook, in a log, in a file.
 
 1. A stage counts what it has done in a `Progress`, which it gets from `progress`.
 2. A run keeps a `RunProgress`: its stages, the seconds that each is expected to take, and what was asked of language

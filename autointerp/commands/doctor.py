@@ -1,4 +1,4 @@
-"""`doctor`: everything that can be known wrong with a config, told before anything is paid for, all of it at once.
+"""``autointerp doctor``: everything that can be known wrong with a config, told at once, before anything is paid for.
 
 1. What the config and the files say (`commands.checks`).
 2. The stages' declarations: each use can be made, and its requests for an imagined feature fit the model.

@@ -1,4 +1,4 @@
-"""A run's folder: reading what a run left, and writing what says how it came to be."""
+"""A run's folder: open one (`open_run`), and write config.yaml, run.json (versions, git, seeds) and usage.parquet."""
 
 from __future__ import annotations
 

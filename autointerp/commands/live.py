@@ -1,4 +1,4 @@
-"""A run that shows itself: how far it is, and its tables and report, while it goes on.
+"""While a run goes on: its progress, and its tables and report as they grow.
 
 1. `Live.watched` wraps the DAG's nodes, so that it hears where each stage writes; `Live.ended` hears what came of it.
 2. From the first stage that has work to do, a thread counts the journal's new requests and writes progress.json, every

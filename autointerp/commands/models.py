@@ -1,4 +1,4 @@
-"""The catalogue as a list: what is cached and where, and where the rest comes from."""
+"""``autointerp models``: the catalogue as a list; what is cached and where, and where the rest comes from."""
 
 from __future__ import annotations
 

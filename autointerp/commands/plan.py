@@ -1,4 +1,4 @@
-"""What a run would do and cost, without doing it.
+"""``autointerp plan``: what a run would do and cost (requests, tokens, money, time), without doing it.
 
 1. Each stage is done, stale (and why) or to do, as the store says.
 2. `known` tells how many features there will be, and what a few of them are like.

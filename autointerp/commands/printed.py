@@ -1,4 +1,4 @@
-"""Plans and checks as text for a terminal."""
+"""``autointerp plan`` and ``doctor`` as text for a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running a config: the whole DAG, or the stages that are asked for by name."""
+"""``autointerp run``: run the whole DAG of a config, or the stages that are asked for by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every command shares: values of ``--set``, the log on stderr, and failures as one line and an exit code."""
+"""What every command shares: values of ``--set``, the log on stderr, failures as one line and an exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The code that a function can reach, as a hash: what a stage's key holds of the program.
+"""What makes a stage stale when code changes: a hash of all definitions that a function can reach.
 
 1. Start at the function. Collect every name that it reads, in its body, its signature and its annotations.
 2. Resolve each name: a definition of the same file, an import at the top of the file or inside the function
@@ -256,8 +256,8 @@ def _bound_in(statements: Sequence[ast.AST], file: Path) -> tuple[set[str], _Imp
         node = pending.pop()
         if isinstance(node, ast.Import | ast.ImportFrom):
             imports |= _imported(node, file)
-        elif isinstance(node, _DEFINITIONS) or (isinstance(node, ast.ExceptHandler) and node.name):
-            names.add(node.name)
+        elif isinstance(node, (*_DEFINITIONS, ast.ExceptHandler)):
+            names.add(node.name or "")
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             names.add(node.id)
         if not isinstance(node, (*_DEFINITIONS, ast.Lambda, *_COMPREHENSIONS)):

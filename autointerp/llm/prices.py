@@ -1,4 +1,4 @@
-"""What tokens cost: prices that the config names, else those of the `genai-prices` package's own table."""
+"""Prices of tokens: those of the config, else those that the package `genai-prices` lists."""
 
 from __future__ import annotations
 

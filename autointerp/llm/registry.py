@@ -1,4 +1,4 @@
-"""The backends by name, and what can be said of a config before any of them is asked.
+"""LLM backends by name, and what is known of a config before any is asked: identity, capabilities, prices, checks.
 
 A backend is one file and at most one line here; a plug-in's needs no line, but the entry point group
 `autointerp.backends` or a dotted path in `llm.backend`. Its class is a `BackendKind` (`autointerp.llm.backend`).

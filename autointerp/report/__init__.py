@@ -1,4 +1,4 @@
-"""Reading a run: the scored table, one feature, and the self-contained HTML report."""
+"""Read a run: the scored table, one feature, and the self-contained HTML report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The composite check of a decoder, printed."""
+"""``autointerp composites`` as text: labels counted, flagged latents with their constituents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All that a run says of one feature, gathered for reading; `show` prints it, the HTML report embeds it."""
+"""Gather all that a run says of one feature, for `show` and the HTML report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Means over features with their intervals, and what a features table comes to."""
+"""Means over features with their intervals, and the summary of a features table."""
 
 from __future__ import annotations
 

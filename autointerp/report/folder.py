@@ -1,4 +1,4 @@
-"""A run's folder as Arrow tables: of a run that is done, that goes on, or that was stopped.
+"""Read a run's folder as Arrow tables: of a run that is done, goes on, or was stopped.
 
 Arrow and not pandas: `autointerp table` answers before pandas would be imported. No table that has a row for each
 example is read whole: `RunFolder.read` takes the rows of the features that are asked for, `RunFolder.batches` goes

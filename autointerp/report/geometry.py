@@ -1,4 +1,4 @@
-"""The picture of a geometry report: histograms beside their nulls, hubs, and what the meta-SAEs explain."""
+"""Picture of a geometry report: histograms beside their nulls, hubs, and what the meta-SAEs explain."""
 
 from __future__ import annotations
 

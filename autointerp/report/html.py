@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that asks nothing of the network; and a feature as a notebook shows it.
+"""The HTML report of a run: one file that asks nothing of the network; and a feature as a notebook shows it.
 
 1. The head, the scores, the judgements and the usage are of all features; they are read part by part.
 2. Up to `PAGES` features have a row and a page of their own. Of a run with more, these are the best, the worst and

@@ -1,4 +1,4 @@
-"""What the report says of a run over all its features. Tables with a row for each example are read part by part."""
+"""The report's overview of all features: scores, judgements by kind and quantile, usage; tables are read in parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One feature of a run, printed."""
+"""``autointerp show``: one feature, printed with highlighted tokens."""
 
 from __future__ import annotations
 

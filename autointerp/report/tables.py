@@ -1,4 +1,4 @@
-"""The scored explanation table: printed as wide as the terminal, or as CSV, JSON and Parquet."""
+"""``autointerp table``: the scored explanation table, as wide as the terminal, or as CSV, JSON and Parquet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures and texts as every table, page and printed line shows them."""
+"""Numbers and texts as every table, page and printed line shows them."""
 
 from __future__ import annotations
 

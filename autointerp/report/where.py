@@ -1,4 +1,4 @@
-"""Choosing rows of the features table: the expressions of ``--where``, and the order."""
+"""``autointerp table --where`` and ``--sort``: choose rows of the features table by an expression."""
 
 from __future__ import annotations
 

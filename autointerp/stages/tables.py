@@ -1,4 +1,4 @@
-"""tables: the tables of a run's folder, from what the other stages wrote.
+"""Stage tables: the Parquet tables of a run's folder (features.parquet …), from what the other stages wrote.
 
 1. Each table that a stage declares is the files of all its uses after each other.
 2. composites.parquet gets the columns of the judge of explanations, where that was asked.

@@ -1,4 +1,4 @@
-"""Anthropic's messages API, as a backend: text alone, for it gives no token probabilities.
+"""Backend anthropic: Anthropic's messages API; text alone, for it gives no token probabilities.
 
 The key is in $ANTHROPIC_API_KEY unless `llm.api_key_env` names another variable. The package `anthropic` is an extra.
 """

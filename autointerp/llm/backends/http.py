@@ -1,4 +1,4 @@
-"""What backends over HTTP share: a key, connections, and requests in the form that the endpoint takes."""
+"""What LLM backends over HTTP share: API keys, connections, requests in the form that the endpoint takes."""
 
 from __future__ import annotations
 

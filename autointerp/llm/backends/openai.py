@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible endpoint, as a backend.
+"""Backend openai: any OpenAI-compatible endpoint, and what it turns out to support.
 
 1. `start` connects, looks for the model and tries what the endpoint can do, a request of a few tokens each.
 2. `ask` sends a request in the form that the endpoint takes; a parameter that it refuses is learnt.

@@ -1,4 +1,4 @@
-"""Reading what an OpenAI-compatible endpoint said: pure functions of the answer that was kept.
+"""Read an OpenAI-compatible endpoint's raw answer: text, token probabilities, token counts; pure functions.
 
 1. `keep` takes from an HTTP answer the parts that any reader uses; these go into the cache.
 2. `read` makes a `Reply` of them: text, or the probabilities of the offered answers.

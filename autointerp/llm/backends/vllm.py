@@ -1,4 +1,4 @@
-"""A vLLM server of our own: started for a model, asked like any OpenAI-compatible endpoint, ended with us."""
+"""Backend vllm: a vLLM server that is started on loopback for a model, asked over HTTP, and ended with the run."""
 
 from __future__ import annotations
 
