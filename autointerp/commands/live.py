@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any, TypeAlias
@@ -46,6 +47,7 @@ REST = 20.0  # seconds between two refreshes of the tables, at least
 SHARE = 20.0  # and so many times what the last one took
 _HIDDEN = ".tables-"
 TICK = 2.0  # seconds between two looks at the journal
+UNPLANNED = 5  # looks before the planner is asked: a short run needs no plan
 
 
 class Live:
@@ -59,6 +61,7 @@ class Live:
         self._journal = JournalTail(folder / "usage.jsonl", prices_of(config))
         self._tables = LiveTables(config, folder)
         self._folders: dict[str, Path] = {}  # use -> where its files are
+        self._planner: Callable[[], Mapping[str, float]] | None = None
         self.worked = False  # whether any stage had work to do
         self._writing = Lock()
         self._shown: Callable[[], None] = lambda: None
@@ -78,12 +81,14 @@ class Live:
 
         return work
 
-    def expect(self, dag: Dag, before: Mapping[str, Any], seconds: Mapping[str, float] | None = None) -> None:
-        """How long the stages of `dag` will take: nothing where they are done, else what `seconds` says (a planner's
-        estimate), else what they took before (`before`: the stages of an earlier run.json)."""
+    def expect(
+        self, dag: Dag, before: Mapping[str, Any], planner: Callable[[], Mapping[str, float]] | None = None
+    ) -> None:
+        """How long the stages of `dag` will take: nothing where they are done, else what they took before (`before`:
+        the stages of an earlier run.json). A run that lasts asks `planner` for seconds by stage, in a thread."""
         known = {name: float(stage["seconds"]) for name, stage in before.items() if stage.get("seconds")}
         done = {name: 0.0 for name, standing in dag.standings().items() if standing.state == "done"}
-        self.progress.expected = known | dict(seconds or {}) | done
+        self.progress.expected, self._planner = known | done, planner
 
     def begun(self, stage: str, folder: Path) -> None:
         self.worked = True
@@ -140,11 +145,24 @@ class Live:
     # --- threads
 
     def _tell(self) -> None:
-        while not self._over.wait(TICK):
+        for tick in count():
+            if self._over.wait(TICK):
+                return
+            if tick == UNPLANNED and self.worked and self._planner is not None:
+                Thread(target=self._plan, args=(self._planner,), daemon=True).start()
             if self.worked:
-                self.progress.asked = self._journal.read()
                 self._write_standing()
                 self._shown()
+
+    def _plan(self, planner: Callable[[], Mapping[str, float]]) -> None:
+        """The planner's seconds, but for the stages that were found done."""
+        try:
+            planned = planner()
+        except Exception:  # an estimate is worth no failed run
+            log.debug("the run's time could not be planned", exc_info=True)
+            return
+        expected = self.progress.expected
+        self.progress.expected = expected | {name: s for name, s in planned.items() if expected.get(name) != 0.0}
 
     def _refresh(self) -> None:
         while not self._over.is_set():
@@ -163,6 +181,7 @@ class Live:
 
     def _write_standing(self, stopped: bool = False, tables: float | None = None) -> None:
         with self._writing, suppress(OSError):  # a full disk ends the run where a result is lost, not here
+            self.progress.asked = self._journal.read()
             standing = standing_of(self.progress, self._started, tables or self._tables.written, self.stages)
             replace(standing, stopped=stopped).write(self._folder)
 

@@ -24,6 +24,7 @@ from autointerp.commands.folder import (
 )
 from autointerp.commands.learn import Learner
 from autointerp.commands.live import Live
+from autointerp.commands.plan import plan, seconds_per_use
 from autointerp.config import Config, load_config
 from autointerp.engine.dag import Dag, Node
 from autointerp.engine.session import Session
@@ -49,7 +50,7 @@ def run(config: str | Path | Config, *, set: Mapping[str, Any] | None = None, ou
         require(resolved, session)
         live = Live(resolved, folder, store())
         dag = Dag(live.watched(nodes(resolved, session)), live.store)
-        live.expect(dag, before)
+        live.expect(dag, before, lambda: seconds_per_use(plan(resolved, out)))
         session.on_shard = live.shard_kept
         learner = Learner(resolved, session, dag)
 

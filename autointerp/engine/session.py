@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from autointerp.config import Config
 
 T = TypeVar("T")
+PATIENCE = 3.0  # seconds for what is under way to end, where a run is stopped
 NOT_IN_KEYS = "it holds what other files make, and makes nothing"
 
 
@@ -61,16 +62,20 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """After Ctrl-C what needs longer to end, such as a forward pass, ends behind the caller's back."""
         if self._loop is None:
             return
-        self.wait(self._open.aclose())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._loop = None
+        loop, self._loop = self._loop, None
+        closing = asyncio.run_coroutine_threadsafe(self._open.aclose(), loop)
+        closing.add_done_callback(lambda _: loop.call_soon_threadsafe(loop.stop))
+        stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
+        with suppress(TimeoutError) if stopped else nullcontext():
+            closing.result(PATIENCE if stopped else None)
 
 
 async def _settled() -> None:
     """Wait until every other task has ended that was cancelled or ends by itself at once."""
     others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     if others:
-        await asyncio.wait(others, timeout=10)
+        await asyncio.wait(others, timeout=PATIENCE)

@@ -23,7 +23,7 @@ from autointerp.report.feature import Window, fired, gather, level, notes_of
 from autointerp.report.figures import bounds, numbers, scorers_of, summarise
 from autointerp.report.folder import RunFolder, so_far
 from autointerp.report.show import view_of
-from autointerp.report.text import interval, note, number, verdict, visible
+from autointerp.report.text import interval, metric, note, number, verdict, visible
 from autointerp.report.where import select
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def render(run: RunFolder) -> str:
             summary=summary,
             charts=[overview.chart(ranked, s, *ranges[s.scorer]) for s in summary.scorers],
             ranges=ranges,
-            notes=overview.notes(scores, summary.scorers),
+            notes=overview.notes(scores, summary.scorers, {row.scorer for row in judged}),
             explainers=overview.explainers(scores),
             judged=judged,
             unread=unread,
@@ -190,7 +190,8 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "visible": visible, "note": note, "words": lambda s: s.replace("_", " ")}
+    environment.filters |= {"number": number, "metric": metric, "visible": visible, "note": note}
+    environment.filters["words"] = lambda name: name.replace("_", " ")
     environment.globals |= {"interval": interval, "segments": _segments, "verdict": verdict, "fired": fired}
     return environment
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -105,8 +105,8 @@ def scores_of(run: RunFolder) -> Scores:
     return Scores(whole["feature"], whole["value"], whole["base_rate"], list(codes), whole["code"])
 
 
-def notes(scores: Scores, scorers: Sequence[ScorerSummary]) -> list[str]:
-    """How to read the figures, with the base rates of this run."""
+def notes(scores: Scores, scorers: Sequence[ScorerSummary], yes_or_no: Collection[str]) -> list[str]:
+    """How to read the figures, with the base rates of the scorers whose judgements are yes or no."""
     import numpy as np
 
     lines = []
@@ -114,7 +114,7 @@ def notes(scores: Scores, scorers: Sequence[ScorerSummary]) -> list[str]:
         real = [i for i, (_, scorer, control) in enumerate(scores.names) if scorer == s.scorer and control is None]
         rates = scores.base_rate[np.isin(scores.code, real)]
         rates = rates[~np.isnan(rates)]
-        if len(rates):
+        if len(rates) and s.scorer in yes_or_no:
             lines.append(
                 f"{s.scorer}: on average {number(float(rates.mean()))} of the scored examples are positive (the base"
                 " rate); hold a score against what a constant answer would get at that rate."

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 from autointerp.errors import AutointerpError
 from autointerp.report.feature import FeatureView, Window, fired, gather, level, notes_of
 from autointerp.report.folder import RunFolder, so_far
-from autointerp.report.text import colours, interval, note, number, verdict, visible, width_of
+from autointerp.report.text import colours, interval, metric, note, number, verdict, visible, width_of
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -86,7 +86,7 @@ def _scores(view: FeatureView) -> Iterator[Text]:
         value = interval(*(s.row[key] for key in ("value", "low", "high")))
         counts = f"{s.row['n_scored']} scored, {s.row['n_unscored']} unscored, base rate {number(s.row['base_rate'])}"
         controls = [f"; control: {name.replace('_', ' ')} {number(v)}" for name, v in s.controls.items()]
-        more = [f"{name.replace('_', ' ')} {number(v)}" for name, v in s.metrics.items()]
+        more = [f"{name.replace('_', ' ')} {metric(v)}" for name, v in s.metrics.items()]
         yield Text(f"  {s.explainer}, {s.scorer}: {value}" + "".join(controls))
         yield Text(f"      {counts}" + (f"; {', '.join(more)}" if more else ""), "dim")
         if s.row.get("failure"):

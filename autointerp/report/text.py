@@ -18,6 +18,11 @@ def number(value: float | None) -> str:
     return text.replace("0.", ".", 1) if abs(float(text)) < 1 else text
 
 
+def metric(value: float | None) -> str:
+    """.83; 96 for what is counted and not a share."""
+    return f"{value:,.0f}" if value is not None and abs(value) >= 10 else number(value)
+
+
 def interval(value: float | None, low: float | None, high: float | None) -> str:
     """.91 [.83 .97]"""
     return number(value) if low is None or high is None else f"{number(value)} [{number(low)} {number(high)}]"

@@ -5,13 +5,18 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
+import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -19,6 +24,7 @@ from autointerp.cli import app
 from autointerp.commands.plan import Plan, PlannedStage
 from autointerp.commands.prompts import PromptView
 from autointerp.errors import AutointerpError
+from autointerp.progress import Standing
 from autointerp.records import Message
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
@@ -58,6 +64,24 @@ def test_table_prints_and_filters(folder: Path):
     rows = json.loads(call("table", folder, "--format", "json", "--where", "status == 'dead'").stdout)
     assert [row["feature"] for row in rows] == [59]
     assert CliRunner().invoke(app, ["table", str(folder), "--format", "parquet"]).stdout_bytes[:4] == b"PAR1"
+
+
+def test_csv_cells_are_made_harmless_unless_raw_ones_are_asked_for(tmp_path: Path):
+    row = {"feature": 1, "firings": 5, "explanation": "=1+1", "composite": None, "status": "ok", "failure": None}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "features.parquet")
+    assert '"\'=1+1"' in call("table", tmp_path, "--format", "csv").stdout
+    assert '"=1+1"' in call("table", tmp_path, "--format", "csv", "--raw-cells").stdout
+
+
+def test_of_a_run_that_goes_on_data_is_on_stdout_and_the_note_on_stderr(tmp_path: Path):
+    run = write_run(tmp_path / "unfinished", features=5, windows=1)
+    pid, host = os.getpid(), socket.gethostname()
+    Standing("score/detection/default", 3, 4, "2026", pid, host, time.time(), tables=1.0).write(run)
+    result = call("table", run, "--format", "json")
+    assert len(json.loads(result.stdout)) == 5
+    assert result.stderr == ("the run goes on: stage 3 of 4, score/detection/default; these are its results so far\n")
+    assert call("report", run, "--out", tmp_path / "r.html").stderr == result.stderr
+    assert call("show", run, 3).stdout.splitlines()[-1] == result.stderr.strip()
 
 
 @pytest.mark.parametrize(
@@ -182,11 +206,14 @@ def test_prompts_are_printed_as_they_would_be_sent(config: str, monkeypatch: pyt
     assert result.stdout == one * 2 + "2 prompts, 24 tokens\n"
 
 
-def test_models_lists_the_catalogue(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_models_lists_the_catalogue_and_names_no_folder_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     row = {"name": "m", "kind": "model", "cached": True, "size": 112_000_000, "licence": "MIT"}
     rows = [
         row | {"sources": ["hub:a/b"], "path": str(tmp_path)},
         row | {"name": "n", "cached": False, "sources": [], "path": ""},
+        row | {"name": "s", "kind": "text", "size": 0, "sources": [], "path": str(tmp_path / "never made")},
     ]
     monkeypatch.setattr("autointerp.catalog.models_table", lambda: rows)
     assert call("models").stdout.splitlines() == [
@@ -195,6 +222,7 @@ def test_models_lists_the_catalogue(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         "    from hub:a/b",
         f"    in   {tmp_path}",
         "n     model  no      112 MB  MIT",
+        "s     text   yes     –       MIT",
     ]
 
 

@@ -6,7 +6,10 @@ import asyncio
 import io
 import json
 import os
+import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +18,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from endpoint import Endpoint, serving
 from planted import config, oracle, plant
 from synthetic import write_run
@@ -237,6 +241,51 @@ def sae(stories15m: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     planted = tmp_path_factory.mktemp("planted")
     plant(stories15m, planted)
     return planted
+
+
+def test_ctrl_c_ends_a_run_with_130_and_keeps_what_was_answered(stories15m: Path, sae: Path, tmp_path: Path):
+    """The endpoint answers none of the requests that are on their way: nobody waits for them."""
+    environment = {**os.environ, "AUTOINTERP_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    with serving(oracle, latency=0.02) as endpoint:
+        wanted = config(stories15m, sae, endpoint.url, features={"ids": list(range(8)), "min_firings": 30})
+        wanted |= {"scorers": ["detection"], "composites": {"enabled": False}}
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(wanted))
+        command = [
+            sys.executable,
+            "-m",
+            "autointerp",
+            "run",
+            str(tmp_path / "run.yaml"),
+            "--out",
+            str(tmp_path / "run"),
+        ]
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored below a shell's background job
+        )
+        endpoint.until(lambda: len(endpoint.requests) >= 8, timeout=120)
+        endpoint.latency = 600.0
+        sent = endpoint.received
+        endpoint.until(lambda: endpoint.received > sent, timeout=60)
+        process.send_signal(signal.SIGINT)
+        _, log = process.communicate(timeout=30)
+        assert (process.returncode, log.splitlines()[-1]) == (130, "autointerp: stopped; run again to go on")
+        standing = read_standing(tmp_path / "run")
+        assert standing is not None
+        assert standing.stopped
+        assert standing.requests >= 8
+        endpoint.latency = 0.0
+        answered = len(endpoint.requests)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert "8 ok" in done.stdout
+        bodies = [json.dumps(body, sort_keys=True) for body in endpoint.requests]
+        assert len(set(bodies[:answered]) & set(bodies[answered:])) <= 16, "only what was on its way is asked again"
+    assert so_far(tmp_path / "run") is None
 
 
 @pytest.fixture

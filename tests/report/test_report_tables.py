@@ -239,3 +239,79 @@ def test_a_run_without_controls_composites_or_scores_still_prints(tmp_path: Path
         "",
         "1 feature: 1 ok",
     ]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+BIDI = "\u202egnp.exe\u2066 \u200f\x9b31m"
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    texts = ["=1+1", "+49", "-2", "@SUM(A1)", "\tx", "a=b", "\x1b[31mred", BIDI, 'two\nlines, "quoted"']
+    rows = [
+        {"feature": i, "firings": -5, "explanation": text, "composite": None, "status": "ok", "failure": None}
+        for i, text in enumerate(texts)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "features.parquet")
+    return tmp_path
+
+
+def test_csv_cells_that_a_spreadsheet_would_compute_are_text(hostile: Path):
+    cells = [row["explanation"] for row in csv.DictReader(io.StringIO(text_of(hostile, format="csv")))]
+    assert cells[:6] == ["'=1+1", "'+49", "'-2", "'@SUM(A1)", "'\tx", "a=b"]
+    assert cells[-1] == 'two\nlines, "quoted"'
+    read = next(csv.DictReader(io.StringIO(text_of(hostile, format="csv"))))
+    assert read["firings"] == "-5", "numbers stay numbers"
+    raw = [row["explanation"] for row in csv.DictReader(io.StringIO(text_of(hostile, format="csv", raw_cells=True)))]
+    assert raw[:4] == ["=1+1", "+49", "-2", "@SUM(A1)"]
+
+
+@pytest.mark.parametrize("format", ["csv", "json"])
+def test_data_on_a_terminal_steers_nothing(hostile: Path, format: str):
+    out = Terminal()
+    print_table(hostile, format=format, out=out)  # type: ignore[arg-type]
+    text = out.getvalue()
+    assert all(unicodedata.category(c) not in ("Cc", "Cf") or c == "\n" for c in text)
+    assert "\\u001b[31mred" in text
+    assert "\\u202e" in text
+    if format == "json":
+        assert json.loads(text)[7]["explanation"] == BIDI, "escaped as JSON has it: still the same data"
+
+
+def test_data_off_a_terminal_is_whole(hostile: Path):
+    assert BIDI in text_of(hostile, format="csv")
+
+
+def test_characters_that_turn_a_line_around_are_shown_as_such(hostile: Path):
+    assert "\\u202egnp.exe\\u2066 \\u200f\\u009b31m" in text_of(hostile)
+    assert visible("a\u2067b\U000e0001") == "a\\u2067b\\udb40\\udc01"
+
+
+def test_a_few_features_of_a_large_table_are_read_from_their_row_groups(tmp_path: Path):
+    table = pa.table({"feature": list(range(1000)), "value": [f"v{i}" for i in range(1000)]})
+    pq.write_table(table, tmp_path / "contexts.parquet", row_group_size=100)
+    pq.write_table(pa.table({"feature": [1], "status": ["ok"]}), tmp_path / "features.parquet")
+    folder = RunFolder(tmp_path)
+    assert folder.rows("contexts", [5, 998, 4000]) == [
+        {"feature": 5, "value": "v5"},
+        {"feature": 998, "value": "v998"},
+    ]
+    assert folder.rows("contexts", [5], ["value", "not there"]) == [{"value": "v5"}]
+    assert folder.rows("contexts", [4000]) == []
+    assert sum(len(batch) for batch in folder.batches("contexts", ["value"])) == 1000
+
+
+def test_many_features_have_the_interval_of_the_normal_distribution_and_it_is_the_bootstraps():
+    import numpy as np
+
+    from autointerp.report import figures
+
+    values = np.random.default_rng(0).beta(5, 2, figures.MANY)
+    bootstrapped, normal = mean_interval(values), mean_interval(np.append(values, values.mean()))
+    assert normal.low == pytest.approx(bootstrapped.low, abs=0.001)
+    assert normal.high == pytest.approx(bootstrapped.high, abs=0.001)
+    assert normal.n == figures.MANY + 1
