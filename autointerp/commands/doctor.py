@@ -36,18 +36,20 @@ def doctor(config: Config, out: str | Path | None = None, *, probe: bool = True)
         return examine(config, session, probe=probe)
 
 
-def require(config: Config, session: Session, targets: Sequence[str] = ALL) -> None:
-    """Raise what is wrong, all of it (see `raise_for`), before a run does anything.
+def checked_dag(config: Config, session: Session, targets: Sequence[str] = ALL) -> Dag:
+    """The DAG that a run of `targets` goes through. Raises what is wrong, all of it (see `raise_for`).
 
     Where everything is done nothing is looked at, and nothing is sent.
     """
     try:
-        standings = Dag(nodes(config, session, targets), store()).standings()
+        dag = Dag(nodes(config, session, targets), store())
     except ConfigError:
-        standings = None  # what is wrong with it is among the checks
-    if standings is not None and all(standing.state == "done" for standing in standings.values()):
-        return
-    raise_for(examine(config, session, targets, standings, probe=True))
+        raise_for(examine(config, session, targets, probe=True))
+        raise
+    standings = dag.standings()
+    if any(standing.state != "done" for standing in standings.values()):
+        raise_for(examine(config, session, targets, standings, probe=True))
+    return dag
 
 
 def raise_for(seen: Sequence[Check]) -> None:

@@ -10,25 +10,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from autointerp.commands.doctor import require
+from autointerp.commands.doctor import checked_dag
 from autointerp.commands.folder import (
     Run,
     describe,
     is_complete,
     previous_stages,
     run_folder,
-    store,
     write_config,
     write_json,
     write_usage,
 )
 from autointerp.commands.learn import Learner
 from autointerp.config import Config, load_config
-from autointerp.engine.dag import Dag, Node
+from autointerp.engine.dag import Node
 from autointerp.engine.session import Session
 from autointerp.engine.store import Manifest
 from autointerp.errors import AutointerpError
-from autointerp.stages import TABLES, nodes
+from autointerp.stages import TABLES
 from autointerp.stages.tables import copy_tables
 
 log = logging.getLogger("autointerp")
@@ -43,8 +42,7 @@ def run(config: str | Path | Config, *, set: Mapping[str, Any] | None = None, ou
     folder = run_folder(resolved, out)
     started = time.time()
     with session_in(resolved, folder) as session:
-        require(resolved, session)
-        dag = Dag(nodes(resolved, session), store())
+        dag = checked_dag(resolved, session)
         stages: dict[str, Any] = {}
         before = previous_stages(folder)
         learner = Learner(resolved, session, dag)
@@ -96,8 +94,7 @@ def run_targets(
     """
     resolved = config if isinstance(config, Config) else load_config(config, set)
     with session_in(resolved, run_folder(resolved, out)) as session:
-        require(resolved, session, targets)
-        dag = Dag(nodes(resolved, session, targets), store())
+        dag = checked_dag(resolved, session, targets)
         manifests = dag.run(Learner(resolved, session, dag).note)
     return {name: dag.store.folder(name, manifests[name].key) for name in targets}
 
