@@ -1,4 +1,4 @@
-"""What a language model's answer says, read strictly: each readable part is kept, nothing is guessed.
+"""Parse what a language model answered: explanations, yes or no, labels, activations; strict, nothing is guessed.
 
 No parser raises, whatever the text, and none yields a value that does not stand in it.
 """

@@ -1,4 +1,4 @@
-"""The on-disk forms that several rooms read: the tokenised corpus and the harvested firings.
+"""On-disk forms that several rooms read: the tokenised corpus and the harvested firings; atomic writes.
 
 Both are plain ``.npy`` / ``.safetensors`` files beside a small JSON, readable without this package.
 """

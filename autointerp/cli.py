@@ -1,23 +1,18 @@
-"""The command ``autointerp``: parse, call, print. Everything heavy is imported by the command that needs it."""
+"""The command line ``autointerp``: parse, call, print. Everything heavy is imported by the command that needs it."""
 
 from __future__ import annotations
 
-import errno
 import functools
-import logging
 import os
 import sys
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from autointerp.commands.printed import columns
-from autointerp.errors import AutointerpError, ConfigError, Problems
+from autointerp.commands.shell import STOPPED, failures, logged, overrides, redact
 
 app = typer.Typer(
     help="Explain the features of sparse autoencoders, and say how far each explanation can be trusted.",
@@ -57,7 +52,13 @@ class Format(StrEnum):
 def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that lacks a character shows ?
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        if end.code == STOPPED:  # at once: threads in the middle of a forward pass are not waited for
+            sys.stdout.flush()
+            os._exit(STOPPED)
+        raise
 
 
 def command(example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -66,7 +67,7 @@ def command(example: str) -> Callable[[Callable[..., None]], Callable[..., None]
     def add(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
         def guarded(*args: Any, **options: Any) -> None:
-            with _failures(options["verbose"]), _logging(options["verbose"]):
+            with failures(options["verbose"]), logged(options["verbose"]):
                 function(*args, **options)
                 sys.stdout.flush()
 
@@ -90,7 +91,7 @@ def run(
     from autointerp.commands.run import run as run_pipeline
     from autointerp.report import print_table
 
-    folder = run_pipeline(config, set=_overrides(set), out=out).folder
+    folder = run_pipeline(config, set=overrides(set), out=out).folder
     print_table(folder, limit=50)
     print(f"report: {folder / 'report.html'}")
 
@@ -108,8 +109,8 @@ def doctor(config: ConfigArgument, set: Set = None, out: Out = None, verbose: Ve
     from autointerp.commands.printed import checks_text
     from autointerp.config import load_config
 
-    seen = examine(load_config(config, _overrides(set)), out)
-    print(_redact(checks_text(seen)))
+    seen = examine(load_config(config, overrides(set)), out)
+    print(redact(checks_text(seen)))
     if code := max((check.exit_code for check in seen if check.wrong), default=0):
         raise typer.Exit(code)
 
@@ -130,12 +131,15 @@ def table(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="At most so many rows.")] = None,
     format: Annotated[Format, typer.Option(help="A table to read, or data with all columns.")] = Format.table,
+    raw_cells: Annotated[
+        bool, typer.Option("--raw-cells", help="csv: no apostrophe before texts that a spreadsheet would compute.")
+    ] = False,
     verbose: Verbose = False,
 ) -> None:
     """Print the scored explanation table of a run."""
     from autointerp.report import print_table
 
-    print_table(run, sort_by=sort, condition=where, limit=limit, format=format.value)
+    print_table(run, sort_by=sort, condition=where, limit=limit, format=format.value, raw_cells=raw_cells)
 
 
 @command("show demo 1234")
@@ -163,7 +167,7 @@ def prompts(
     from autointerp.config import load_config
 
     count = tokens = 0
-    for view in all_prompts(load_config(config, _overrides(set)), feature, out):
+    for view in all_prompts(load_config(config, overrides(set)), feature, out):
         print(f"── {view.stage} · feature {view.feature} · {view.title} · {view.tokens:,} tokens")
         for message in view.messages:
             print(f"[{message.role}]\n{message.content}\n")
@@ -174,18 +178,9 @@ def prompts(
 @command("models")
 def models(verbose: Verbose = False) -> None:
     """List the models and texts of the catalogue: what is cached, and where the rest comes from."""
-    from autointerp.catalog import models_table
+    from autointerp.commands.models import model_lines
 
-    rows = models_table()
-    names = ["name", "kind", "cached", "size", "licence"]
-    lines = columns(names, [[_cell(row[name]) for name in names] for row in rows])
-    print(lines[0])
-    for line, row in zip(lines[1:], rows):
-        print(line)
-        for source in row["sources"]:
-            print(f"    from {source}")
-        if row["cached"]:
-            print(f"    in   {row['path']}")
+    print("\n".join(model_lines()))
 
 
 @command("report demo --out demo.html")
@@ -197,9 +192,11 @@ def report(
     verbose: Verbose = False,
 ) -> None:
     """Write the report as one self-contained HTML file."""
-    from autointerp.report import write_report
+    from autointerp.report import find_run, so_far, write_report
 
     print(write_report(run, out))
+    if unfinished := so_far(find_run(run)):
+        print(unfinished, file=sys.stderr)
 
 
 @command("composites my-sae --union wider-sae --out composites.parquet")
@@ -222,13 +219,14 @@ def composites(
 ) -> None:
     """Find composite features, duplicates and split families in a decoder alone: no language model is needed."""
     from autointerp.commands import composites as decoder
+    from autointerp.report.composites import print_composites
 
     if out is not None:
         decoder.check_writable(out)
-    found = decoder.check_decoder(sae, union, transpose=transpose, device=device, memory=int(memory * 2**30))
-    _print_composites(found, limit)
+    latents = decoder.check_decoder(sae, union, transpose=transpose, device=device, memory=int(memory * 2**30))
+    print_composites(latents, limit)
     if out is not None:
-        decoder.write_table(found, out)
+        decoder.write_table(latents, out)
         print(out)
 
 
@@ -243,19 +241,20 @@ def sweep(
     from autointerp.commands.sweep import sweep as run_sweep
     from autointerp.report.sweep import print_sweep
 
-    found = run_sweep(config, set=_overrides(set), out=out)
-    print_sweep(found)
-    print(f"picture: {found.folder / 'sweep.png'}")
+    swept = run_sweep(config, set=overrides(set), out=out)
+    print_sweep(swept)
+    print(f"picture: {swept.folder / 'sweep.png'}")
 
 
 @command("train train-demo --set sae.train.k=16")
 def train(config: ConfigArgument, set: Set = None, out: Out = None, verbose: Verbose = False) -> None:
     """Train the SAE of a config and stop there."""
     from autointerp.commands.train import train as train_alone
+    from autointerp.report.text import aligned
 
-    folder, figures = train_alone(config, set=_overrides(set), out=out)
+    folder, figures = train_alone(config, set=overrides(set), out=out)
     rows = [[name, f"{value:.4g}"] for name, value in figures.items() if isinstance(value, int | float)]
-    print("\n".join(columns(["figure", "value"], rows)))
+    print("\n".join(aligned(["figure", "value"], rows)))
     print(f"SAE: {folder}")
 
 
@@ -271,7 +270,7 @@ def evaluate(
     from autointerp.commands.train import evaluate as evaluate_alone
     from autointerp.report.evaluation import print_evaluation
 
-    folder = evaluate_alone(sae, config, set=_overrides(set), out=out).folder
+    folder = evaluate_alone(sae, config, set=overrides(set), out=out).folder
     print_evaluation(folder)
     print(f"tables, saebench.json, evaluation.png: {folder}")
 
@@ -293,20 +292,15 @@ def geometry(
     verbose: Verbose = False,
 ) -> None:
     """Report how the directions of an SAE lie: cosines beside two nulls, hubs, meta-SAE, what another SAE has not."""
-    from autointerp.commands import composites as decoder
+    from autointerp.commands.composites import usable_device
     from autointerp.commands.geometry import geometry_report
+    from autointerp.report.geometry import print_geometry
+    from autointerp.sae.decoders import load_decoders
 
-    rows, *others = decoder.load_decoders([sae, *([other] if other else [])], transpose=transpose)
-    device = decoder.usable_device(device)
-    found = geometry_report(rows, out, other=others[0] if others else None, meta_passes=meta_passes, device=device)
-    lines = []
-    for name, mean in found.mmcs.items():
-        meta = found.meta_sae[name] if found.meta_sae else None
-        explained = [f"{meta.explained_variance:.3f}", f"{meta.dead_fraction:.0%}"] if meta else ["–", "–"]
-        lines.append([name, f"{mean:.3f}", *explained])
-    print("\n".join(columns(["directions", "mean highest cosine", "meta-SAE explains", "dead"], lines)))
-    if found.other:
-        print(f"\nto {other}: mean highest cosine {found.other.mmcs:.3f}, {found.other.distinct:.1%} distinct (< .2)")
+    rows, *others = load_decoders([sae, *([other] if other else [])], transpose=transpose)
+    device = usable_device(device)
+    report = geometry_report(rows, out, other=others[0] if others else None, meta_passes=meta_passes, device=device)
+    print_geometry(report, other)
     print(out / "geometry.png")
 
 
@@ -329,116 +323,4 @@ def _print_plan(config: str, set: list[str] | None, out: Path | None) -> None:
     from autointerp.commands.printed import plan_text
     from autointerp.config import load_config
 
-    print(_redact(plan_text(make_plan(load_config(config, _overrides(set)), out))))
-
-
-def _print_composites(found: Any, limit: int) -> None:
-    """Counts by label, then the flagged latents: composite before possible, then by R²."""
-    counts = found["label"].value_counts()
-    rows = [[label, f"{count:,}", f"{count / len(found):.1%}"] for label, count in counts.items()]
-    print("\n".join(columns(["label", "latents", "share"], rows)))
-    flagged = found[found["atoms"].str.len() > 0].sort_values(["label", "r2"], ascending=[True, False], kind="stable")
-    if not len(flagged) or not limit:
-        return
-    rows = []
-    for row in flagged.head(limit).to_dict("records"):
-        names = [*map(str, row["constituents"]), *(f"union:{part}" for part in row["union_constituents"])]
-        parts = " + ".join(f"{weight:.2f}·{name}" for weight, name in zip(row["coefficients"], names))
-        told = {*row["atoms"]} in ({*row["constituents"]}, {row["feature"]})  # nothing is expanded
-        atoms = "" if told else " ".join(map(str, row["atoms"]))
-        figures = [f"{row['r2']:.3f}", f"{row['partial_r2']:.3f}", f"{row['p_value']:.0e}"]
-        rows.append([str(row["feature"]), row["label"], *figures, parts, atoms])
-    print()
-    print("\n".join(columns(["feature", "label", "R²", "partial", "p", "constituents", "atoms"], rows)))
-    if limit < len(flagged):
-        print(f"{limit} of {len(flagged):,} shown")
-
-
-def _cell(value: object) -> str:
-    """Of the catalogue: sizes in bytes, 0 where there is nothing to download."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value / 1e9:.1f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB" if value else "–"
-    return "–" if value is None else str(value)
-
-
-# --- parsing, logging, failing ----------------------------------------------------------------
-
-
-def _overrides(given: list[str] | None) -> dict[str, Any]:
-    """``["a.b=1"]`` -> ``{"a.b": 1}``: values are YAML."""
-    import yaml
-
-    found = {}
-    for text in given or []:
-        key, equals, value = text.partition("=")
-        if not key.strip() or not equals:
-            raise ConfigError(f"--set {text}: write --set key.path=value")
-        try:
-            found[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {text}: the value is not YAML ({' '.join(str(error).split())})") from error
-    return found
-
-
-@contextmanager
-def _logging(verbose: bool) -> Iterator[None]:
-    """Our log on stderr while a command runs: progress, and with `verbose` everything."""
-
-    class Redacted(logging.Formatter):
-        def format(self, record: logging.LogRecord) -> str:
-            return _redact(super().format(record))
-
-    log, handler = logging.getLogger("autointerp"), logging.StreamHandler()
-    handler.setFormatter(Redacted("%(asctime)s %(name)s: %(message)s" if verbose else "%(message)s"))
-    log.addHandler(handler)
-    log.setLevel(logging.DEBUG if verbose else logging.INFO)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-
-
-@contextmanager
-def _failures(verbose: bool) -> Iterator[None]:
-    """Every way to fail as one line on stderr and an exit code; with `verbose` the traceback before it."""
-    try:
-        yield
-    except typer.Exit:
-        raise
-    except KeyboardInterrupt:
-        _fail("stopped; run again to go on", 130, verbose)
-    except BrokenPipeError:  # the reader has enough, as in `autointerp table demo | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit meets no pipe
-        raise typer.Exit from None
-    except AutointerpError as error:
-        lines = error.lines if isinstance(error, Problems) else [str(error)]
-        _fail("\n".join(" ".join(line.split()) for line in lines), error.exit_code, verbose)
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        _fail(
-            f"disk full: free space and run again{where}" if full else f"{error.strerror or error}{where}",
-            1,
-            verbose,
-        )
-    except Exception as error:  # the outermost place: a defect of ours still reads as one line
-        hint = "" if verbose else "; run with --verbose for the traceback"
-        _fail(" ".join(f"{type(error).__name__}: {error}{hint}".split()), 1, verbose)
-
-
-def _fail(text: str, code: int, verbose: bool) -> None:
-    if verbose:
-        print(_redact(traceback.format_exc()), file=sys.stderr)
-    for line in text.splitlines():
-        print(_redact(f"autointerp: {' '.join(line.split())}"), file=sys.stderr)
-    raise typer.Exit(code)
-
-
-def _redact(text: str) -> str:
-    """`text` without the values of environment variables that name a key, token, secret or password."""
-    for name, value in os.environ.items():
-        if len(value) >= 8 and any(word in name.upper() for word in ("KEY", "TOKEN", "SECRET", "PASSWORD")):
-            text = text.replace(value, f"[{name}]")
-    return text
+    print(redact(plan_text(make_plan(load_config(config, overrides(set)), out))))

@@ -1,4 +1,4 @@
-"""The config of a run: one YAML file, every key known, checked before anything starts."""
+"""The config of a run: every section and key of the YAML file, with its default, checked before anything starts."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class SubjectConfig(Section):
 
     model: str  # catalogue name, hub id or local folder
     hook: str | None = None  # TransformerLens name or HF module path; None: what the SAE was trained on
-    device: str = "auto"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    revision: str | None = None
+    device: str = "auto"  # cpu, cuda, cuda:1; auto: a GPU where there is one
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the weights
+    revision: str | None = None  # of the hub's repository
     hook_out: str | None = None  # where a transcoder's output belongs; None: what it was trained on
     batch_tokens: int = Field(default=8192, ge=1)  # tokens in one forward pass
 
@@ -40,18 +40,20 @@ class CorpusConfig(Section):
 
     source: str  # catalogue name, hub id, or a local .txt, .jsonl, .parquet file or folder
     name: str | None = None  # a hub dataset's configuration
-    split: str = "train"
-    text_column: str = "text"
-    tokens: int = Field(default=1_000_000, ge=1)
+    split: str = "train"  # of a hub dataset
+    text_column: str = "text"  # which holds the documents
+    tokens: int = Field(default=1_000_000, ge=1)  # how much text the features are harvested on
     context: int = Field(default=128, ge=2)  # tokens in a row, BOS included
     bos: bool | None = None  # None: as the subject was trained
     seed: int | None = None  # of sampled text; None: the run's seed
 
 
 class SaeConfig(Section):
+    """The SAE: exactly one of `load` and `train`."""
+
     load: str | None = None  # local path, hub id (repo@revision) or release/sae_id
     format: str | None = None  # detected when not named
-    train: dict[str, Any] | None = None  # keys of autointerp.sae.train_config.TrainConfig
+    train: dict[str, Any] | None = None  # the keys of sae.train, which are TrainConfig's
 
     @model_validator(mode="after")
     def one_of(self) -> SaeConfig:
@@ -61,21 +63,25 @@ class SaeConfig(Section):
 
 
 class FeaturesConfig(Section):
+    """Which features are explained."""
+
     # top: most firings first; composites: confirmed ones, then composite, then possible
     select: Literal["random", "first", "top", "all", "composites"] = "random"
-    count: int = Field(default=100, ge=1)
+    count: int = Field(default=100, ge=1)  # how many
     constituents: bool = False  # the constituents of selected composites too, beyond count
     ids: list[int] | None = None  # just these, whatever select and count say
     min_firings: int = Field(default=60, ge=1)  # fewer: status too_rare
 
 
 class ContextsConfig(Section):
+    """Windows of text that explainers see (train) and that scorers judge (test)."""
+
     window: int = Field(default=32, ge=2)  # tokens
-    quantiles: int = Field(default=5, ge=1)
+    quantiles: int = Field(default=5, ge=1)  # strata of activating windows by their maximum, of equal size
     train: int = Field(default=20, ge=1)  # activating windows an explainer may see; as many silent ones
-    test_activating: int = Field(default=50, ge=1)
-    test_random: int = Field(default=25, ge=0)
-    test_near: int = Field(default=25, ge=0)
+    test_activating: int = Field(default=50, ge=1)  # held-out windows in which the feature fires
+    test_random: int = Field(default=25, ge=0)  # held-out windows in which it is silent
+    test_near: int = Field(default=25, ge=0)  # hard negatives: it is silent and a neighbour fires
     neighbours: int = Field(default=10, ge=1)  # features near by decoder cosine whose contexts are near misses
     test_share: float = Field(default=0.5, gt=0, lt=1)  # of documents
 
@@ -98,14 +104,14 @@ class LLMConfig(Section):
     logprobs: bool | None = None  # token probabilities; None: tried once
     batch: int = Field(default=16, ge=1)  # in-process: sequences in one forward pass
     device: str = "auto"  # in-process and vLLM
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"  # in-process and vLLM: of the weights
     price_in: float | None = Field(default=None, ge=0)  # per million prompt tokens; None: the listed price
-    price_out: float | None = Field(default=None, ge=0)
+    price_out: float | None = Field(default=None, ge=0)  # per million answer tokens
     max_requests: int | None = Field(default=None, ge=0)  # spending limits of a run: it stops cleanly there
-    max_tokens: int | None = Field(default=None, ge=0)
-    max_cost: float | None = Field(default=None, ge=0)
-    server_args: list[str] = []  # vLLM
-    env: dict[str, str] = {}  # vLLM
+    max_tokens: int | None = Field(default=None, ge=0)  # of prompts and answers together
+    max_cost: float | None = Field(default=None, ge=0)  # in the unit of the prices
+    server_args: list[str] = []  # of the vLLM server that the run starts
+    env: dict[str, str] = {}  # environment variables of that server
 
     @field_validator("api_key_env")
     @classmethod
@@ -127,9 +133,9 @@ class PluginConfig(Section):
     """One explainer, scorer or control: its registered name or dotted path, and its own options beside it."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    name: str
+    name: str  # registered name, or dotted path to a function
     label: str | None = None  # what the tables call it; the name when None
-    llm: LLMConfig | None = None
+    llm: LLMConfig | None = None  # its own language model; None: the run's
 
     @model_validator(mode="before")
     @classmethod
@@ -167,9 +173,11 @@ class SemanticConfig(Section):
 
 
 class CompositesConfig(Section):
-    enabled: bool = True
+    """The check for composite features."""
+
+    enabled: bool = True  # false: no latent is checked
     union: str | None = None  # another SAE of the same activations, as extra candidates
-    neighbours: int = Field(default=32, ge=2)
+    neighbours: int = Field(default=32, ge=2)  # nearest decoder rows that are tried as constituents
     tokens: int = Field(default=400, ge=1)  # on which a latent is tested, at most; 100 are needed
     semantic: SemanticConfig | None = None  # six calls a composite of two; true: with nothing set
 
@@ -182,17 +190,21 @@ class CompositesConfig(Section):
 class EvaluationConfig(Section):
     """What `evaluate` measures an SAE on: documents from the corpus' end."""
 
-    tokens: int = Field(default=50_000, ge=1)
+    tokens: int = Field(default=50_000, ge=1)  # how much text
     context: int | None = Field(default=None, ge=2)  # tokens in a row, BOS included; None: corpus.context
 
 
 class ExecutorConfig(Section):
-    kind: Literal["local"] = "local"
+    """Where the work is done."""
+
+    kind: Literal["local"] = "local"  # in this process
 
 
 class Config(Section):
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: int = 0
+    """The top level of a config."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # of the run and its folder in results/
+    seed: int = 0  # of every draw
     subject: SubjectConfig
     corpus: CorpusConfig
     sae: SaeConfig

@@ -1,4 +1,4 @@
-"""What a user did or met, said in one line. The command line prints these without a traceback."""
+"""Exceptions that a user sees as one line: wrong config (exit code 2), failed run (exit code 1)."""
 
 from __future__ import annotations
 

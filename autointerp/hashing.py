@@ -1,4 +1,4 @@
-"""Hashes of data, files and folders: what a stage's key is made of. Code is `engine.keys`."""
+"""Hashes of data, files and folders, of which a stage's key is made (hashes of code: engine/keys.py)."""
 
 from __future__ import annotations
 

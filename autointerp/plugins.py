@@ -1,4 +1,4 @@
-"""The kinds of plug-in, their registries and decorators, and how their options are checked.
+"""Plug-ins: registries and decorators of explainers, scorers and controls, what they need, and their options.
 
 A plug-in's options are its keyword-only arguments; the config gives them beside its name.
 

@@ -1,4 +1,4 @@
-"""Prompts are files of ``prompts/``: jinja templates whose messages stand in call blocks.
+"""Prompt templates: files of ``prompts/``, jinja templates whose messages stand in call blocks.
 
     {% call system() %}You study one unit of a neural network.{% endcall %}
     {% call user() %}{% for context in contexts %}{{ loop.index }}: {{ context | marked }}

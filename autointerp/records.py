@@ -1,4 +1,4 @@
-"""What passes between the rooms. Small, frozen, and free of heavy imports."""
+"""Records that pass between rooms: Context, FeatureEvidence, Explanation, Score, Judgement, LLM; small and frozen."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Context:
 
     feature: int
     example: int  # unique within the feature, over both splits
-    split: Split
-    kind: Kind  # near: a neighbouring feature fires and this one is silent in the whole window
+    split: Split  # explainers see train, scorers judge test
+    kind: Kind  # activating, random (silent) or near (silent in the whole window, and a neighbouring feature fires)
     quantile: int | None  # of the window's maximum among the feature's firings, 0 = weakest; None when silent
-    document: int
+    document: int  # of the corpus
     position: int  # of the window's first token in its document
     tokens: tuple[str, ...]  # joined, they are the text
-    activations: tuple[float, ...]
+    activations: tuple[float, ...]  # of the feature, on each of these tokens
 
     @property
     def text(self) -> str:

@@ -1,4 +1,4 @@
-"""Names to plug-ins: built in, registered by decorator, named by dotted path, or found as entry points."""
+"""Registry of plug-ins of one kind: built in, by decorator, by dotted path, or by entry point; "did you mean"."""
 
 from __future__ import annotations
 

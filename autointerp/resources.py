@@ -1,4 +1,4 @@
-"""Files that ship with the package: prompts and pipelines, at the top of a checkout or inside the wheel."""
+"""Where files lie: shipped prompts and pipelines, a config by its name, and the user's cache folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measures of agreement and their intervals. numpy only; a measure that has no value is None, never 0.
+"""Statistics: average precision, AUROC, F1, correlation, bootstrap intervals, paired differences; None for no value.
 
 Which measures lead follows 2506.05774: Pearson, cosine, average precision (AUPRC), F1 and IoU pass both of its
 sanity checks; recall, AUROC and balanced accuracy do not, and are given beside them.

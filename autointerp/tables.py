@@ -1,8 +1,9 @@
-"""The columns of the tables a run writes, and writing them. See the README for what each means."""
+"""Columns and types of the Parquet tables that a run writes, and writing them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,74 +15,74 @@ if TYPE_CHECKING:
 COLUMNS: dict[str, dict[str, str]] = {
     "selection": {
         "feature": "whole",
-        "firings": "whole",
-        "frequency": "real",
+        "firings": "whole",  # tokens on which it fires, over the whole harvest
+        "frequency": "real",  # firings over the tokens harvested
         "max_activation": "real",
         "selected": "text",  # how it came among the features: features.select, "ids", or "constituent"
-        "status": "text",
-        "failure": "text",
+        "status": "text",  # ok, dead or too_rare
+        "failure": "text",  # why it is not explained
     },
     "explanations": {
         "feature": "whole",
-        "explainer": "text",
-        "explanation": "text",
-        "model": "text",
-        "prompt_hash": "text",
+        "explainer": "text",  # its label in the config
+        "explanation": "text",  # null where there is none
+        "model": "text",  # the language model; null where none is asked
+        "prompt_hash": "text",  # of the first prompt sent
         "prompt_tokens": "whole",
         "completion_tokens": "whole",
-        "status": "text",
-        "failure": "text",
-        "raw": "text",
+        "status": "text",  # ok, failed, or not_composite
+        "failure": "text",  # why there is no explanation
+        "raw": "text",  # the model's whole answer
     },
     "scores": {
         "feature": "whole",
-        "explainer": "text",
-        "scorer": "text",
-        "control": "text",
-        "value": "real",
-        "low": "real",
+        "explainer": "text",  # whose explanation
+        "scorer": "text",  # its label in the config
+        "control": "text",  # which control put another explanation in its place; null for the score itself
+        "value": "real",  # null where nothing could be scored
+        "low": "real",  # 95 % interval
         "high": "real",
-        "n_scored": "whole",
-        "n_unscored": "whole",
-        "base_rate": "real",
-        "failure": "text",
+        "n_scored": "whole",  # examples that were judged
+        "n_unscored": "whole",  # examples whose judgement was lost or unreadable
+        "base_rate": "real",  # share of the scored examples that are positive
+        "failure": "text",  # why there is no value
     },
     "judgements": {
         "feature": "whole",
         "explainer": "text",
         "scorer": "text",
         "control": "text",
-        "example": "whole",
-        "kind": "text",
-        "quantile": "whole",
-        "truth": "real",
-        "prediction": "real",
-        "probability": "real",
-        "truths": "[float]",
-        "predictions": "[float]",
-        "status": "text",
-        "failure": "text",
+        "example": "whole",  # number of the context in contexts.parquet
+        "kind": "text",  # activating, random or near
+        "quantile": "whole",  # of an activating window, 0 = weakest
+        "truth": "real",  # 1 where the feature fires
+        "prediction": "real",  # 1 or 0; null where it could not be judged
+        "probability": "real",  # of a yes, where the judge gives it
+        "truths": "[float]",  # activations by token, of scorers that predict these
+        "predictions": "[float]",  # by token, from 0 to 10
+        "status": "text",  # ok or failed
+        "failure": "text",  # why it could not be judged
     },
     "usage": {
-        "stage": "text",
+        "stage": "text",  # for which the request was made
         "feature": "whole",
         "model": "text",
-        "kind": "text",
+        "kind": "text",  # complete, choose or fill
         "prompt_tokens": "whole",
         "completion_tokens": "whole",
-        "cached_tokens": "whole",
-        "cached": "yes or no",
-        "seconds": "real",
-        "attempts": "whole",
-        "outcome": "text",
+        "cached_tokens": "whole",  # prompt tokens that the endpoint's prefix cache served
+        "cached": "yes or no",  # answered from the request cache: it cost nothing
+        "seconds": "real",  # until the answer
+        "attempts": "whole",  # retries included
+        "outcome": "text",  # ok, or why it failed
         "prompt_hash": "text",
     },
     "cofiring": {
         "feature": "whole",  # the composite
-        "example": "whole",
+        "example": "whole",  # number of the window
         "latent": "whole",  # the composite itself, then each of its constituents, on the same tokens
-        "document": "whole",
-        "position": "whole",
+        "document": "whole",  # of the corpus
+        "position": "whole",  # of the window's first token in its document
         "tokens": "[text]",
         "activations": "[float]",
     },
@@ -95,10 +96,33 @@ COLUMNS: dict[str, dict[str, str]] = {
         "semantic_either": "real",  # the smallest
         "failure": "text",
     },
-    "evaluation": {"metric": "text", "value": "real", "low": "real", "high": "real", "n": "whole", "note": "text"},
-    "evaluation_positions": {"position": "whole", "last": "whole", "n": "whole", "beyond": "yes or no"},
-    "neighbours": {"feature": "whole", "rank": "whole", "neighbour": "whole", "cosine": "real"},
-    "logits": {"feature": "whole", "direction": "text", "rank": "whole", "token": "text", "weight": "real"},
+    "evaluation": {
+        "metric": "text",
+        "value": "real",
+        "low": "real",  # 95 % interval, bootstrapped over documents
+        "high": "real",
+        "n": "whole",  # tokens, documents or latents that it is over
+        "note": "text",
+    },
+    "evaluation_positions": {
+        "position": "whole",  # in the context, from 0
+        "last": "whole",  # of a band of positions
+        "n": "whole",  # tokens
+        "beyond": "yes or no",  # further than the contexts that the SAE was trained on
+    },
+    "neighbours": {
+        "feature": "whole",
+        "rank": "whole",  # 0 = nearest
+        "neighbour": "whole",  # a latent of the same SAE
+        "cosine": "real",  # of the two decoder rows
+    },
+    "logits": {
+        "feature": "whole",
+        "direction": "text",  # up: tokens that the feature raises; down: that it lowers
+        "rank": "whole",  # 0 = strongest
+        "token": "text",
+        "weight": "real",  # what the direct path from the decoder row adds to the token's logit
+    },
 }
 
 
@@ -131,6 +155,16 @@ def write_rows(path: Path, name: str, rows: Sequence[Mapping[str, Any]], extra: 
     import pyarrow.parquet as pq
 
     pq.write_table(to_table(name, rows, extra), path)
+
+
+def write_stream(path: Path, name: str, rows: Iterable[Mapping[str, Any]], group: int = 1 << 15) -> None:
+    """Rows of the schema `name` from an iterator of any length, a row group for each `group` rows."""
+    import pyarrow.parquet as pq
+
+    waiting = iter(rows)
+    with pq.ParquetWriter(path, schema(name)) as writer:
+        while part := list(islice(waiting, group)):
+            writer.write_table(to_table(name, part))
 
 
 def concat(files: Sequence[Path], name: str, to: Path) -> None:

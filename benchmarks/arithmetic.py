@@ -1,4 +1,4 @@
-"""Do the explanations of composites add up? What ``autointerp run composites`` found; run it first, then
+"""Do explanations of composites add up? Figures and picture from ``autointerp run composites``; run it first, then
 ``python benchmarks/arithmetic.py``.
 
 For every composite (g + h = f) among the explained features:

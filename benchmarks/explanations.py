@@ -1,4 +1,4 @@
-"""What ``autointerp run demo-sae`` found; run it first, then ``python benchmarks/explanations.py``.
+"""The README's table, from ``autointerp run demo-sae``; run it first, then ``python benchmarks/explanations.py``.
 
 For each explainer, over the same features: mean detection AUPRC, its control, and the difference paired by feature
 with a 95 % bootstrap interval; and the default explainer against token statistics.

@@ -102,6 +102,9 @@ class Endpoint:
         self.answer, self.seed, self.latency, self.hold = answer, seed, latency, hold
         self.instead: Callable[[dict[str, Any]], Response | None] = lambda body: None  # of any answer but a probe's
         self.refuses: dict[str, str] = {}  # parameters of a request, and what is said of them with HTTP 400
+        self.late_refusals = False  # to all but the first request only when two were answered in another form
+        self._refused = False
+        self._answered_twice = asyncio.Event()
         self.headers: list[Mapping[str, str]] = []  # of the requests received
         self.shares = {"limit": limit, "error": error, "drop": drop, "broken": broken}
         self.malformed, self.retry_after = malformed, retry_after
@@ -123,8 +126,10 @@ class Endpoint:
         self._socket.bind(("127.0.0.1", port))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
         routes = [
+            Route("/health", lambda request: Response()),
             Route("/v1/models", self._list),
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
+            Route("/v1/messages", self._chat, methods=["POST"]),  # Anthropic's form
         ]
         config = uvicorn.Config(Starlette(routes=routes), log_level="critical", lifespan="off", timeout_keep_alive=60)
         self.server = uvicorn.Server(config)
@@ -185,11 +190,15 @@ class Endpoint:
             self._tell()
 
     async def _one(self, request: Request, body: dict[str, Any]) -> Response:
-        if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
+        keys = (request.headers.get("authorization"), request.headers.get("x-api-key"))
+        if self.key and not {f"Bearer {self.key}", self.key}.intersection(keys):
             return failure(401, f"Incorrect API key provided: {request.headers.get('authorization')}")
         if self.models is not None and body["model"] not in self.models:
             return failure(404, f"The model {body['model']} does not exist", code="model_not_found")
         if refusal := self._refusal(body):
+            first, self._refused = not self._refused, True
+            if self.late_refusals and not first:
+                await self._answered_twice.wait()  # one that was sent again is answered, and learnt from
             return refusal
         probe = any(message["content"] == PROBE for message in body["messages"])
         digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
@@ -219,7 +228,11 @@ class Endpoint:
             given = self.answer(body["messages"], body)
             said = await given if inspect.isawaitable(given) else given
             self.requests.append(body)
+            if len(self.requests) == 2:
+                self._answered_twice.set()
         reply = self._reply(body, said, digest, probe)
+        if request.url.path.endswith("/messages"):
+            reply = _as_messages(reply)
         if self._log:  # before it is sent: what is sent is in the log, whoever is killed
             self._log.write(json.dumps({"hash": digest, "probe": probe}).encode() + b"\n")
         return JSONResponse(reply)
@@ -280,6 +293,18 @@ class Endpoint:
             slots: Slots = (lambda m, before: {"No": 0.6, "Yes": 0.4}) if probe else self.slots
             reply |= _prompt_logprobs(body, slots)
         return reply
+
+
+def _as_messages(reply: dict[str, Any]) -> dict[str, Any]:
+    """A chat completion in Anthropic's form."""
+    choice, usage = reply["choices"][0], reply["usage"]
+    return {
+        "type": "message",
+        "role": "assistant",
+        "content": [{"type": "text", "text": choice["message"]["content"]}],
+        "stop_reason": "max_tokens" if choice["finish_reason"] == "length" else "end_turn",
+        "usage": {"input_tokens": usage["prompt_tokens"], "output_tokens": usage["completion_tokens"]},
+    }
 
 
 def failure(status: int, said: str, *, headers: dict[str, str] | None = None, **more: str) -> Response:

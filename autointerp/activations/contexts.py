@@ -1,4 +1,4 @@
-"""Windows of text in which a feature fires, and windows in which it does not: drawn, written, read.
+"""Contexts: windows of text are drawn in which a feature fires or is silent, split into train and test, and kept.
 
 How windows are drawn, and why:
 

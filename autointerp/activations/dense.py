@@ -1,4 +1,4 @@
-"""Activations of a whole corpus, dense, for an SAE to be trained on over several epochs."""
+"""Store the subject's activations of a whole corpus, dense, for an SAE to be trained on over several epochs."""
 
 from __future__ import annotations
 

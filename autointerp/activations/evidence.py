@@ -1,4 +1,4 @@
-"""What an explainer may see of a feature, which features there are, and which of them are explained."""
+"""What an explainer may see of a feature: contexts, token statistics; which features are dead, too rare, selected."""
 
 from __future__ import annotations
 

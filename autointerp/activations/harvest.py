@@ -1,4 +1,4 @@
-"""Run a corpus through the subject and the SAE, and keep where each latent fires: sparse, shard by shard.
+"""Harvest: run a corpus through the subject and the SAE, and keep where each latent fires, sparse, shard by shard.
 
 1. `text_shards`: the corpus is cut into runs of whole rows.
 2. `harvest_shard`: the firings of one run, sorted by latent, in one file.

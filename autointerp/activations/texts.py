@@ -1,4 +1,4 @@
-"""Activations of any text: for scorers that write texts of their own and ask whether the feature fires there."""
+"""A feature's activations on any text: for scorers that write texts and ask whether the feature fires on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The catalogue: subjects, explainers, embedders and text by name, fetched once, verified and kept."""
+"""The catalogue of models and text by name: fetched once, hash checked, kept in the user's cache."""
 
 from autointerp.catalog.entries import Entry, Kind
 from autointerp.catalog.sample import sampled_text

@@ -1,4 +1,4 @@
-"""From a payload to what the rest of the package reads: a Hugging Face folder, or JSON lines with "text".
+"""Convert a downloaded payload (GGUF, llama2.c, text) to a Hugging Face folder, or JSON lines with "text".
 
 Each function takes the payload's files by name and fills an empty folder. It is run once per
 machine; what it writes depends on the payload alone.

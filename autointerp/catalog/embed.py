@@ -1,4 +1,4 @@
-"""Sentence embeddings: texts to unit vectors, by a model of the catalogue."""
+"""Sentence embeddings: texts to unit vectors, by an embedding model of the catalogue."""
 
 from __future__ import annotations
 

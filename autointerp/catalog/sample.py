@@ -1,4 +1,4 @@
-"""Text sampled from a language model itself: on-distribution text where the training text cannot be had.
+"""Sample text from a language model itself: on-distribution text where the training text cannot be had.
 
 A plain batched decoding loop. `generate` spends most of a small model's time in its sampling
 step (`torch.multinomial` over batch x vocabulary); drawing by the inverse of the cumulative

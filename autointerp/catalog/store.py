@@ -1,4 +1,4 @@
-"""Names to folders: what is in the cache is used, what is not is fetched, converted and kept.
+"""Find a catalogue name's folder in the cache; what is not there is fetched, converted and kept.
 
 An entry is there when its folder has a ``catalog.json`` with the pinned hashes. The folder is made
 under another name and renamed when complete, so a process killed at any time leaves nothing that

@@ -1,4 +1,4 @@
-"""What can be known wrong with a config before it runs: one function for each thing that is looked at.
+"""Checks of `doctor`: one function for each thing in a config that can be known wrong before it runs.
 
 Each gives `Check`s. Nothing is fetched, nothing is sent, no model is loaded.
 """

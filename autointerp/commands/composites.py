@@ -1,4 +1,4 @@
-"""Any dictionary of directions, and the composite check on it: no language model, no harvest."""
+"""``autointerp composites``: the composite check on any SAE or bare decoder matrix, without a language model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`doctor`: everything that can be known wrong with a config, told before anything is paid for, all of it at once.
+"""``autointerp doctor``: everything that can be known wrong with a config, told at once, before anything is paid for.
 
 1. What the config and the files say (`commands.checks`).
 2. The stages' declarations: each use can be made, and its requests for an imagined feature fit the model.
@@ -19,7 +19,7 @@ from autointerp.commands.imagined import imagine
 from autointerp.commands.known import Known
 from autointerp.config import Config, LLMConfig, PluginConfig
 from autointerp.engine import asking
-from autointerp.engine.dag import Dag, Standing
+from autointerp.engine.dag import Dag, Node, Standing
 from autointerp.engine.estimate import UNWRITTEN, Asks
 from autointerp.engine.session import Session
 from autointerp.engine.stage import Use
@@ -36,20 +36,20 @@ def doctor(config: Config, out: str | Path | None = None, *, probe: bool = True)
         return examine(config, session, probe=probe)
 
 
-def checked_dag(config: Config, session: Session, targets: Sequence[str] = ALL) -> Dag:
-    """The DAG that a run of `targets` goes through. Raises what is wrong, all of it (see `raise_for`).
+def checked_nodes(config: Config, session: Session, targets: Sequence[str] = ALL) -> list[Node]:
+    """The nodes that a run of `targets` goes through. Raises what is wrong, all of it (see `raise_for`).
 
     Where everything is done nothing is looked at, and nothing is sent.
     """
     try:
-        dag = Dag(nodes(config, session, targets), store())
+        made = nodes(config, session, targets)
     except ConfigError:
         raise_for(examine(config, session, targets, probe=True))
         raise
-    standings = dag.standings()
+    standings = Dag(made, store()).standings()
     if any(standing.state != "done" for standing in standings.values()):
         raise_for(examine(config, session, targets, standings, probe=True))
-    return dag
+    return made
 
 
 def raise_for(seen: Sequence[Check]) -> None:

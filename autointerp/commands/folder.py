@@ -1,14 +1,17 @@
-"""A run's folder: reading what a run left, and writing what says how it came to be."""
+"""A run's folder: open one (`open_run`), and write config.yaml, run.json (versions, git, seeds) and usage.parquet."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import re
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +21,16 @@ import yaml
 from autointerp.artifacts import write_atomically
 from autointerp.config import Config
 from autointerp.engine.store import Store
+from autointerp.progress import FILE
 from autointerp.registry import did_you_mean
 from autointerp.resources import cache_dir
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from autointerp.report.html import FeatureCard
+
+log = logging.getLogger("autointerp")
 
 PACKAGES = ("torch", "transformers", "transformer-lens", "openai", "vllm", "datasets", "numpy", "pandas")
 
@@ -52,15 +60,31 @@ class Run:
         """run.json."""
         return json.loads((self.folder / "run.json").read_text())
 
+    def show(self, feature: int) -> FeatureCard:
+        """One feature: its contexts, explanations, scores, neighbours and logits, as a notebook or a terminal shows
+        them. Raises AutointerpError where the run does not have it."""
+        from autointerp.report.html import feature_card
+
+        return feature_card(self.folder, feature)
+
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
 
+    def _repr_html_(self) -> str:
+        """The features, the first scorer's highest first."""
+        from autointerp.report.html import features_table
+
+        return features_table(self.folder)
+
 
 def open_run(folder_or_name: str | Path) -> Run:
-    """A run by its folder, or by its name in ``results/``."""
-    from autointerp.report import find_run
+    """A run by its folder, or by its name in ``results/``; a warning in the log says where it is not done."""
+    from autointerp.report import find_run, so_far
 
-    return Run(find_run(folder_or_name))
+    folder = find_run(folder_or_name)
+    if unfinished := so_far(folder):
+        log.warning("%s: %s", folder, unfinished)
+    return Run(folder)
 
 
 def run_folder(config: Config, out: str | Path | None) -> Path:
@@ -81,6 +105,9 @@ def previous_stages(folder: Path) -> dict[str, Any]:
 
 
 def is_complete(folder: Path) -> bool:
+    """Whether the folder holds all that a run leaves, and no run since has begun and not ended."""
+    if (folder / FILE).exists():
+        return False
     return all((folder / name).exists() for name in ("features.parquet", "usage.parquet", "report.html", "run.json"))
 
 
@@ -103,13 +130,12 @@ def _without_secrets(value: Any) -> Any:
 
 
 def write_usage(folder: Path) -> None:
-    from dataclasses import asdict
-
+    """usage.parquet from the journal, row by row."""
     from autointerp.llm import read_usage
-    from autointerp.tables import write_rows
+    from autointerp.tables import write_stream
 
-    rows = [asdict(row) for row in read_usage(folder / "usage.jsonl")]
-    write_atomically(folder / "usage.parquet", lambda path: write_rows(path, "usage", rows))
+    rows = (asdict(row) for row in read_usage(folder / "usage.jsonl"))
+    write_atomically(folder / "usage.parquet", lambda path: write_stream(path, "usage", rows))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -119,10 +145,6 @@ def write_json(path: Path, value: Any) -> None:
 
 def describe(config: Config, stages: dict[str, Any], folder: Path, started: float) -> dict[str, Any]:
     """run.json: all that is needed to say later how these tables came to be."""
-    import pyarrow.parquet as pq
-
-    usage = pq.read_table(folder / "usage.parquet").to_pylist()
-    asked = [row for row in usage if not row["cached"]]
     return {
         "name": config.name,
         **environment(),
@@ -131,14 +153,27 @@ def describe(config: Config, stages: dict[str, Any], folder: Path, started: floa
         "seconds": round(time.time() - started, 1),
         "bos": stages["corpus"]["facts"].get("bos_id"),
         "stages": stages,
-        "usage": {
-            "requests": len(asked),
-            "from_cache": len(usage) - len(asked),
-            "failed": sum(row["outcome"] != "ok" for row in asked),
-            "prompt_tokens": sum(row["prompt_tokens"] or 0 for row in asked),
-            "completion_tokens": sum(row["completion_tokens"] or 0 for row in asked),
-        },
+        "usage": count_usage(folder),
     }
+
+
+def count_usage(folder: Path) -> dict[str, int]:
+    """What usage.parquet adds up to; tokens are of requests that an endpoint answered."""
+    import pyarrow.parquet as pq
+
+    names = ("requests", "from_cache", "failed", "prompt_tokens", "completion_tokens")
+    counts: dict[str, int] = dict.fromkeys(names, 0)
+    with pq.ParquetFile(folder / "usage.parquet") as file:
+        for batch in file.iter_batches(columns=["cached", "outcome", "prompt_tokens", "completion_tokens"]):
+            for row in batch.to_pylist():
+                if row["cached"]:
+                    counts["from_cache"] += 1
+                    continue
+                counts["requests"] += 1
+                counts["failed"] += row["outcome"] != "ok"
+                counts["prompt_tokens"] += row["prompt_tokens"] or 0
+                counts["completion_tokens"] += row["completion_tokens"] or 0
+    return counts
 
 
 def environment() -> dict[str, Any]:
@@ -153,13 +188,11 @@ def environment() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions
 
 
 def _git() -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The geometry of a dictionary as figures and pictures, in a folder."""
+"""``autointerp geometry``: how a dictionary's directions lie, as geometry.json and a picture."""
 
 from __future__ import annotations
 

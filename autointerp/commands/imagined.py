@@ -1,4 +1,4 @@
-"""Features before there are any: windows of the configured size, cut out of the corpus' own text where it is at hand.
+"""Imagined features for a plan before the harvest: windows of the configured size, from the corpus' own text.
 
 Used where the harvest has not run. One imagined feature fires on one token in the middle of each firing window.
 """

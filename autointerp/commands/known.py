@@ -1,4 +1,4 @@
-"""What is known of a run's features before it runs: how many there will be, and what a few of them are like.
+"""How many features a plan counts on before the run, and what a few of them are like.
 
 1. Stages that are done tell what they can: the corpus its tokens, the harvest which latents fire, the check which are
    composites. Where the harvest is there and the selection is not, the selection is made in memory.

@@ -1,4 +1,4 @@
-"""What a run teaches for the next plan: the speed of each stage that it ran, and how its models count and write.
+"""What a run teaches for the next plan: each stage's speed, and how its models count tokens and write.
 
 `Learner.note` is called at the end of each stage. What it learns goes into ``speeds.json`` (`engine.speeds`); a run
 never fails for it.

@@ -1,4 +1,4 @@
-"""Plans and checks as text for a terminal."""
+"""``autointerp plan`` and ``doctor`` as text for a terminal."""
 
 from __future__ import annotations
 
@@ -6,26 +6,21 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from autointerp.progress import clock
+from autointerp.report.text import aligned
 
 if TYPE_CHECKING:
     from autointerp.commands.checks import Check
     from autointerp.commands.plan import Plan, PlannedStage
 
 
-def columns(names: list[str], rows: list[list[str]]) -> list[str]:
-    """Lines of aligned cells, the names first."""
-    widths = [max(len(line[i]) for line in [names, *rows]) for i in range(len(names))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in [names, *rows]]
-
-
 def checks_text(seen: Sequence[Check]) -> str:
     rows = [[check.name, check.state, check.text] for check in seen]
-    return "\n".join(columns(["check", "state", "what was seen, or what to do"], rows))
+    return "\n".join(aligned(["check", "state", "what was seen, or what to do"], rows))
 
 
 def plan_text(plan: Plan) -> str:
     rows = [[stage.name, stage.state, stage.cost or "", _time(stage), stage.why or ""] for stage in plan.stages]
-    lines = [*columns(["stage", "state", "cost", "time", "why"], rows), "", *_to_do(plan)]
+    lines = [*aligned(["stage", "state", "cost", "time", "why"], rows), "", *_to_do(plan)]
     return "\n".join([*lines, *(f"wrong: {problem}" for problem in plan.problems)])
 
 
@@ -51,4 +46,4 @@ def _to_do(plan: Plan) -> list[str]:
         rows.append(["money", f"at most ${plan.money:,.2f}"])
     source = "as measured on this machine" if plan.measured else "a rough guess: its speed was not measured here"
     rows.append(["time", f"about {clock(plan.seconds)}, {source}"])
-    return columns(["to do", ""], rows)
+    return aligned(["to do", ""], rows)

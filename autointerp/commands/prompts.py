@@ -1,4 +1,4 @@
-"""The exact prompts a run would send for a feature, found by running the plug-ins against a model that answers nothing.
+"""``autointerp prompts``: the exact prompts that a run would send, with token counts; nothing is sent.
 
 An explanation that is not written yet is shown as `UNWRITTEN`. Controls put another explanation into the same prompts
 and are left out.

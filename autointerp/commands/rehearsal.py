@@ -1,4 +1,4 @@
-"""The requests that a use would make for one feature, and what is known of the model that would answer them."""
+"""Rehearse the requests that a use would make for one feature, and tell what is known of the model asked."""
 
 from __future__ import annotations
 

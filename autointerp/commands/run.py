@@ -1,4 +1,4 @@
-"""Running a config: the whole DAG, or the stages that are asked for by name."""
+"""``autointerp run``: run the whole DAG of a config, or the stages that are asked for by name."""
 
 from __future__ import annotations
 
@@ -10,23 +10,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from autointerp.commands.doctor import checked_dag
+from autointerp.commands.doctor import checked_nodes
 from autointerp.commands.folder import (
     Run,
     describe,
     is_complete,
     previous_stages,
     run_folder,
+    store,
     write_config,
     write_json,
     write_usage,
 )
 from autointerp.commands.learn import Learner
+from autointerp.commands.live import Live
+from autointerp.commands.plan import expected_seconds
 from autointerp.config import Config, load_config
-from autointerp.engine.dag import Node
+from autointerp.engine.dag import Dag, Node
 from autointerp.engine.session import Session
 from autointerp.engine.store import Manifest
 from autointerp.errors import AutointerpError
+from autointerp.report import write_report
 from autointerp.stages import TABLES
 from autointerp.stages.tables import copy_tables
 
@@ -41,33 +45,28 @@ def run(config: str | Path | Config, *, set: Mapping[str, Any] | None = None, ou
     resolved = config if isinstance(config, Config) else load_config(config, set)
     folder = run_folder(resolved, out)
     started = time.time()
+    whole, before = is_complete(folder), previous_stages(folder)
     with session_in(resolved, folder) as session:
-        dag = checked_dag(resolved, session)
-        stages: dict[str, Any] = {}
-        before = previous_stages(folder)
+        live = Live(resolved, folder, store())
+        dag = Dag(live.watched(checked_nodes(resolved, session)), live.store)
+        live.expect(dag, before, expected_seconds(resolved, session, dag))
+        session.on_shard = live.shard_kept
         learner = Learner(resolved, session, dag)
 
-        def note(node: Node, manifest: Manifest, ran: bool) -> None:
-            stages[node.name] = {
-                "key": manifest.key,
-                "status": "ran" if ran else "cached",
-                "seconds": manifest.seconds,
-                **({"to_retry": manifest.to_retry} if manifest.to_retry else {}),
-                "facts": dict(manifest.facts),
-            }
+        def ended(node: Node, manifest: Manifest, ran: bool) -> None:
+            live.ended(node, manifest, ran)
             learner.note(node, manifest, ran)
 
-        manifests = dag.run(note)
-        keys = {name: stage["key"] for name, stage in stages.items()}
-        fresh = any(stage["status"] == "ran" for stage in stages.values())
-        if fresh or keys != {name: stage.get("key") for name, stage in before.items()} or not is_complete(folder):
+        with live:
+            manifests = dag.run(ended)
+        keys = {name: stage["key"] for name, stage in live.stages.items()}
+        if live.worked or keys != {name: stage.get("key") for name, stage in before.items()} or not whole:
             write_config(folder, resolved)
             copy_tables(dag.store.folder("tables", manifests["tables"].key), folder, TABLES)
             write_usage(folder)
-            write_json(folder / "run.json", describe(resolved, stages, folder, started))
-            from autointerp.report.html import write_report
-
-            write_report(folder)
+            write_json(folder / "run.json", describe(resolved, live.stages, folder, started))
+            write_report(folder, done=True)
+            live.finish()
         else:
             log.info("nothing to do: every stage is done")
     return Run(folder)
@@ -94,7 +93,7 @@ def run_targets(
     """
     resolved = config if isinstance(config, Config) else load_config(config, set)
     with session_in(resolved, run_folder(resolved, out)) as session:
-        dag = checked_dag(resolved, session, targets)
+        dag = Dag(checked_nodes(resolved, session, targets), store())
         manifests = dag.run(Learner(resolved, session, dag).note)
     return {name: dag.store.folder(name, manifests[name].key) for name in targets}
 

@@ -1,4 +1,4 @@
-"""One config, several SAEs: train and evaluate each variant on the same text, and lay their figures side by side.
+"""``autointerp sweep``: train and evaluate variants of one config on the same text, their figures side by side.
 
 Where a metric is that of a scorer, each variant is run whole: its features explained and the explanations scored."""
 

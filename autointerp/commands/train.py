@@ -1,4 +1,4 @@
-"""An SAE alone: train the one of a config, evaluate any; the results in the run's folder."""
+"""``autointerp train`` and ``evaluate``: an SAE alone, with the results in the run's folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Composite features: which rows of a dictionary are two features in one, which two, and how sure we are."""
+"""Composite features: latents whose decoder direction is a positive sum of two or three others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a harvest says of the composites that the decoder check flags: are they still needed beside their parts?
+"""What a harvest says of the composites that the decoder check flags: re-encode test, co-firing, lift, absorption.
 
 1. `gather`: choose the latents that are tested, each with its own parts and the controls' (`evidence.PAIRS`), and read
    from the harvest where they fire; the tokens of each latent that are tested; windows that a reader may look at.

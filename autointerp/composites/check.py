@@ -1,4 +1,4 @@
-"""The composite check on a decoder alone: neighbours, duplicates, decompositions, labels."""
+"""`find_composites`: the check on a decoder alone, from neighbours over duplicates and decompositions to labels."""
 
 from __future__ import annotations
 

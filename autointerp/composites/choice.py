@@ -1,4 +1,4 @@
-"""Which composites are explained, and with which constituents."""
+"""Choose which composites are explained, and which of their constituents with them."""
 
 from __future__ import annotations
 

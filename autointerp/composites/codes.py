@@ -1,4 +1,4 @@
-"""The subject run again on the rows that hold chosen tokens, and what an SAE makes of it."""
+"""Run the subject again on the rows that hold chosen tokens, and encode them with an SAE."""
 
 from __future__ import annotations
 

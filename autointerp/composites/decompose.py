@@ -1,4 +1,4 @@
-"""Which few neighbours a latent is the positive sum of, tried exhaustively over its neighbour list.
+"""Decompose a decoder row: the best positive sum of two or three neighbours, found by trying all of them.
 
 Two geometries, each for what it is good at:
 - the unit rows as they are (Z), where isotropic noise is smallest: R², partial R² and coefficients;

@@ -1,4 +1,4 @@
-"""Whether a judge says that the explanation of a composite entails those of its constituents, and over all."""
+"""Entailment table: a judge's verdict on each composite's explanation and its constituents', and the means over all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What activations say of a decomposition: is the latent still needed once its parts may fire instead?
+"""Formulas of the composite evidence: the re-encode test, lift, co-firing, absorption, and controls; arrays only.
 
 Arrays only; the pipeline gathers them from a harvest. A vector x here is what f and its parts have to
 explain on a token: the hook's activation less b_dec and less what all *other* active latents decode to.

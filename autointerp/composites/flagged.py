@@ -1,4 +1,4 @@
-"""The composites among a run's features, their constituents, and what explainers may see of these."""
+"""Read the composites among a run's features, their constituents, and what explainers may see of these."""
 
 from __future__ import annotations
 

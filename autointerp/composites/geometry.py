@@ -1,4 +1,4 @@
-"""What the directions of a dictionary look like, each figure beside the same of two nulls."""
+"""Geometry of a dictionary: mean highest cosines (MMCS), hubs, distinct latents, each beside two nulls."""
 
 from __future__ import annotations
 

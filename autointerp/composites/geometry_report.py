@@ -1,4 +1,4 @@
-"""The figures of a geometry report: a dictionary's directions beside those of two nulls, and its meta-SAE."""
+"""Gather the figures of a geometry report: a dictionary's directions beside two nulls, and its meta-SAE."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of the composite check on disk."""
+"""Write composites.parquet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From fits to the table: a label for each latent, the terms behind it, and the nulls beside its figures."""
+"""Labels of the composite check (composite, possible, duplicate, split_child …), their thresholds and the table."""
 
 from __future__ import annotations
 

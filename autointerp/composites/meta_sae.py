@@ -1,4 +1,4 @@
-"""A meta-SAE: a small SAE trained on a dictionary's own directions."""
+"""A meta-SAE: a small SAE trained on the decoder directions of another."""
 
 from __future__ import annotations
 

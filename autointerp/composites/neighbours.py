@@ -1,4 +1,4 @@
-"""Nearest rows by cosine, block by block: the n × n matrix is never in memory, and the rows need not be.
+"""Decoder neighbours: nearest rows by cosine, block by block; the n × n matrix is never in memory.
 
 The search is exact and fast: cosines of all pairs in few bits name candidates, cosines in float32 of those
 decide, and the rounding of the few bits, which is known, says for which rows that is not enough. Those are

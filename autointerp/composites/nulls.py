@@ -1,4 +1,4 @@
-"""How good a decomposition chance alone would give, in closed form.
+"""p-values of decompositions: how good a fit chance alone would give, in closed form; whitening.
 
 The cosine² of a fixed direction with the span of k random ones in d dimensions is Beta(k/2, (d − k)/2).
 Over all k-subsets of N candidates, with all k coefficients positive (one sign pattern in 2^k):

@@ -1,4 +1,4 @@
-"""What explanations say of a decomposition: is all that fits the explanation of the sum also what fits its parts'?"""
+"""Ask a judge whether one explanation entails another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Constituents that another SAE lends: do they fire there where the latent fires here?
+"""Union dictionary: do constituents that another SAE lends fire where the latent fires?
 
 Directions alone cannot say. A wider SAE may hold a latent's two parts, which are both on where it is; or it may have
 split the latent into two that exclude each other, and whose sum it is all the same.

@@ -1,4 +1,4 @@
-"""The control every score is read against: the same judge, the same examples, another feature's explanation."""
+"""The control that every score is read against: same judge, same examples, another feature's explanation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run's language models: one client a configuration, and what the requests for one feature came to."""
+"""Language models of a run: one client for each distinct `llm` config, and what each feature's requests came to."""
 
 from __future__ import annotations
 

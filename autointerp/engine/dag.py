@@ -1,4 +1,4 @@
-"""The DAG: which stages are done, and running the others in order.
+"""The DAG: which stages are done, stale or to do, and running the others in order.
 
 1. A stage's key is the hash of its name, its code, its own section of the config, and the *content* of its inputs;
    so an upstream stage that runs again and writes the same bytes stales nothing.

@@ -1,4 +1,4 @@
-"""What a use of a stage will do, told before it does it: how much work, and which requests.
+"""Amounts for a plan: how much work a use of a stage will do, and which language model it asks.
 
 A stage declares three functions for that (see `engine.stage.Stage`):
 

@@ -1,4 +1,4 @@
-"""Work in shards that survive a kill: shards of text one after the other, shards of features many requests at a time.
+"""The executor: work in shards that survive a kill, shards of text in turn, features with many requests at a time.
 
 A shard's files lie in the stage's folder. It is done when its record, ``.shards/00012.json``, is there: the record
 holds the hash of each file, so that a file that was damaged since is seen and the shard is worked again.
@@ -179,7 +179,7 @@ async def _each_feature(
         if session.on_shard is not None:
             await _whole(session.on_shard)
 
-    under_way: set[asyncio.Task[None]] = set()
+    under_way: set[asyncio.Task[Any]] = set()
     try:
         for shard in shards:
             if is_done(folder, shard):

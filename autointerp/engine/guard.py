@@ -1,4 +1,4 @@
-"""Plug-ins' own errors, kept from ending a run."""
+"""Exceptions that a plug-in raises become failed rows and do not end the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The code that a function can reach, as a hash: what a stage's key holds of the program.
+"""What makes a stage stale when code changes: a hash of all definitions that a function can reach.
 
 1. Start at the function. Collect every name that it reads, in its body, its signature and its annotations.
 2. Resolve each name: a definition of the same file, an import at the top of the file or inside the function
@@ -30,6 +30,7 @@ NOT_IN_KEYS = "it makes the keys; a change of what they hold is a change of the 
 _EXEMPT = "NOT_IN_KEYS"
 _AT_IMPORT = "at import"
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.\w+)+:[A-Za-z_]\w*")  # "package.module:object"
+_Imports = Mapping[str, tuple[str, str | None]]  # local name -> (module, name in it; None: the module itself)
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
@@ -75,24 +76,57 @@ def _scope(file: Path) -> tuple[Path, Path]:
 
 
 @dataclass(frozen=True)
+class _Reference:
+    """A name that a definition reads: of its own file (no module), or imported, with the attribute asked of it."""
+
+    module: str | None
+    name: str | None
+    attribute: str | None = None
+
+
+@dataclass(frozen=True)
+class _Definition:
+    meaning: str  # hash of its code
+    references: tuple[_Reference, ...]
+
+
+@dataclass
 class _Module:
-    """A file's definitions and imports by name."""
+    """A file's definitions and imports by name; what a definition means is found out when it is asked for."""
 
     file: Path
-    definitions: Mapping[str, tuple[ast.stmt, ...]]
-    imports: Mapping[str, tuple[str, str | None]]  # local name -> (module, name in it or None for the module itself)
-    effects: tuple[ast.stmt, ...]  # what runs at import beside definitions and imports
+    statements: Mapping[str, tuple[ast.stmt, ...]]  # `_AT_IMPORT`: what runs at import beside definitions and imports
+    imports: _Imports
     exempt: bool
+    made: dict[str, _Definition] = field(default_factory=dict)
+
+    def definition(self, name: str) -> _Definition:
+        if name not in self.made:
+            statements = self.statements[name]
+            references = dict.fromkeys(each for statement in statements for each in self._references(statement))
+            meaning = digest([ast.dump(without_docstrings(statement)) for statement in statements])
+            self.made[name] = _Definition(meaning, tuple(references))
+        return self.made[name]
+
+    def _references(self, statement: ast.stmt) -> Iterator[_Reference]:
+        for name, attribute, imports in _names(statement, self.file, frozenset(), self.imports):
+            if ":" in name:
+                yield _Reference(*name.split(":"))
+            elif name in imports:
+                yield _Reference(*imports[name], attribute)
+            elif name in self.statements:
+                yield _Reference(None, name)
 
 
 @dataclass
 class _Walk:
     scopes: tuple[tuple[Path, Path], ...]  # where imports start from, and the folder that is followed
-    seen: dict[Path, set[str]] = field(default_factory=dict)
-    nodes: dict[Path, dict[str, str]] = field(default_factory=dict)  # file -> definition -> its meaning
+    modules: dict[Path, _Module] = field(default_factory=dict)
+    seen: set[tuple[Path, str]] = field(default_factory=set)
+    meanings: dict[Path, dict[str, str]] = field(default_factory=dict)  # file -> definition -> its meaning
 
     def hashes(self) -> dict[str, str]:
-        return {self._name(file): digest(nodes) for file, nodes in self.nodes.items() if nodes}
+        return {self._name(file): digest(meanings) for file, meanings in self.meanings.items()}
 
     def _name(self, file: Path) -> str:
         for root, folder in self.scopes:
@@ -100,69 +134,74 @@ class _Walk:
                 return ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
         return file.stem
 
+    def module(self, file: Path) -> _Module:
+        if file not in self.modules:
+            stat = file.stat()
+            self.modules[file] = _parsed(file, (stat.st_mtime_ns, stat.st_size))
+        return self.modules[file]
+
     def visit(self, file: Path, name: str | None) -> None:
         """Take in definition `name` of a file, or all of the file (None)."""
         pending = [(file.resolve(), name)]
         while pending:
             file, name = pending.pop()
-            module = _module(file)
+            module = self.module(file)
             if module.exempt:
                 continue
-            names = [name] if name is not None else [*module.definitions, *module.imports]
+            names = [name] if name is not None else [*module.statements, *module.imports]
             for each in names:
-                if each in self.seen.setdefault(file, set()):
-                    continue
-                first = not self.seen[file]
-                self.seen[file].add(each)
-                statements = module.definitions.get(each, ())
-                if statements:
-                    meaning = "".join(ast.dump(without_docstrings(statement)) for statement in statements)
-                    self.nodes.setdefault(file, {})[each] = meaning
-                elif each in module.imports:
-                    pending += self._target(*module.imports[each])
-                    continue
-                elif each != _AT_IMPORT and file.name != "__init__.py":
-                    pending.append((file, None))  # made in some way that is not seen: all of the file counts
-                if first and module.effects:
-                    self.nodes.setdefault(file, {})[_AT_IMPORT] = "".join(map(ast.dump, module.effects))
-                    statements = (*statements, *module.effects)
-                for statement in statements:
-                    pending += self._references(module, statement)
+                if (file, each) not in self.seen:
+                    self.seen.add((file, each))
+                    pending += self._take(module, each)
 
-    def _references(self, module: _Module, statement: ast.stmt) -> Iterator[tuple[Path, str | None]]:
-        for name, attribute, imports in _names(statement, module.file, frozenset(), module.imports):
-            if ":" in name:
-                yield from self._target(*name.split(":"))
-            elif name in imports:
-                where, member = imports[name]
-                inner = f"{where}.{member}" if member else where
-                if attribute is not None and self._file(inner) is not None:
-                    yield from self._target(inner, attribute)  # ``module.name``
-                else:
-                    yield from self._target(where, member)
-            elif name in module.definitions:
-                yield module.file, name
+    def _take(self, module: _Module, name: str) -> Iterator[tuple[Path, str | None]]:
+        """Take in one name of a file; where to go on from it."""
+        if name in module.statements:
+            definition = module.definition(name)
+            self.meanings.setdefault(module.file, {})[name] = definition.meaning
+            if _AT_IMPORT in module.statements:
+                yield module.file, _AT_IMPORT
+            for reference in definition.references:
+                yield from self._follow(module, reference)
+        elif name in module.imports:
+            yield from self._target(*module.imports[name])
+        elif name != _AT_IMPORT and module.file.name != "__init__.py":
+            yield module.file, None  # made in some way that is not seen: all of the file counts
+
+    def _follow(self, module: _Module, reference: _Reference) -> Iterator[tuple[Path, str | None]]:
+        where, name = reference.module, reference.name
+        if where is None:
+            yield module.file, name
+            return
+        inner = f"{where}.{name}" if name else where
+        if reference.attribute is not None and self._file(inner) is not None:
+            yield from self._target(inner, reference.attribute)  # ``module.name``
+        else:
+            yield from self._target(where, name)
 
     def _target(self, module: str, name: str | None) -> Iterator[tuple[Path, str | None]]:
-        """Where ``from module import name`` leads; nothing for other packages' modules, nor for a bare module."""
-        if name is not None and (inner := self._file(f"{module}.{name}")) is not None:
-            if _module(inner).effects:
-                yield inner, _AT_IMPORT  # a module taken as a whole: its attributes follow where they are named
-            return
-        file = self._file(module)
-        if file is not None and name is not None:
+        """Where ``from module import name`` leads; nothing for other packages' modules. Of a module taken as a whole
+        only what runs at import: its attributes follow where they are named."""
+        inner = self._file(f"{module}.{name}" if name is not None else module)
+        if inner is not None:
+            yield inner, _AT_IMPORT
+        elif name is not None and (file := self._file(module)) is not None:
             yield file, name
 
     def _file(self, module: str) -> Path | None:
-        for root, folder in self.scopes:
-            place = root.joinpath(*module.split("."))
-            for file in (place.with_suffix(".py"), place / "__init__.py"):
-                if file.is_relative_to(folder) and file.is_file():
-                    return file.resolve()
-        return None
+        return _find(self.scopes, module)
 
 
-_Imports = Mapping[str, tuple[str, str | None]]
+@cache
+def _find(scopes: tuple[tuple[Path, Path], ...], module: str) -> Path | None:
+    for root, folder in scopes:
+        place = root.joinpath(*module.split("."))
+        for file in (place.with_suffix(".py"), place / "__init__.py"):
+            if file.is_relative_to(folder) and file.is_file():
+                return file.resolve()
+    return None
+
+
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
@@ -217,8 +256,8 @@ def _bound_in(statements: Sequence[ast.AST], file: Path) -> tuple[set[str], _Imp
         node = pending.pop()
         if isinstance(node, ast.Import | ast.ImportFrom):
             imports |= _imported(node, file)
-        elif isinstance(node, _DEFINITIONS) or (isinstance(node, ast.ExceptHandler) and node.name):
-            names.add(node.name)
+        elif isinstance(node, (*_DEFINITIONS, ast.ExceptHandler)):
+            names.add(node.name or "")
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             names.add(node.id)
         if not isinstance(node, (*_DEFINITIONS, ast.Lambda, *_COMPREHENSIONS)):
@@ -229,34 +268,28 @@ def _bound_in(statements: Sequence[ast.AST], file: Path) -> tuple[set[str], _Imp
 
 @cache
 def _parsed(file: Path, stamp: tuple[int, int]) -> _Module:
+    """`stamp`: the file's time and size, so that a file that changed is read again."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     definitions: dict[str, list[ast.stmt]] = {}
     imports: dict[str, tuple[str, str | None]] = {}
-    effects: list[ast.stmt] = []
     exempt = False
-    statements = list(tree.body)
-    while statements:
-        node = statements.pop(0)
+    pending = list(tree.body)
+    while pending:
+        node = pending.pop(0)
         if isinstance(node, ast.Import | ast.ImportFrom):
             imports |= _imported(node, file)
         elif isinstance(node, _DEFINITIONS):
             definitions.setdefault(node.name, []).append(node)
         elif isinstance(node, ast.If) and _type_checking(node.test):
-            statements[:0] = node.body
+            pending[:0] = node.body
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             names = {n.id for t in _targets(node) for n in ast.walk(t) if isinstance(n, ast.Name)}
             exempt = exempt or _EXEMPT in names
             for name in names:
                 definitions.setdefault(name, []).append(node)
         elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
-            effects.append(node)
-    frozen = {name: tuple(statements) for name, statements in definitions.items()}
-    return _Module(file, frozen, imports, tuple(effects), exempt)
-
-
-def _module(file: Path) -> _Module:
-    stat = file.stat()
-    return _parsed(file, (stat.st_mtime_ns, stat.st_size))
+            definitions.setdefault(_AT_IMPORT, []).append(node)
+    return _Module(file, {name: tuple(nodes) for name, nodes in definitions.items()}, imports, exempt)
 
 
 def _targets(node: ast.Assign | ast.AnnAssign) -> list[ast.expr]:

@@ -1,4 +1,4 @@
-"""The run's subject and SAEs, each loaded when it is first asked for and kept by the session."""
+"""The run's subject, SAEs and embedder: each is loaded when it is first asked for and kept by the session."""
 
 from __future__ import annotations
 

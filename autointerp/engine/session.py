@@ -1,4 +1,4 @@
-"""What the stages of one run share: the config, what was loaded once, the event loop, and the executor."""
+"""The session of a run: the config, what was loaded once, and the event loop; ends what it started."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast this machine is: what stages took for each unit of their work, kept from run to run.
+"""Speeds of this machine: what stages took for each unit of their work, kept from run to run.
 
 ``speeds.json`` in the cache folder holds the last few values of each speed by its name. A damaged file counts as
 empty, and a file that cannot be written is left alone: a speed is worth no failed run.

@@ -1,4 +1,4 @@
-"""What a stage is: its declaration (one file of `stages/`), its uses in a config, and what its work is given.
+"""The protocol of a stage: its declaration (one file of `stages/`), its uses in a config, and its job.
 
 A stage turns files into files. Everything that has to be known of it stands in its declaration: the key, the plan,
 the prompts shown, the tables copied into a run's folder and the table of the documentation are made from it.

@@ -1,4 +1,4 @@
-"""Artifacts: a folder a stage and key, whole or absent.
+"""The store of artifacts: one folder for each stage and key, whole or absent, checked by hash, damaged ones set aside.
 
 ``STORE/STAGE/KEY/`` holds what a stage wrote and ``manifest.json``, written last. Until then the folder
 is called ``KEY.partial``: a stage that can go on where it was finds its earlier files there. Nothing

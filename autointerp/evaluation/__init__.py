@@ -1,4 +1,4 @@
-"""What an SAE keeps of a model: reconstruction, behaviour of the patched model, latents, interference."""
+"""Evaluation of an SAE: reconstruction, behaviour of the patched model, latents, interference."""
 
 from __future__ import annotations
 

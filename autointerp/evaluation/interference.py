@@ -1,4 +1,4 @@
-"""How much the directions of a dictionary disturb each other, and how many at a time that allows."""
+"""Interference: how much a dictionary's directions disturb each other, and how many active features that allows."""
 
 from __future__ import annotations
 

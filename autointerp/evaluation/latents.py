@@ -1,4 +1,4 @@
-"""Each latent by itself: how often it fires, on what kind of token, and which decoder direction is nearest."""
+"""Latents one by one: firing frequency, share of firings on punctuation and BOS, nearest decoder direction."""
 
 from __future__ import annotations
 

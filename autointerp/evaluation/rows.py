@@ -1,4 +1,4 @@
-"""The rows of text that an evaluation reads: documents from the corpus' end, cut to the wanted length."""
+"""Held-out documents: the rows of text that an evaluation reads, from the corpus' end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The evaluation of an SAE on a subject and a corpus.
+"""Evaluate an SAE on a subject and a corpus: the steps, from held-out documents to tables.
 
 1. `wanted_rows`: whole documents from the corpus' end; of an SAE that was trained on this corpus, those that were held
    out from its training.

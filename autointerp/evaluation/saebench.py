@@ -1,4 +1,4 @@
-"""The figures in SAEBench's form: the JSON of its "core" evaluation."""
+"""saebench.json: the figures in the form of SAEBench's "core" evaluation."""
 
 from __future__ import annotations
 

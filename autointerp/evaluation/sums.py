@@ -1,4 +1,4 @@
-"""One pass over the rows: the sums from which every figure follows, by position in the row and by document.
+"""One pass of the patched model over the text: the sums from which every evaluation figure follows.
 
 What is replaced: the activations written at the hook, at every position but the BOS that the corpus prepends (the
 harvest leaves it out too, and most SAEs were not trained on it). Clean, reconstructed, zero- and mean-ablated runs

@@ -1,4 +1,4 @@
-"""Composites explained as what they are: by the explanations of their constituents.
+"""Explainers of composites (conjunction, disjunction, constituents): from the explanations of their constituents.
 
 The pipeline fills `feature.constituents` as two options say. `of` names the explainer whose explanations
 they carry (None: the config's first that does not itself read them). `pair` says whose they are: the

@@ -1,4 +1,4 @@
-"""The default explainer: a spread of contexts with the firing tokens marked, token statistics, one phrase asked for."""
+"""The default explainer: contexts with the firing tokens marked, token statistics, one phrase asked for."""
 
 from __future__ import annotations
 

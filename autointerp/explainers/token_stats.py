@@ -1,4 +1,4 @@
-"""The baseline that every language model has to beat: the tokens on which the feature fires, named."""
+"""The token_stats explainer: names the tokens on which the feature fires; the baseline without a language model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Language models that explain and judge: one client over several backends, with cache, retries, limits and usage."""
+"""Language models that explain and judge: one client over several backends; cache, retries, limits, prices, usage."""
 
 from autointerp.llm.build import open_llm
 from autointerp.llm.client import Client

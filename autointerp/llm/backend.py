@@ -1,4 +1,4 @@
-"""What a backend is: it asks once and keeps the endpoint's own answer; what that answer says is read from it anew.
+"""Protocol of an LLM backend: it asks once and keeps the raw answer; what that answer says is read from it anew.
 
 1. The client hands a request (`Complete`, `Choose` or `Fill`) to `ask`, which returns a `Raw` or raises.
 2. The raw answer goes into the cache of answered requests.
@@ -181,7 +181,7 @@ class BackendKind(Protocol):
 
     @classmethod
     def prices(cls, config: LLMConfig) -> Prices | None:
-        """None where they are not known; nothing for models that run here."""
+        """The listed ones, None where they are not known; the registry puts the config's own before them."""
         ...
 
     @classmethod

@@ -1,4 +1,4 @@
-"""From a config to a language model that can be asked."""
+"""From an `llm` config to a client that can be asked."""
 
 from __future__ import annotations
 

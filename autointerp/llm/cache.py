@@ -1,4 +1,4 @@
-"""Answered requests on disk: what was answered once is never asked, or paid for, again.
+"""Request cache: raw answers on disk (SQLite); what was answered once is never asked, or paid for, again.
 
 What is kept is the endpoint's own answer; a backend's `read` makes a reply of it each time. A row carries a
 checksum, so that a damaged one counts as not there, and a file that SQLite cannot read is set aside.

@@ -1,4 +1,4 @@
-"""The language model as explainers and scorers see it: cached, retried, limited, counted and within budget."""
+"""The LLM client that explainers and scorers use: cache, retries, limits, budget and usage around a backend."""
 
 from __future__ import annotations
 

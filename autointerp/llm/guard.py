@@ -1,4 +1,4 @@
-"""Run a command that must not outlive us: ``python guard.py COMMAND …``, told to end by closing its standard input.
+"""Run a server that must not outlive us: ``python guard.py COMMAND …`` ends it when its standard input closes.
 
 The pipe closes whichever way our process ends, SIGKILL included. Standard library only: this file is run by path.
 """

@@ -1,4 +1,4 @@
-"""Whether an endpoint lives: failures in a row make it suspect, and a probe decides."""
+"""Whether an endpoint is down: failures in a row make it suspect, and a probe decides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much is asked at once, and how much in all."""
+"""Adaptive concurrency (falls and rises with rate limits), and the budget: requests, tokens, money."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tokens cost: prices that the config names, else those of the `genai-prices` package's own table."""
+"""Prices of tokens: those of the config, else those that the package `genai-prices` lists."""
 
 from __future__ import annotations
 
@@ -26,14 +26,10 @@ class Prices:
 FREE = Prices(0.0, 0.0)  # models that run here
 
 
-def named_prices(config: LLMConfig, model: str, base_url: str | None) -> Prices | None:
-    """`llm.price_in` and `llm.price_out`; what they leave open is looked up, without any request."""
-    given = config.price_in, config.price_out
-    listed = None if None not in given else _listed(model, base_url)
-    tokens_in, tokens_out = (
-        price if price is not None else (listed and getattr(listed, name))
-        for price, name in zip(given, ("tokens_in", "tokens_out"))
-    )
+def with_given(config: LLMConfig, prices: Prices | None) -> Prices | None:
+    """`prices` where the config names none: `llm.price_in` and `llm.price_out` go before them."""
+    tokens_in = config.price_in if config.price_in is not None else prices and prices.tokens_in
+    tokens_out = config.price_out if config.price_out is not None else prices and prices.tokens_out
     return None if tokens_in is None or tokens_out is None else Prices(tokens_in, tokens_out)
 
 
@@ -46,7 +42,8 @@ def check_limits(config: LLMConfig, prices: Prices | None) -> None:
         )
 
 
-def _listed(model: str, base_url: str | None) -> Prices | None:
+def listed_prices(model: str, base_url: str) -> Prices | None:
+    """Those of the model at that provider, without any request; None where they are not listed."""
     from genai_prices import Usage, calc_price
 
     def price(usage: Usage) -> float:

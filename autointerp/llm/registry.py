@@ -1,4 +1,4 @@
-"""The backends by name, and what can be said of a config before any of them is asked.
+"""LLM backends by name, and what is known of a config before any is asked: identity, capabilities, prices, checks.
 
 A backend is one file and at most one line here; a plug-in's needs no line, but the entry point group
 `autointerp.backends` or a dotted path in `llm.backend`. Its class is a `BackendKind` (`autointerp.llm.backend`).
@@ -13,7 +13,7 @@ from typing import Any
 
 from autointerp.config import LLMConfig
 from autointerp.llm.backend import Backend, BackendKind
-from autointerp.llm.prices import Prices, check_limits
+from autointerp.llm.prices import Prices, check_limits, with_given
 from autointerp.records import Capability
 from autointerp.registry import Registry
 
@@ -32,6 +32,7 @@ backends: Registry[type[BackendKind]] = Registry(
     "autointerp.backends",
     {
         "openai": "autointerp.llm.backends.openai:OpenAIBackend",
+        "anthropic": "autointerp.llm.backends.anthropic:AnthropicBackend",
         "vllm": "autointerp.llm.backends.vllm:VllmBackend",
         "local": "autointerp.llm.backends.local:LocalBackend",
     },
@@ -84,7 +85,7 @@ def capabilities(config: LLMConfig) -> frozenset[Capability]:
 
 def prices(config: LLMConfig) -> Prices | None:
     """Of a million tokens: the config's, else the listed ones; None where they are not known, 0 for models run here."""
-    return backend_of(config).prices(config)
+    return with_given(config, backend_of(config).prices(config))
 
 
 def check(config: LLMConfig, catalogue: Sequence[str] = ()) -> None:

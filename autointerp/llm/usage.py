@@ -1,4 +1,4 @@
-"""What was asked, of whom and for whom: a journal of one line a request, and meters that add up."""
+"""Usage: one journal line a request (stage, feature, tokens, seconds, outcome), and meters that add up."""
 
 from __future__ import annotations
 

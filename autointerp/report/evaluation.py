@@ -1,4 +1,4 @@
-"""What an evaluation found: a table on the terminal, and plots."""
+"""An evaluation for reading: its table on the terminal, and its plots."""
 
 from __future__ import annotations
 

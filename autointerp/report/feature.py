@@ -1,14 +1,16 @@
-"""All that a run says of one feature, gathered for reading; `show` prints it, the HTML report embeds it."""
+"""Gather all that a run says of one feature, for `show` and the HTML report."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from autointerp.report.tables import RunFolder, compute, number, numbers, visible
+from autointerp.report.figures import numbers
+from autointerp.report.folder import RunFolder, compute
+from autointerp.report.text import note, number, visible
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,7 +54,7 @@ class Mistake:
     """A held-out example on which the judge was wrong."""
 
     scorer: str
-    said: bool
+    yes: bool  # what the judge said
     probability: float | None
     window: Window
 
@@ -79,33 +81,12 @@ class FeatureView:
     def evidence(self) -> list[str]:
         """What stands beside the label of a composite, each figure with its controls, a line each."""
         row = self.composite or {}
+        return [line for line in (*_decoder_evidence(row), *_token_evidence(row), *_said_evidence(row)) if line]
 
-        def held(name: str, column: str) -> list[str]:
-            if row.get(column) is None:
-                return []
-            others = [(pair, row.get(f"{column}_{pair}")) for pair in ("swapped", "random")]
-            beside = ", ".join(f"{pair} pair {number(value)}" for pair, value in others if value is not None)
-            return [f"{name} {number(row[column])}" + (f" ({beside})" if beside else "")]
-
-        decoder = [
-            f"{name} {row[column]:.2g}"
-            for name, column in (("R²", "r2"), ("partial R²", "partial_r2"), ("highest cosine", "max_cosine"))
-            if row.get(column) is not None
-        ]
-        if row.get("p_value") is not None:
-            decoder.append(f"p {row['p_value']:.2g}")
-        lines = [", ".join(decoder)]
-        if tested := held("re-encode", "reencode"):
-            lines.append(f"{tested[0]} over {row.get('tokens') or 0:.0f} tokens")
-        fires = held("lift", "lift")
-        if row.get("mode"):
-            what = {"replacing": "they are seldom on with it", "additive": "they are on with it"}[row["mode"]]
-            fires.append(f"{row['mode']} ({what})")
-        if row.get("cofire") is not None:
-            fires += held("all of them on with it", "cofire")
-        said = [*held("explanation entails them", "semantic"), *held("each of them entails it", "semantic_either")]
-        lines += [", ".join(fires), *said, *_reason(row)]
-        return [line for line in lines if line]
+    def mentioned(self) -> set[int]:
+        """The other features that are named beside this one: neighbours and constituents."""
+        near = {row["neighbour"] for row in self.neighbours}
+        return near | {part for _, part in self.constituents()} | {latent for each in self.cofiring for latent in each}
 
     def groups(self) -> list[tuple[str, list[Window], int]]:
         """Title, windows and how many the run has: the strongest quantile first, near misses last."""
@@ -114,8 +95,41 @@ class FeatureView:
         return [(_title(q, top), self.windows[kind, q], self.n_windows[kind, q]) for kind, q in keys]
 
 
-def _reason(row: dict[str, Any]) -> list[str]:
-    return [str(row["failure"])] if row.get("failure") else []
+def _decoder_evidence(row: Mapping[str, Any]) -> Iterator[str]:
+    figures = [
+        f"{name} {row[column]:.2g}"
+        for name, column in (("R²", "r2"), ("partial R²", "partial_r2"), ("highest cosine", "max_cosine"))
+        if row.get(column) is not None
+    ]
+    if row.get("p_value") is not None:
+        figures.append(f"p {row['p_value']:.2g}")
+    yield ", ".join(figures)
+
+
+def _token_evidence(row: Mapping[str, Any]) -> Iterator[str]:
+    if tested := _beside_controls(row, "re-encode", "reencode"):
+        yield f"{tested[0]} over {row.get('tokens') or 0:.0f} tokens"
+    fires = _beside_controls(row, "lift", "lift")
+    if row.get("mode"):
+        what = {"replacing": "they are seldom on with it", "additive": "they are on with it"}[row["mode"]]
+        fires.append(f"{row['mode']} ({what})")
+    yield ", ".join([*fires, *_beside_controls(row, "all of them on with it", "cofire")])
+
+
+def _said_evidence(row: Mapping[str, Any]) -> Iterator[str]:
+    yield from _beside_controls(row, "explanation entails them", "semantic")
+    yield from _beside_controls(row, "each of them entails it", "semantic_either")
+    if row.get("failure"):
+        yield str(row["failure"])
+
+
+def _beside_controls(row: Mapping[str, Any], name: str, column: str) -> list[str]:
+    """``lift 3.20 (swapped pair 1.10)``; nothing where the row has no such figure."""
+    if row.get(column) is None:
+        return []
+    others = [(pair, row.get(f"{column}_{pair}")) for pair in ("swapped", "random")]
+    beside = ", ".join(f"{pair} pair {number(value)}" for pair, value in others if value is not None)
+    return [f"{name} {number(row[column])}" + (f" ({beside})" if beside else "")]
 
 
 def _title(quantile: int | None, top: int) -> str:
@@ -124,23 +138,47 @@ def _title(quantile: int | None, top: int) -> str:
     return f"quantile {quantile + 1} of {top + 1}"
 
 
+def notes_of(run: RunFolder, ids: Collection[int]) -> dict[int, str]:
+    """What features are said to be, of those of `ids` that the run has."""
+    columns = ["feature", "explanation", "status", "failure"]
+    return {row["feature"]: note(row) for row in _of(run.features, ids).select(columns).to_pylist()}
+
+
 def gather(run: RunFolder, ids: Sequence[int], per_quantile: int) -> dict[int, FeatureView]:
     """Views of the features `ids`, each with at most `per_quantile` windows of a kind and quantile.
 
     Raises KeyError for an id that is not in the run.
     """
-    only = ids[0] if len(ids) == 1 else None
-    wanted = set(ids)
-    rows = {row["feature"]: row for row in run.features.to_pylist() if row["feature"] in wanted}
+    rows = {row["feature"]: row for row in _of(run.features, ids).to_pylist()}
     views = {i: FeatureView(rows[i]) for i in ids}
-
-    def of(name: str) -> list[dict[str, Any]]:
-        return [row for row in run.rows(name, only) if row["feature"] in wanted]
-
-    for row in of("explanations"):
+    for row in run.rows("explanations", ids):
         views[row["feature"]].explanations.append(row)
+    _add_scores(run, views)
+    for row in run.rows("composites", ids):
+        views[row["feature"]].composite = row
+    cofiring: dict[tuple[int, int], dict[int, Window]] = defaultdict(dict)
+    for row in run.rows("cofiring", ids):
+        window = Window(row["example"], "", "activating", None, row["tokens"], row["activations"])
+        cofiring[row["feature"], row["example"]][row["latent"]] = window
+    for (feature, _), windows in sorted(cofiring.items()):
+        views[feature].cofiring.append(windows)
+    for row in sorted(run.rows("neighbours", ids), key=lambda row: row["rank"]):
+        views[row["feature"]].neighbours.append(row)
+    for row in sorted(run.rows("logits", ids), key=lambda row: row["rank"]):
+        views[row["feature"]].logits.setdefault(row["direction"], []).append((row["token"], row["weight"]))
+    _add_windows(run, views, per_quantile)
+    return views
+
+
+def _of(features: pa.Table, ids: Collection[int]) -> pa.Table:
+    import pyarrow as pa
+
+    return features.filter(compute().is_in(features["feature"], pa.array(sorted(set(ids)), features["feature"].type)))
+
+
+def _add_scores(run: RunFolder, views: dict[int, FeatureView]) -> None:
     controls: dict[tuple[int, str, str], dict[str, float | None]] = defaultdict(dict)
-    scores = of("scores")
+    scores = run.rows("scores", views)
     for row in scores:
         if row.get("control"):
             controls[row["feature"], row["explainer"], row["scorer"]][row["control"]] = row["value"]
@@ -148,34 +186,39 @@ def gather(run: RunFolder, ids: Sequence[int], per_quantile: int) -> dict[int, F
         if not row.get("control"):
             key = row["feature"], row["explainer"], row["scorer"]
             views[row["feature"]].scores.append(ScoreRow(row["explainer"], row["scorer"], row, controls[key]))
-    for row in of("composites"):
-        views[row["feature"]].composite = row
-    cofiring: dict[tuple[int, int], dict[int, Window]] = defaultdict(dict)
-    for row in of("cofiring"):
-        window = Window(row["example"], "", "activating", None, row["tokens"], row["activations"])
-        cofiring[row["feature"], row["example"]][row["latent"]] = window
-    for (feature, _), windows in sorted(cofiring.items()):
-        views[feature].cofiring.append(windows)
-    for row in sorted(of("neighbours"), key=lambda row: row["rank"]):
-        views[row["feature"]].neighbours.append(row)
-    for row in sorted(of("logits"), key=lambda row: row["rank"]):
-        views[row["feature"]].logits.setdefault(row["direction"], []).append((row["token"], row["weight"]))
-    _add_windows(run, views, only, per_quantile)
-    return views
 
 
-def _add_windows(run: RunFolder, views: dict[int, FeatureView], only: int | None, per_quantile: int) -> None:
-    """Choose among the contexts in Arrow and numpy: a run has millions of tokens, a view has hundreds."""
-    import numpy as np
-    import pyarrow as pa
-
-    pc = compute()
-    contexts = run.read("contexts", feature=only)
+def _add_windows(run: RunFolder, views: dict[int, FeatureView], per_quantile: int) -> None:
+    """Choose among the contexts in Arrow and numpy: 500 features have a million tokens, their views thousands."""
+    contexts = run.read("contexts", features=views)
     if contexts is None or len(contexts) == 0:
         return
-    if only is None:
-        contexts = contexts.filter(pc.is_in(contexts["feature"], pa.array(list(views))))
     contexts = contexts.combine_chunks()
+    chosen, counts = _strongest(contexts, per_quantile)
+    for (owner, kind, quantile), count in counts.items():
+        views[owner].n_windows[kind, quantile] = count
+    mistakes = _mistakes(run, views)
+    feature, example = (contexts[name].to_pylist() for name in ("feature", "example"))
+    place = {key: i for i, key in enumerate(zip(feature, example))}
+    missed = [place[m["feature"], m["example"]] for m in mistakes if (m["feature"], m["example"]) in place]
+    windows: dict[tuple[int, int], Window] = {}
+    for row in contexts.take(sorted({*chosen, *missed})).to_pylist():
+        parts = (row[name] for name in ("example", "split", "kind", "quantile", "tokens", "activations"))
+        windows[row["feature"], row["example"]] = Window(*parts)
+    for i in chosen:
+        window = windows[feature[i], example[i]]
+        views[feature[i]].windows.setdefault((window.kind, window.quantile), []).append(window)
+    for m in mistakes:
+        if window := windows.get((m["feature"], m["example"])):
+            yes = bool(m["prediction"])
+            views[m["feature"]].mistakes.append(Mistake(m["scorer"], yes, m.get("probability"), window))
+
+
+def _strongest(contexts: pa.Table, per_quantile: int) -> tuple[list[int], dict[tuple[int, str, int | None], int]]:
+    """Places of the `per_quantile` strongest windows of each feature, kind and quantile; how many windows each has."""
+    import numpy as np
+
+    pc = compute()
     lengths = pc.list_value_length(contexts["activations"]).to_numpy()
     flat = pc.list_flatten(contexts["activations"]).to_numpy()
     peak = np.zeros(len(contexts))
@@ -185,60 +228,40 @@ def _add_windows(run: RunFolder, views: dict[int, FeatureView], only: int | None
     feature, example = (contexts[name].to_numpy() for name in ("feature", "example"))
     quantile = np.nan_to_num(numbers(contexts, "quantile"), nan=-1).astype(int)
     kind = np.array(contexts["kind"].to_pylist())
-    order = np.lexsort((example, -peak, quantile, kind, feature))
-
-    seen: dict[tuple[int, str, int | None], int] = defaultdict(int)
+    counts: dict[tuple[int, str, int | None], int] = defaultdict(int)
     chosen: list[int] = []
-    for i in order.tolist():
+    for i in np.lexsort((example, -peak, quantile, kind, feature)).tolist():
         key = (int(feature[i]), str(kind[i]), int(quantile[i]) if quantile[i] >= 0 else None)
-        seen[key] += 1
-        if seen[key] <= per_quantile and key[1] != "random":
+        counts[key] += 1
+        if counts[key] <= per_quantile and key[1] != "random":
             chosen.append(i)
-    for (of, name, q), count in seen.items():
-        views[of].n_windows[name, q] = count
-
-    mistakes = _mistakes(run, views, only)
-    place = {(int(f), int(e)): i for i, (f, e) in enumerate(zip(feature, example))}
-    missed = [place[m["feature"], m["example"]] for m in mistakes if (m["feature"], m["example"]) in place]
-    windows: dict[tuple[int, int], Window] = {}
-    for row in contexts.take(sorted({*chosen, *missed})).to_pylist():
-        parts = (row[name] for name in ("example", "split", "kind", "quantile", "tokens", "activations"))
-        windows[row["feature"], row["example"]] = Window(*parts)
-    for i in chosen:
-        window = windows[int(feature[i]), int(example[i])]
-        views[int(feature[i])].windows.setdefault((window.kind, window.quantile), []).append(window)
-    for m in mistakes:
-        if window := windows.get((m["feature"], m["example"])):
-            said = bool(m["prediction"])
-            views[m["feature"]].mistakes.append(Mistake(m["scorer"], said, m.get("probability"), window))
+    return chosen, counts
 
 
-def binary_judgements(run: RunFolder, feature: int | None = None) -> pa.Table | None:
-    """The judgements of real explanations (no controls) that could be read and are yes or no."""
+JUDGED = ("feature", "explainer", "scorer", "control", "example", "kind", "quantile", "truth", "prediction")
+
+
+def binary(judgements: pa.Table) -> pa.Table:
+    """Of judgements those of real explanations (no controls) that could be read and are yes or no."""
     import pyarrow as pa
 
     pc = compute()
-    names = ("feature", "explainer", "scorer", "control", "example", "kind", "quantile")
-    table = run.read("judgements", [*names, "truth", "prediction", "probability", "status"], feature)
-    if table is None:
-        return None
-    keep = pc.equal(table["status"], "ok")
-    if "control" in table.column_names:
-        keep = pc.and_(keep, pc.is_null(table["control"]))
+    keep = pc.equal(judgements["status"], "ok")
+    if "control" in judgements.column_names:
+        keep = pc.and_(keep, pc.is_null(judgements["control"]))
     for column in ("truth", "prediction"):
-        keep = pc.and_kleene(keep, pc.is_in(pc.cast(table[column], pa.float64()), pa.array([0.0, 1.0])))
-    return table.filter(keep)
+        keep = pc.and_kleene(keep, pc.is_in(pc.cast(judgements[column], pa.float64()), pa.array([0.0, 1.0])))
+    return judgements.filter(keep)
 
 
-def _mistakes(run: RunFolder, views: dict[int, FeatureView], only: int | None) -> list[dict[str, Any]]:
+def _mistakes(run: RunFolder, views: dict[int, FeatureView]) -> list[dict[str, Any]]:
     """The surest wrong judgements of each feature's shown explanation; counts all of them in the views."""
-
-    pc = compute()
-    judged = binary_judgements(run, only)
-    if judged is None:
+    judgements = run.read("judgements", [*JUDGED, "probability", "status"], views)
+    if judgements is None:
         return []
-    wrong = judged.filter(pc.not_equal(judged["truth"], judged["prediction"])).to_pylist()
-    wrong = [m for m in wrong if m["feature"] in views and m["explainer"] == views[m["feature"]].row["explainer"]]
+    judged = binary(judgements)
+    wrong = judged.filter(compute().not_equal(judged["truth"], judged["prediction"])).to_pylist()
+    wrong = [m for m in wrong if m["explainer"] == views[m["feature"]].row["explainer"]]
     # a judge that gives no probability is taken at its word: as sure as can be
     wrong.sort(key=lambda m: -abs((m["prediction"] if m.get("probability") is None else m["probability"]) - 0.5))
     chosen = []

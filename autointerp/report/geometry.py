@@ -1,14 +1,31 @@
-"""The picture of a geometry report: histograms beside their nulls, hubs, and what the meta-SAEs explain."""
+"""Picture of a geometry report: histograms beside their nulls, hubs, and what the meta-SAEs explain."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from autointerp.report.text import aligned
+
+if TYPE_CHECKING:
+    from autointerp.composites.geometry_report import GeometryReport
 
 COLOURS = {"dictionary": "#2b6cb0", "random": "#a0aec0", "covariance": "#dd6b20"}
 NAMES = {"dictionary": "dictionary", "random": "random directions", "covariance": "same covariance"}
 RANK = {1: "highest cosine", 10: "10th highest", 100: "100th highest"}
+
+
+def print_geometry(report: GeometryReport, other: str | None) -> None:
+    """Mean highest cosine of the dictionary and its nulls, what meta-SAEs explain of them, and the other SAE."""
+    lines = []
+    for name, mean in report.mmcs.items():
+        meta = report.meta_sae[name] if report.meta_sae else None
+        explained = [f"{meta.explained_variance:.3f}", f"{meta.dead_fraction:.0%}"] if meta else ["–", "–"]
+        lines.append([name, f"{mean:.3f}", *explained])
+    print("\n".join(aligned(["directions", "mean highest cosine", "meta-SAE explains", "dead"], lines)))
+    if report.other:
+        print(f"\nto {other}: mean highest cosine {report.other.mmcs:.3f}, {report.other.distinct:.1%} distinct (< .2)")
 
 
 def draw(report: Path, out: Path) -> None:

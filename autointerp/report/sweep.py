@@ -1,4 +1,4 @@
-"""What came of a sweep, its table on the terminal, and its picture."""
+"""A sweep for reading: its table on the terminal, and its picture."""
 
 from __future__ import annotations
 

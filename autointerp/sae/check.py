@@ -1,4 +1,4 @@
-"""Does this SAE fit these activations? L0 and explained variance, and the likely cause where they look wrong."""
+"""Check a loaded SAE against activations: L0, explained variance, and the likely cause where they look wrong."""
 
 from __future__ import annotations
 

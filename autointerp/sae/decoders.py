@@ -1,4 +1,4 @@
-"""Decoder rows alone: of an SAE in any format, or of a file that holds one bare matrix."""
+"""Load decoder rows alone: of an SAE in any format, or of a file that holds one bare matrix."""
 
 from __future__ import annotations
 

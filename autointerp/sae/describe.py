@@ -1,4 +1,4 @@
-"""What an SAE's files say of it without its weights being read: for plans and checks before a run."""
+"""What an SAE's files say of it (width, architecture, hook) without its weights being read: for plan and doctor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SAEs on the hub: ``ORG/REPO[@REVISION][:FOLDER]``, and SAELens' ``release/sae_id`` where sae-lens is installed."""
+"""Download SAEs from the hub: ``ORG/REPO[@REVISION][:FOLDER]``, and SAELens' ``release/sae_id``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``load_sae``: any SAE, from a local path, a hub id or SAELens' release/sae_id."""
+"""`load_sae`: any SAE, from a local path, a hub id or SAELens' release/sae_id."""
 
 from __future__ import annotations
 

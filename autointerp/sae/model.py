@@ -1,4 +1,4 @@
-"""A sparse autoencoder, ready to encode and decode: one module for every architecture and every file format.
+"""The SAE itself: encode and decode, one module for every architecture and every file format.
 
 A loader brings each format to the same form: f = activation((g(x) − [b_dec]) W_enc + b_enc), x̂ = g⁻¹(f W_dec + b_dec),
 with g the input normalisation of `SAEConfig.normalize_activations`. Scales that can be folded into weights are folded.

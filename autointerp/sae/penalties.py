@@ -1,4 +1,4 @@
-"""Penalties on the decoder's geometry: each draws latents' directions apart (a negative weight: together).
+"""Orthogonality penalties on the decoder's directions: each draws latents apart (a negative weight: together).
 
 A penalty is a function of a `Batch` that returns its value and its gradient for the rows, in closed form: products of
 all rows with all others are made in blocks and never held. Rows have unit length, so that a dot product is a cosine;

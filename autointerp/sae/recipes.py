@@ -1,4 +1,4 @@
-"""What each architecture trains and by which loss. Inputs z have E‖z‖² = d_in; W_enc is kept as [d_sae, d_in]."""
+"""Losses and updates of each SAE architecture in training (topk, batchtopk, matryoshka, relu, gated, jumprelu …)."""
 
 from __future__ import annotations
 

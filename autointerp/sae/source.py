@@ -1,4 +1,4 @@
-"""Where the activations come from that an SAE is trained on. A source can be asked for its batches from any step on."""
+"""Where a training's activations come from: an array on disk or a stream, from any step on."""
 
 from __future__ import annotations
 

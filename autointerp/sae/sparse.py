@@ -1,4 +1,4 @@
-"""Products with codes of which only k entries a token are not zero: [b, k] values at [b, k] latents.
+"""Sparse products: decode and encode with codes of which only k entries a token are not zero.
 
 On a CPU they are sparse products in float32 (width 4,096, k 24: a tenth of the time of the dense ones); a GPU's dense
 bfloat16 products are faster than its sparse ones, so there the codes are scattered and `dtype` is that of the products.

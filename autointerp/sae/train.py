@@ -1,4 +1,4 @@
-"""Training an SAE: the loop, its checkpoint and its log. What is specific to an architecture is in `recipes`."""
+"""Train an SAE: the loop, its checkpoint, its log. What is specific to an architecture is in `recipes`."""
 
 from __future__ import annotations
 

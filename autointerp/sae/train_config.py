@@ -1,4 +1,4 @@
-"""How an SAE is trained: the keys of `sae.train`, what they may be, and what follows from them at each step."""
+"""The keys of `sae.train`, what they may be, and the learning rate and frozen stages that follow from them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class PenaltyConfig(Section):
     """Which penalty, and how strongly. The loss it joins is the unexplained share of the inputs' variance."""
 
     kind: Literal["chunk_max", "all_pairs", "nearest", "threshold", "mean_max", "neighbours", "soft_orthonormal"] = (
-        "chunk_max"
+        "chunk_max"  # which; each is a function of autointerp.sae.penalties
     )
     weight: float = 0.25  # negative: a positive control that makes composites on purpose
     every: int = Field(5, ge=1)  # steps; each then counts `every` times
@@ -28,15 +28,16 @@ class PenaltyConfig(Section):
 class WandbConfig(Section):
     """The log's rows also go to Weights & Biases, whose own environment variables say how."""
 
-    project: str
-    name: str | None = None
+    project: str  # in Weights & Biases
+    name: str | None = None  # of the run there
 
 
 class TrainConfig(Section):
     """How to train. Lengths are in tokens, each presentation of one counted."""
 
+    # rescaled: gated without its step
     architecture: Literal["topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated", "rescaled"] = "topk"
-    d_sae: int = Field(4096, ge=2)
+    d_sae: int = Field(4096, ge=2)  # latents
     k: int = Field(32, ge=1)  # active latents a token, of the topk kinds and jumprelu
     sparsity: float | None = Field(None, ge=0)  # weight of the sparsity loss; None: 5 for L1, 1 for jumprelu's L0
     target_l0: float | None = Field(None, gt=0)  # of the L1 kinds: steers the weight there; others have k
@@ -44,14 +45,14 @@ class TrainConfig(Section):
     bandwidth: float = Field(1e-3, gt=0)  # of jumprelu's step, in units of the inputs' root mean square norm
     groups: tuple[float, ...] = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)  # matryoshka: shares of the latents
     tokens: int = Field(10_000_000, ge=1)  # presentations: the source's epochs do not matter
-    batch_size: int = Field(4096, ge=1)
+    batch_size: int = Field(4096, ge=1)  # tokens in a step
     lr: float | None = Field(None, gt=0)  # None: that of the architecture, see peak_lr
     bias_lr: float | None = Field(None, gt=0)  # of biases and thresholds, over lr; None: √d_in
     betas: tuple[float, float] = (0.8, 0.95)  # of Adam: shorter memories than usual, for short trainings
     warmup: int = Field(0, ge=0)  # steps over which lr rises from 0
     decay: float = Field(0.2, ge=0, le=1)  # last share of the steps, over which lr falls to 0
     aux_k: int | None = Field(None, ge=0)  # dead latents that explain the residual; None: d_in / 2; 0: none
-    aux_coefficient: float = Field(1 / 32, ge=0)
+    aux_coefficient: float = Field(1 / 32, ge=0)  # weight of that AuxK loss
     dead_after: int | None = Field(None, ge=1)  # tokens without firing; None: 10M or a twentieth of `tokens`
     stages: int = Field(1, ge=1)  # of topk: as many parts of the latents, each learned, then frozen, before the next
     penalty: PenaltyConfig | None = None  # on the decoder's geometry
@@ -59,11 +60,11 @@ class TrainConfig(Section):
     centre: bool = True  # subtract that start for good: fewer latents die; b_dec then learns the rest
     tied_start: bool = True  # the encoder starts as the decoder transposed
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of the large products; weights are float32
-    save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    seed: int = 0
+    save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the saved weights
+    seed: int = 0  # of the initial weights and the order of tokens; a run's own, where the config names none
     checkpoint_every: int = Field(500, ge=1)  # steps
     log_every: int = Field(100, ge=1)  # steps
-    # Where to log is not what is trained: no part of a dump, so of no key and no comparison.
+    # a second log; it is not what is trained: no part of a dump, so of no key and no comparison
     wandb: WandbConfig | None = Field(None, exclude=True)
 
     @model_validator(mode="after")

@@ -1,0 +1,1 @@
+"""Scorers, one file each: how well an explanation predicts held-out examples."""

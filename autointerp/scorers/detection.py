@@ -1,4 +1,4 @@
-"""Detection: shown a text without marks, can a judge tell from the explanation whether the feature fires in it?
+"""The detection scorer: shown a text without marks, can a judge tell whether the feature fires in it?
 
 The value is the area under precision-recall (average precision), which passes the sanity checks of 2506.05774; with
 the examples' base rate beside it, for that is what a judge gets who knows nothing.

@@ -1,4 +1,4 @@
-"""Simulation: from the explanation alone, predict the activation of every token; correlate with the true ones.
+"""The simulation scorer: predict the activation of every token from the explanation; correlate with the true ones.
 
 The idea is of Bills et al. 2023 (neuron explainer): Pearson over the tokens of all sequences pooled. Ours are
 held-out windows spread over the quantiles, with as many silent ones, near misses among them.

@@ -1,9 +1,13 @@
-"""The stages, in the order in which a plan lists them. Another stage is one file here and one line below."""
+"""The stages, in the order in which a plan lists them, and the DAG's nodes that a config makes of them.
+
+Another stage is one file here, which holds its ``STAGE``, and one line in `IN_ORDER`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,22 +16,7 @@ from autointerp.engine.dag import Done, Node
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.errors import ConfigError
 from autointerp.registry import did_you_mean
-from autointerp.stages import (
-    activations,
-    composites,
-    contexts,
-    corpus,
-    directions,
-    evaluate,
-    explain,
-    harvest,
-    reencode,
-    sae,
-    score,
-    select,
-    semantic,
-    tables,
-)
+from autointerp.stages import tables
 
 if TYPE_CHECKING:
     from autointerp.config import Config
@@ -35,21 +24,22 @@ if TYPE_CHECKING:
 
 NOT_IN_KEYS = "it lists the stages; each stage's key is its own"
 
-_BEFORE: tuple[Stage, ...] = (
-    corpus.STAGE,
-    activations.STAGE,
-    sae.STAGE,
-    harvest.STAGE,
-    composites.STAGE,
-    reencode.STAGE,
-    select.STAGE,
-    directions.STAGE,
-    contexts.STAGE,
-    evaluate.STAGE,
-    explain.STAGE,
-    score.STAGE,
-    semantic.STAGE,
+IN_ORDER = (
+    "corpus",
+    "activations",
+    "sae",
+    "harvest",
+    "composites",
+    "reencode",
+    "select",
+    "directions",
+    "contexts",
+    "evaluate",
+    "explain",
+    "score",
+    "semantic",
 )
+_BEFORE: tuple[Stage, ...] = tuple(import_module(f"{__name__}.{name}").STAGE for name in IN_ORDER)
 STAGES: tuple[Stage, ...] = (
     *_BEFORE,
     Stage(

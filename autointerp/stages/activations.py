@@ -1,4 +1,4 @@
-"""activations: what an SAE that the run trains is trained on."""
+"""Stage activations: dense activations, stored for an SAE that the run trains."""
 
 from __future__ import annotations
 

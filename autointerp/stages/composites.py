@@ -1,4 +1,4 @@
-"""composites: what the decoder alone says of every latent."""
+"""Stage composites: what the decoder alone says of every latent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Explainers and judges that read the explanations of a composite's constituents: whose, and which constituents."""
+"""Whose explanations of a composite's constituents an explainer or judge reads, and which constituents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""contexts: windows in which each feature fires, in which it does not, and near misses."""
+"""Stage contexts: windows in which each feature fires, in which it does not, and hard negatives (near misses)."""
 
 from __future__ import annotations
 

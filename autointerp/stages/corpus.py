@@ -1,4 +1,4 @@
-"""corpus: the text, tokenised once."""
+"""Stage corpus: the text, tokenised once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""directions: each feature's nearest features by decoder cosine, and the tokens that it raises and lowers."""
+"""Stage directions: decoder neighbours of each feature, and its logit effects (tokens that it raises and lowers)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""evaluate: what the SAE keeps of the subject, and how its decoder lies."""
+"""Stage evaluate: what the SAE keeps of the subject, and how its decoder lies."""
 
 from __future__ import annotations
 

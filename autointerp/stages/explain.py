@@ -1,4 +1,4 @@
-"""explain/X: one explanation of each feature, by explainer X, from the train split."""
+"""Stage explain/X: one explanation of each feature, by explainer X, from the train split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What plug-ins ask for by name, as they are given it: see `plugins.NEEDS`."""
+"""Make what plug-ins need and ask for by name: subject, sae, neighbours, constituents, embedder, activations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""harvest: where each latent fires."""
+"""Stage harvest: where each latent fires."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the section of a stage holds of a plug-in: its options, its language model and its prompts.
+"""What a stage's key holds of a plug-in: its options, its language model and its prompts.
 
 The plug-in's code counts by its own import closure (`Use.plugins`).
 """

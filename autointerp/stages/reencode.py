@@ -1,4 +1,4 @@
-"""reencode: what the harvested tokens say of the composites that the decoder check flags."""
+"""Stage reencode: what the harvested tokens say of the composites that the decoder check flags."""
 
 from __future__ import annotations
 

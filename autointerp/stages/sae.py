@@ -1,4 +1,4 @@
-"""sae: the SAE that the run trains, or what the one it loads says of itself."""
+"""Stage sae: the SAE that the run trains, or what the one it loads says of itself."""
 
 from __future__ import annotations
 

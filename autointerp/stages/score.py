@@ -1,4 +1,4 @@
-"""score/S/X and score/S/X/C: scorer S on the explanations of X, and on those that control C puts in their place."""
+"""Stage score/S/X[/C]: scorer S on the explanations of X, or on those that control C puts in their place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""select: which features are explained, and why the others are not."""
+"""Stage select: which features are explained, and why the others are not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""semantic: whether the explanations of composites entail those of their constituents, by a judge."""
+"""Stage semantic: whether the explanations of composites entail those of their constituents, by a judge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tables: the tables of a run's folder, from what the other stages wrote.
+"""Stage tables: the Parquet tables of a run's folder (features.parquet …), from what the other stages wrote.
 
 1. Each table that a stage declares is the files of all its uses after each other.
 2. composites.parquet gets the columns of the judge of explanations, where that was asked.
@@ -19,7 +19,7 @@ from autointerp.config import Config
 from autointerp.engine.estimate import Amount, Sizes
 from autointerp.engine.executor import part_files
 from autointerp.engine.stage import Job, Stage, Use
-from autointerp.tables import concat
+from autointerp.tables import COLUMNS, concat
 
 Frame: TypeAlias = Any  # a pandas.DataFrame: its own types call every second column an array
 
@@ -29,7 +29,8 @@ def uses_of(stages: Sequence[Stage], config: Config) -> Iterator[Use]:
     shown = {kind: [p.key for p in getattr(config, kind)] for kind in ("explainers", "scorers", "controls")}
     read = [stage for stage in stages if stage.kind == "select" or (stage.tables and stage.kind != "evaluate")]
     names = [use.name for stage in read for use in stage.uses(config)]
-    given = {stage.kind: stage.tables for stage in read}
+    used = {name.split("/")[0] for name in names}
+    given = {stage.kind: stage.tables for stage in read if stage.kind in used}
     yield Use("tables", tuple(names), shown, given)
 
 
@@ -45,27 +46,37 @@ def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
 def assemble(
     config: Config, folders: Mapping[str, Path], tables: Mapping[str, Sequence[str]], out: Path
 ) -> dict[str, Any]:
-    """Write every table into `out`; returns figures for run.json.
+    """Write every table into `out`, those apart that lie there already; returns figures for run.json.
 
-    `folders`: use -> the folder of its artifact, or of one under way, whose shards' files are then read.
+    `folders`: use -> the folder of its artifact, or of one under way, whose shards' files are then read. A stage that
+    has not begun has no folder here, or none on disk: its tables have no rows of it. `select` must be there.
     `tables`: stage -> the tables it writes.
     """
-    for table in dict.fromkeys(name for names in tables.values() for name in names):
-        files = [
+    for table, files in sources(folders, tables).items():
+        path = out / f"{table}.parquet"
+        if table == "composites" or path.exists() or not (files or table in COLUMNS):
+            continue
+        if len(files) == 1:
+            shutil.copyfile(files[0], path)
+        else:
+            concat(files, table, path)
+    features = _features(config, folders, out)
+    features.to_parquet(out / "features.parquet", index=False)
+    return {"features": len(features), "status": features["status"].value_counts().to_dict()}
+
+
+def sources(folders: Mapping[str, Path], tables: Mapping[str, Sequence[str]]) -> dict[str, list[Path]]:
+    """The files that each table is made of, in the order of the uses."""
+    names = dict.fromkeys(name for written in tables.values() for name in written)
+    return {
+        table: [
             file
             for use, folder in folders.items()
             if table in tables.get(use.split("/")[0], ())
             for file in _files(folder, table)
         ]
-        if table == "composites":
-            continue
-        if len(files) == 1:
-            shutil.copyfile(files[0], out / f"{table}.parquet")
-        else:
-            concat(files, table, out / f"{table}.parquet")
-    features = _features(config, folders, out)
-    features.to_parquet(out / "features.parquet", index=False)
-    return {"features": len(features), "status": features["status"].value_counts().to_dict()}
+        for table in names
+    }
 
 
 def _files(folder: Path, table: str) -> list[Path]:
@@ -86,7 +97,7 @@ def _features(config: Config, folders: Mapping[str, Path], out: Path) -> Frame:
     scores = pd.read_parquet(out / "scores.parquet", columns=columns, filters=[("explainer", "==", shown)])
     for scorer in config.scorers:
         features = features.merge(_wide(scores, scorer.key), on="feature", how="left")
-    if "reencode" in folders:
+    if "reencode" in folders and (folders["reencode"] / "composites.parquet").is_file():
         features = features.merge(_composites(folders, out), on="feature", how="left")
     else:
         features["composite"] = features["constituents"] = None

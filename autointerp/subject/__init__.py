@@ -1,4 +1,4 @@
-"""The language model under study and its text."""
+"""The language model under study (the subject) and its text."""
 
 from autointerp.subject.corpus import build_corpus
 from autointerp.subject.hooks import ResolvedHook, resolve_hook

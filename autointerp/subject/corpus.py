@@ -1,4 +1,4 @@
-"""Text to rows of tokens: documents from any source, tokenised in batches, cut so that no row holds two."""
+"""Tokenise a corpus: documents from any source, BOS, cut so that no row holds two documents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model's config.json says of it, without the model being loaded: for plans and checks before a run."""
+"""What a model's config.json says of it (width, layers) without the model being loaded: for plan and doctor."""
 
 from __future__ import annotations
 

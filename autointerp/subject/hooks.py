@@ -1,4 +1,4 @@
-"""Names of places in a model: TransformerLens hook points, and Hugging Face module paths that mean one."""
+"""Hook names: TransformerLens hook points, and the Hugging Face module paths that mean one."""
 
 from __future__ import annotations
 

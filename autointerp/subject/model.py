@@ -1,4 +1,4 @@
-"""The language model under study: any causal model of Hugging Face, run through TransformerLens' bridge."""
+"""Load and run the subject: any causal Hugging Face model through TransformerLens' bridge; activations, logits."""
 
 from __future__ import annotations
 

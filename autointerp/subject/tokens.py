@@ -1,4 +1,4 @@
-"""Token ids to the pieces of text that a reader sees, and the BOS token a model was trained with.
+"""Token ids to the pieces of text that a reader sees, and which BOS token a model was trained with.
 
 Decoding ids one by one loses leading spaces (SentencePiece) and breaks characters that span
 several tokens (byte-level BPE, byte fallback). `TokenText` reads the pieces themselves: joined,

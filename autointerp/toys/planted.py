@@ -1,4 +1,4 @@
-"""Dictionaries with planted composites, split families and duplicates: the truth is known row by row."""
+"""Planted dictionaries: decoder rows with known composites, split families and duplicates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an SAE trained on a world has learned of it, by the world's own features: never by the composite check.
+"""How much of a toy world an SAE has learned, by the world's own features: never by the composite check.
 
 All cosines are of unit rows. A latent only ever writes its decoder row times a positive activation, so a feature
 is recovered by a *positive* cosine; the mean of matched |cosines| (MCC) alone ignores the sign, as is usual.

@@ -1,4 +1,4 @@
-"""Small worlds whose features and their firings are known, to train SAEs on."""
+"""Toy worlds: features and firings that are known, to train SAEs on."""
 
 from __future__ import annotations
 

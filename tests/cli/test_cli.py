@@ -182,10 +182,10 @@ def test_prompts_are_printed_as_they_would_be_sent(config: str, monkeypatch: pyt
     assert result.stdout == one * 2 + "2 prompts, 24 tokens\n"
 
 
-def test_models_lists_the_catalogue(monkeypatch: pytest.MonkeyPatch):
+def test_models_lists_the_catalogue(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     row = {"name": "m", "kind": "model", "cached": True, "size": 112_000_000, "licence": "MIT"}
     rows = [
-        row | {"sources": ["hub:a/b"], "path": "/p/m"},
+        row | {"sources": ["hub:a/b"], "path": str(tmp_path)},
         row | {"name": "n", "cached": False, "sources": [], "path": ""},
     ]
     monkeypatch.setattr("autointerp.catalog.models_table", lambda: rows)
@@ -193,7 +193,7 @@ def test_models_lists_the_catalogue(monkeypatch: pytest.MonkeyPatch):
         "name  kind   cached  size    licence",
         "m     model  yes     112 MB  MIT",
         "    from hub:a/b",
-        "    in   /p/m",
+        f"    in   {tmp_path}",
         "n     model  no      112 MB  MIT",
     ]
 

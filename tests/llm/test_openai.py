@@ -27,8 +27,8 @@ from autointerp.llm.backend import (
     RequestFailed,
     RetryableFailure,
 )
+from autointerp.llm.backends.failures import retry_after
 from autointerp.llm.backends.openai import OpenAIBackend
-from autointerp.llm.backends.openai_failures import retry_after
 from autointerp.llm.backends.openai_read import Token, Unreadable, find_slots, keep, read, read_choices
 from autointerp.records import Message
 
@@ -221,7 +221,7 @@ NO_ANSWER: list[tuple[object, str]] = [
     ("text", "without choices"),
     ({"choices": []}, "without choices"),
     ({"choices": [None]}, "without choices"),
-    ({"error": {"message": "overloaded"}}, "overloaded"),
+    ({"error": {"message": "overloaded"}}, "an error instead of an answer .overloaded"),
 ]
 
 

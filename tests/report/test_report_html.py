@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from synthetic import write_run
 
-from autointerp.report import write_report
+from autointerp.report import RunFolder, write_report
+from autointerp.report.where import sort
 
 
 class Page(HTMLParser):
@@ -99,12 +100,21 @@ def test_the_head_says_what_was_run_and_the_notes_how_far_to_trust_it(page: Page
 
 def test_a_page_of_many_features_stays_small_and_says_what_it_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = write_run(tmp_path / "many", features=60, windows=2)
-    monkeypatch.setattr("autointerp.report.html._MOST_FEATURES", 50)
+    monkeypatch.setattr("autointerp.report.html.PAGES", 50)
     monkeypatch.setattr("autointerp.report.html._MOST_WINDOWS", 300)
     text = write_report(run, tmp_path / "page.html").read_text()
     assert "at most 1 windows" in text
-    assert "10 features of the lowest rank are left out" in text
+    assert (
+        "50 of 60 features are on this page: 20 with the highest detection, 15 with the lowest detection, and 15"
+        in text
+    )
+    assert "10 are left out" in text
     assert text.count("<template id=") <= 50
+    ranked = sort(RunFolder(run).features, "detection")["feature"].to_pylist()
+    shown = [int(feature) for feature in re.findall(r'<tr id="f(\d+)"', text)]
+    assert shown[:20] == ranked[:20]
+    assert set(ranked[41:56]) <= set(shown), "the worst of the 56 that have a value"
+    assert "60 features" in text
 
 
 def test_a_run_of_features_alone_has_a_report(tmp_path: Path):

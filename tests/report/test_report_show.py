@@ -68,7 +68,7 @@ def test_strongest_windows_are_chosen_and_controls_are_no_mistakes(run: Path):
     for key, windows in view.windows.items():
         peaks = [max(w.activations) for w in windows]
         assert peaks == sorted((max(w.activations) for w in every.windows[key]), reverse=True)[:2]
-    judgements = [j for j in RunFolder(run).rows("judgements", 10) if j["control"] is None and j["status"] == "ok"]
+    judgements = [j for j in RunFolder(run).rows("judgements", [10]) if j["control"] is None and j["status"] == "ok"]
     assert view.n_mistakes == sum(j["truth"] != j["prediction"] for j in judgements)
 
 

@@ -17,19 +17,11 @@ from rich.cells import cell_len
 from synthetic import write_run
 
 from autointerp.errors import AutointerpError, ConfigError
-from autointerp.report.tables import (
-    RunFolder,
-    find_run,
-    interval,
-    lay_out,
-    mean_interval,
-    number,
-    print_table,
-    sort,
-    summarise,
-    visible,
-    where,
-)
+from autointerp.report.figures import mean_interval, summarise
+from autointerp.report.folder import RunFolder, find_run
+from autointerp.report.tables import lay_out, print_table
+from autointerp.report.text import interval, number, visible
+from autointerp.report.where import sort, where
 
 
 @pytest.fixture(scope="module")

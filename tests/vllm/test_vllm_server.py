@@ -100,6 +100,11 @@ async def test_server_is_asked_with_a_key_of_its_own_that_no_process_list_shows(
         await backend.close()
 
 
+@pytest.mark.parametrize("args", [["--api-key", "theirs"], ["--seed", "1", "--api-key=theirs"]])
+def test_a_key_among_the_servers_arguments_is_used(args: list[str]):
+    assert VllmBackend(LLMConfig(model="vllm:some/model", server_args=args))._api_key == "theirs"
+
+
 def test_identity_says_nothing_of_the_port():
     config = LLMConfig(model="vllm:some/model", server_args=["--max-model-len", "512"])
     one, two = VllmBackend(config), VllmBackend(config)

@@ -1,1 +1,1 @@
-"""One file a backend: each answers for its own key, capabilities, price and identity."""
+"""LLM backends, one file each, each answering for its own key, capabilities, price and identity."""

@@ -1,4 +1,4 @@
-"""A language model in this process: transformers, batched over waiting requests, shared beginnings computed once.
+"""Backend local: a language model in this process, batched over waiting requests, shared prefixes computed once.
 
 1. `ask` makes tokens of a request and puts it among those that wait (`packed.Job`).
 2. `_drain` takes what begins alike, at most `llm.batch` at a time, to the worker thread (`local_passes`).

@@ -1,4 +1,4 @@
-"""A chat model and its tokenizer, loaded with transformers, and one forward pass over a tree of tokens."""
+"""Load a chat model and its tokenizer with transformers, and run one forward pass over a tree of tokens."""
 
 from __future__ import annotations
 

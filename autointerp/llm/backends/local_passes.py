@@ -1,4 +1,4 @@
-"""Requests answered together: prompts that begin alike in one pass, completions side by side."""
+"""Batching in process: prompts with a shared prefix in one pass, completions side by side; out-of-memory handled."""
 
 from __future__ import annotations
 

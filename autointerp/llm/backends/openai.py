@@ -1,36 +1,29 @@
-"""Any OpenAI-compatible endpoint, as a backend.
+"""Backend openai: any OpenAI-compatible endpoint, and what it turns out to support.
 
 1. `start` connects, looks for the model and tries what the endpoint can do, a request of a few tokens each.
 2. `ask` sends a request in the form that the endpoint takes; a parameter that it refuses is learnt.
-3. `read` is in `openai_read`, HTTP in `openai_wire`, the meaning of a status in `openai_failures`.
+3. `read` is in `openai_read`, sending in `http`, the meaning of a status in `failures`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import importlib
 import json
 import logging
-import os
-import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
 
 from autointerp.config import LLMConfig
-from autointerp.errors import AutointerpError, ConfigError
+from autointerp.errors import AutointerpError
 from autointerp.llm.backend import Choose, Complete, Fill, FinalFailure, Raw, Reply, Request
-from autointerp.llm.backends.openai_failures import Failures, Refused, ServerError, public, secrets_of
+from autointerp.llm.backends.failures import Refused, ServerError, public
+from autointerp.llm.backends.http import HttpBackend, asked_for, find_headers, find_key
 from autointerp.llm.backends.openai_read import alternatives, keep, read
-from autointerp.llm.prices import Prices, named_prices
+from autointerp.llm.prices import Prices, listed_prices
 from autointerp.records import Capability, Message
 from autointerp.registry import did_you_mean
-
-if TYPE_CHECKING:
-    from autointerp.llm.backends.openai_wire import Wire
 
 T = TypeVar("T")
 log = logging.getLogger("autointerp.llm")
@@ -46,11 +39,11 @@ _PROBE_SCHEMA = {
 }
 _TOP = 20  # alternatives a token, the most that OpenAI's and vLLM's endpoints give
 _FEWER = 5
-_MOST_BYTES = {"complete": 8 << 20, "choose": 8 << 20, "fill": 256 << 20}  # of an answer; twenty a prompt token is much
-_DROPPABLE = ("temperature", "seed", "stop")  # parameters that a request can do without
+MOST_BYTES = 8 << 20  # of an answer
+_MOST_FILLED = 256 << 20  # with twenty alternatives at each token of the prompt
 
 
-class OpenAIBackend:
+class OpenAIBackend(HttpBackend):
     """Chat completions over HTTP, one attempt a call; what the endpoint can do is tried in `start` and remembered.
 
     A subclass that starts its own server sets `base_url` before it calls `start` here.
@@ -58,15 +51,17 @@ class OpenAIBackend:
     parameters that the endpoint wants otherwise. The client hands in one that lasts.
     """
 
+    library, client, path, models_path = "openai", "AsyncOpenAI", "/chat/completions", "/models"
+
     def __init__(
         self, config: LLMConfig, *, model: str | None = None, base_url: str | None = None, api_key: str | None = None
     ) -> None:
-        self._config = config
-        self._model = model or config.model.removeprefix("openai:")
-        self.base_url = base_url or config.base_url or OPENAI
-        self._api_key = api_key
-        self.memory: MutableMapping[str, Any] = {}
-        self._wire: Wire | None = None
+        super().__init__(
+            config,
+            model=model or config.model.removeprefix("openai:"),
+            base_url=base_url or config.base_url or OPENAI,
+            api_key=api_key,
+        )
         self._refused_schemas: set[str] = set()
         self._server_errors: Counter[str] = Counter()  # HTTP 500 in a row, by schema
 
@@ -87,7 +82,7 @@ class OpenAIBackend:
 
     @classmethod
     def prices(cls, config: LLMConfig) -> Prices | None:
-        return named_prices(config, config.model.removeprefix("openai:"), config.base_url or OPENAI)
+        return listed_prices(config.model.removeprefix("openai:"), config.base_url or OPENAI)
 
     @classmethod
     def check(cls, config: LLMConfig, catalogue: Sequence[str]) -> None:
@@ -95,10 +90,6 @@ class OpenAIBackend:
         find_headers(config)
 
     # --- what it is
-
-    @property
-    def model(self) -> str:
-        return self._model
 
     @property
     def identity(self) -> str:
@@ -121,11 +112,7 @@ class OpenAIBackend:
     async def start(self) -> None:
         """Connect, look for the model and try what it can do, a request of a few tokens each; may be called again
         after a RateLimited or RetryableFailure and goes on where it was. Raises AutointerpError, ConfigError."""
-        if self._wire is None:
-            # the library takes a second to import: others go on meanwhile
-            wire = await asyncio.to_thread(importlib.import_module, "autointerp.llm.backends.openai_wire")
-            self._wire = self._connect(wire.Wire)
-        known = await self._wire.models()
+        known = await (await self.connect()).models(self.models_path)
         if known and not any(name == self._model or name.endswith("/" + self._model) for name in known):
             raise AutointerpError(f"{self._where} has no model {self._model!r}{did_you_mean(self._model, known)}")
         if "top_logprobs" not in self.memory:
@@ -139,31 +126,12 @@ class OpenAIBackend:
         if "schema" not in self.memory:
             self.memory["schema"] = await self._probe_schema()
 
-    async def close(self) -> None:
-        if self._wire is not None:
-            await self._wire.close()
-            self._wire = None
-
-    def _connect(self, wire: type[Wire]) -> Wire:
-        if self._api_key is None:
-            self._api_key = find_key(self._config, self.base_url)
-        headers = find_headers(self._config)
-        hidden = [self._api_key, *headers.values(), *secrets_of(self.base_url)]
-        self._failures = Failures(
-            self.base_url, self._model, self._config.api_key_env, tuple(s for s in hidden if len(s) > 4)
-        )
-        return wire(self._config, self.base_url, self._api_key, headers, self._failures, _local(self.base_url))
-
-    @property
-    def _where(self) -> str:
-        return public(self.base_url)
-
     # --- trying what it can do
 
     async def probe(self) -> None:
         """One short request. A refusal is an answer too."""
         try:
-            await self._send(self._chat(_QUESTION, 1), "complete")
+            await self._send(self._chat(_QUESTION, 1), MOST_BYTES)
         except Refused:
             return
 
@@ -171,7 +139,7 @@ class OpenAIBackend:
         question = Choose(_QUESTION, ("Yes", "No"))
         for top in (_TOP, _FEWER):
             body = {**self._chat(_QUESTION, 1), "logprobs": True, "top_logprobs": top}
-            data = await self._tried(lambda body=body: self._send(body, "choose"))
+            data = await self._tried(lambda body=body: self._send(body, MOST_BYTES))
             if data is not None:
                 tokens = keep(data, question)["tokens"]
                 return top if tokens and len(alternatives(tokens[0])) > 1 else 0
@@ -188,7 +156,7 @@ class OpenAIBackend:
 
     async def _probe_schema(self) -> bool:
         body = {**self._chat(_QUESTION, 32), "response_format": _form(_PROBE_SCHEMA)}
-        data = await self._tried(lambda: self._send(body, "complete"))
+        data = await self._tried(lambda: self._send(body, MOST_BYTES))
         if data is None:
             return False
         text = keep(data, Complete(_QUESTION, 32))["content"] or ""
@@ -218,7 +186,7 @@ class OpenAIBackend:
             case Choose():
                 data = await self._choose(request)
             case Fill():
-                data = await self._send(self._filled(request), request.kind)
+                data = await self._send(self._filled(request), _MOST_FILLED)
         return keep(data, request)
 
     def read(self, raw: Raw, request: Request) -> Reply:
@@ -237,7 +205,7 @@ class OpenAIBackend:
         body = {**self._chat(request.messages, 2 if nested else 1), "temperature": 0.0, "logprobs": True}
         while top := self.memory.get("top_logprobs", _TOP):
             try:
-                return await self._send({**body, "top_logprobs": top}, request.kind)
+                return await self._send({**body, "top_logprobs": top}, MOST_BYTES)
             except Refused as error:
                 if not (error.names("logprobs") or error.names("top_logprobs")):
                     raise
@@ -271,9 +239,9 @@ class OpenAIBackend:
         when the same request without it is answered; HTTP 500 when it comes three times in a row."""
         name = hashlib.sha256(json.dumps(schema, sort_keys=True).encode()).hexdigest()
         if schema is None or self.memory.get("schema") is False or name in self._refused_schemas:
-            return await self._send(body, "complete")
+            return await self._send(body, MOST_BYTES)
         try:
-            data = await self._send({**body, "response_format": _form(schema)}, "complete")
+            data = await self._send({**body, "response_format": _form(schema)}, MOST_BYTES)
             self._server_errors.pop(name, None)
             return data
         except ServerError:
@@ -282,85 +250,11 @@ class OpenAIBackend:
                 raise
         except Refused:
             pass
-        data = await self._send(body, "complete")
+        data = await self._send(body, MOST_BYTES)
         self._refused_schemas.add(name)
         log.info("%s takes no structured output of this form: going on without", self._where)
         return data
 
-    async def _send(self, body: dict[str, Any], kind: str) -> dict[str, Any]:
-        """POST, again in another shape for each parameter that the endpoint refuses; what helped is remembered."""
-        assert self._wire is not None, "ask after start"
-        changes: list[str] = []
-        while True:
-            shaped = self._shaped(body, changes)
-            try:
-                data = await self._wire.post(shaped, _MOST_BYTES[kind])
-            except Refused as error:
-                change = _change_for(error, shaped)
-                if change is None or change in changes:
-                    raise
-                changes.append(change)
-                continue
-            self._learn(changes)
-            return data
-
-    def _shaped(self, body: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
-        without = {*self.memory.get("without", []), *changes}
-        shaped = {name: value for name, value in body.items() if name not in without}
-        if self.memory.get("max_completion_tokens") or "max_tokens" in changes:
-            shaped.pop("max_tokens", None)
-            shaped["max_completion_tokens"] = body["max_tokens"]
-        return shaped | self._config.extra_body
-
-    def _learn(self, changes: Sequence[str]) -> None:
-        for change in changes:
-            without = self.memory.get("without", [])
-            if change == "max_tokens":
-                if not self.memory.get("max_completion_tokens"):
-                    self.memory["max_completion_tokens"] = True
-            elif change not in without:
-                log.warning("%s does not let %r be set for %s: going on without", self._where, change, self._model)
-                self.memory["without"] = [*without, change]
-
-
-def _change_for(error: Refused, sent: Mapping[str, Any]) -> str | None:
-    """The parameter of the request that was sent which the endpoint would rather not see."""
-    if "max_tokens" in sent and re.search(r"\bmax_completion_tokens", error.text):
-        return "max_tokens"
-    return next((name for name in _DROPPABLE if name in sent and error.names(name)), None)
-
-
-def asked_for(config: LLMConfig) -> dict[str, Any]:
-    """What the config adds to each request, where it adds anything; secrets stand as the names of variables."""
-    extras = {name: getattr(config, name) for name in ("reasoning_effort", "extra_body", "headers")}
-    return {name: value for name, value in extras.items() if value}
-
 
 def _form(schema: Mapping[str, object]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema), "strict": True}}
-
-
-# --- keys
-
-
-def find_key(config: LLMConfig, base_url: str) -> str:
-    """The key from the environment; servers of this machine need none. Raises ConfigError, naming the variable."""
-    key = os.environ.get(config.api_key_env) if config.api_key_env else "none"
-    if not key and not _local(base_url):
-        raise ConfigError(f"{public(base_url)} needs a key: set the environment variable {config.api_key_env}")
-    return key or "none"
-
-
-def find_headers(config: LLMConfig) -> dict[str, str]:
-    """`llm.headers` with the values of the variables that they name. Raises ConfigError for one that is not set."""
-    headers = {}
-    for name, value in config.headers.items():
-        variable = value.removeprefix("$")
-        if variable != value and not os.environ.get(variable):
-            raise ConfigError(f"llm.headers.{name} needs the environment variable {variable}")
-        headers[name] = os.environ[variable] if variable != value else value
-    return headers
-
-
-def _local(url: str) -> bool:
-    return (urlsplit(url).hostname or "") in ("localhost", "127.0.0.1", "::1", "0.0.0.0")

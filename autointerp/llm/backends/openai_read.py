@@ -1,4 +1,4 @@
-"""Reading what an OpenAI-compatible endpoint said: pure functions of the answer that was kept.
+"""Read an OpenAI-compatible endpoint's raw answer: text, token probabilities, token counts; pure functions.
 
 1. `keep` takes from an HTTP answer the parts that any reader uses; these go into the cache.
 2. `read` makes a `Reply` of them: text, or the probabilities of the offered answers.
@@ -79,10 +79,10 @@ def _kept_tokens(logprobs: object) -> list[list[Any]]:
     """For the first two tokens of the answer: the one said and its alternatives, each [text, log probability]."""
     content = logprobs.get("content") if isinstance(logprobs, dict) else None
     kept: list[list[Any]] = []
-    for said in content[:2] if isinstance(content, list) else ():
-        top = said.get("top_logprobs") if isinstance(said, dict) else None
+    for spoken in content[:2] if isinstance(content, list) else ():
+        top = spoken.get("top_logprobs") if isinstance(spoken, dict) else None
         try:
-            kept.append([_pair(entry, "token") for entry in (said, *(top if isinstance(top, list) else ()))])
+            kept.append([_pair(entry, "token") for entry in (spoken, *(top if isinstance(top, list) else ()))])
         except ValueError:
             break
     return kept

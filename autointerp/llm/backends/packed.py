@@ -1,4 +1,4 @@
-"""Prompts that begin alike: packed as one tree of tokens, and their beginnings kept for the next pass.
+"""Shared prefixes of prompts: packed as one tree of tokens, and kept as a KV cache for the next pass.
 
 A transformer's keys and values at a token depend on its ancestors only. So the prompts of a batch
 become a tree whose shared beginnings are computed once, run as one row under an ancestor mask,

@@ -1,4 +1,4 @@
-"""A vLLM server of our own: started for a model, asked like any OpenAI-compatible endpoint, ended with us."""
+"""Backend vllm: a vLLM server that is started on loopback for a model, asked over HTTP, and ended with the run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from autointerp.config import SECRET, LLMConfig
 from autointerp.errors import AutointerpError, ConfigError
 from autointerp.hashing import fingerprint
 from autointerp.llm import guard
-from autointerp.llm.backends.openai import OpenAIBackend, asked_for
+from autointerp.llm.backends.http import asked_for
+from autointerp.llm.backends.openai import OpenAIBackend
 from autointerp.llm.prices import FREE, Prices
 from autointerp.progress import clock
 from autointerp.records import Capability
@@ -47,7 +48,8 @@ class VllmBackend(OpenAIBackend):
 
     def __init__(self, config: LLMConfig) -> None:
         # a key of its own for each server: others on this machine cannot use it, nor see it among the processes
-        super().__init__(config, model=config.model.removeprefix("vllm:"), api_key=secrets.token_urlsafe(24))
+        key = _given_key(config.server_args) or secrets.token_urlsafe(24)
+        super().__init__(config, model=config.model.removeprefix("vllm:"), api_key=key)
         self._python = _python()
         self._server: subprocess.Popen[bytes] | None = None
         self._log: Path | None = None
@@ -149,7 +151,7 @@ class VllmBackend(OpenAIBackend):
         assert self._server is not None
         assert self._log is not None
         url = self.base_url.removesuffix("/v1") + "/health"
-        begun = said = changed = time.monotonic()
+        begun = told = changed = time.monotonic()
         size = 0
         while not await asyncio.to_thread(_answers, url):
             if self._server.poll() is not None:
@@ -159,8 +161,8 @@ class VllmBackend(OpenAIBackend):
                 size, changed = grown, now
             if now - changed > SILENCE:
                 raise AutointerpError(self._post_mortem(f"has said nothing for {clock(SILENCE)}"))
-            if now - said > SAY_EVERY:
-                said = now
+            if now - told > SAY_EVERY:
+                told = now
                 log.info("vLLM is starting (%s): %s", clock(now - begun), (self._tail(1) or [""])[0])
             await asyncio.sleep(0.5)
         log.info("vLLM serves %s after %s", self._model, clock(time.monotonic() - begun))
@@ -193,6 +195,15 @@ def public_args(args: Sequence[str]) -> list[str]:
         else:
             hidden = False
     return kept
+
+
+def _given_key(args: Sequence[str]) -> str | None:
+    """The key that the config gives the server, which goes before ours."""
+    for arg, following in zip(args, [*args[1:], ""]):
+        name, _, value = arg.partition("=")
+        if name == "--api-key":
+            return value or following or None
+    return None
 
 
 def _python() -> str:

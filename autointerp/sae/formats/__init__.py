@@ -1,4 +1,4 @@
-"""The file formats of SAEs, one file each. Another format is added by the entry-point group autointerp.sae_formats.
+"""The file formats of SAEs by name, and which one a file or folder has; one file each.
 
 A format is a module or object with
 

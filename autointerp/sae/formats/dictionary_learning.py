@@ -1,4 +1,4 @@
-"""dictionary_learning: ``trainer_<i>/{ae.pt, config.json}``, told apart by ``trainer.dict_class``."""
+"""SAE format dictionary_learning: ``trainer_<i>/{ae.pt, config.json}``, told apart by ``trainer.dict_class``."""
 
 from __future__ import annotations
 

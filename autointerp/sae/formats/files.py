@@ -1,4 +1,4 @@
-"""Reading the files that formats are made of, with one clear line for each way they can be broken."""
+"""Read the files that SAE formats are made of (JSON, safetensors, pickles); a broken one is one clear line."""
 
 from __future__ import annotations
 

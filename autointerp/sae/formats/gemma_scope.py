@@ -1,4 +1,4 @@
-"""Gemma Scope: ``params.npz``, JumpReLU, b_dec not subtracted from the input. What it was trained on is in the path."""
+"""SAE format Gemma Scope: ``params.npz``, JumpReLU, b_dec not subtracted; the path says what it was trained on."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Llama Scope: ``hyperparams.json`` + ``checkpoints/final.safetensors``; the R1-distill variant beside it:
-``config.json`` + ``sae_weights.safetensors`` with ``log_jumprelu_threshold``."""
+"""SAE format Llama Scope: ``hyperparams.json`` + ``checkpoints/final.safetensors``, and its R1-distill variant.
+
+The variant is ``config.json`` + ``sae_weights.safetensors`` with ``log_jumprelu_threshold``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenAI's sparse_autoencoder: one ``.pt``. The input is layer-normed if and only if the activation is TopK."""
+"""SAE format of OpenAI's sparse_autoencoder: one ``.pt``; the input is layer-normed if the activation is TopK."""
 
 from __future__ import annotations
 

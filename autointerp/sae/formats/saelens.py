@@ -1,4 +1,4 @@
-"""SAELens: ``cfg.json`` + ``sae_weights.safetensors``; version 6 and the flat configs before it. Reads and writes."""
+"""SAE format SAELens: ``cfg.json`` + ``sae_weights.safetensors``; version 6 and flat configs. Reads and writes."""
 
 from __future__ import annotations
 

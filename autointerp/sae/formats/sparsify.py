@@ -1,4 +1,4 @@
-"""EleutherAI's sparsify (and delphi): ``<hookpoint>/{cfg.json, sae.safetensors}``."""
+"""SAE format of EleutherAI's sparsify (and delphi): ``<hookpoint>/{cfg.json, sae.safetensors}``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an HTTP status means for a request: ask again, give this request up, or stop the run."""
+"""What an HTTP status means for a request: retry (rate limit, server error), give the request up, or stop the run."""
 
 from __future__ import annotations
 

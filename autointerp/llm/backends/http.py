@@ -1,0 +1,160 @@
+"""What LLM backends over HTTP share: API keys, connections, requests in the form that the endpoint takes."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import logging
+import os
+import re
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+from autointerp.config import LLMConfig
+from autointerp.errors import ConfigError
+from autointerp.llm.backends.failures import Failures, Refused, public, secrets_of
+from autointerp.llm.backends.wire import Wire
+
+log = logging.getLogger("autointerp.llm")
+
+_DROPPABLE = ("temperature", "seed", "stop", "stop_sequences")  # parameters that a request can do without
+
+
+class HttpBackend:
+    """Sends requests by a provider's library. A parameter that the endpoint refuses is left out and remembered.
+
+    `memory` holds what was found out of the endpoint. The client hands in one that lasts.
+    """
+
+    library: ClassVar[str]  # the package that speaks the provider's protocol
+    client: ClassVar[str]  # its class of clients
+    path: ClassVar[str]  # where requests go
+    models_path: ClassVar[str]
+
+    def __init__(self, config: LLMConfig, *, model: str, base_url: str, api_key: str | None = None) -> None:
+        self._config = config
+        self._model = model
+        self.base_url = base_url
+        self._api_key = api_key
+        self.memory: MutableMapping[str, Any] = {}
+        self._wire: Wire | None = None
+
+    @property
+    def model(self) -> str:
+        return self._model
+
+    @property
+    def _where(self) -> str:
+        return public(self.base_url)
+
+    async def connect(self) -> Wire:
+        """Raises ConfigError where the key or the library is missing."""
+        if self._wire is None:
+            # the library takes a second to import: others go on meanwhile
+            library = await asyncio.to_thread(_library, self.library)
+            if self._api_key is None:
+                self._api_key = find_key(self._config, self.base_url)
+            headers = find_headers(self._config)
+            hidden = [self._api_key, *headers.values(), *secrets_of(self.base_url)]
+            secrets = tuple(secret for secret in hidden if len(secret) > 4)
+            failures = Failures(self.base_url, self._model, self._config.api_key_env, secrets)
+            self._wire = Wire(
+                library,
+                self.client,
+                self._config,
+                self.base_url,
+                self._api_key,
+                headers,
+                failures,
+                _local(self.base_url),
+            )
+        return self._wire
+
+    async def close(self) -> None:
+        if self._wire is not None:
+            await self._wire.close()
+            self._wire = None
+
+    async def _send(self, body: dict[str, Any], most_bytes: int) -> dict[str, Any]:
+        """POST, again in another shape for each parameter that the endpoint refuses; what helped is remembered."""
+        assert self._wire is not None, "ask after start"
+        changes: list[str] = []
+        while True:
+            shaped = self._shaped(body, changes)
+            try:
+                data = await self._wire.post(self.path, shaped, most_bytes)
+            except Refused as error:
+                change = _change_for(error, shaped)
+                if change is None or change in changes:
+                    raise
+                changes.append(change)
+                continue
+            self._learn(changes)
+            return data
+
+    def _shaped(self, body: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+        without = {*self.memory.get("without", []), *changes}
+        shaped = {name: value for name, value in body.items() if name not in without}
+        if self.memory.get("max_completion_tokens") or "max_tokens" in changes:
+            shaped.pop("max_tokens", None)
+            shaped["max_completion_tokens"] = body["max_tokens"]
+        return shaped | self._config.extra_body
+
+    def _learn(self, changes: Sequence[str]) -> None:
+        for change in changes:
+            without = self.memory.get("without", [])
+            if change == "max_tokens":
+                if not self.memory.get("max_completion_tokens"):
+                    self.memory["max_completion_tokens"] = True
+            elif change not in without:
+                log.warning("%s does not let %r be set for %s: going on without", self._where, change, self._model)
+                self.memory["without"] = [*without, change]
+
+
+def _change_for(error: Refused, sent: Mapping[str, Any]) -> str | None:
+    """The parameter of the request that was sent which the endpoint would rather not see."""
+    if "max_tokens" in sent and re.search(r"\bmax_completion_tokens", error.text):
+        return "max_tokens"
+    return next((name for name in _DROPPABLE if name in sent and error.names(name)), None)
+
+
+def asked_for(config: LLMConfig) -> dict[str, Any]:
+    """What the config adds to each request, where it adds anything; secrets stand as the names of variables."""
+    extras = {name: getattr(config, name) for name in ("reasoning_effort", "extra_body", "headers")}
+    return {name: value for name, value in extras.items() if value}
+
+
+def find_key(config: LLMConfig, base_url: str) -> str:
+    """The key from the environment; servers of this machine need none. Raises ConfigError, naming the variable."""
+    key = os.environ.get(config.api_key_env) if config.api_key_env else "none"
+    if not key and not _local(base_url):
+        raise ConfigError(f"{public(base_url)} needs a key: set the environment variable {config.api_key_env}")
+    return key or "none"
+
+
+def find_headers(config: LLMConfig) -> dict[str, str]:
+    """`llm.headers` with the values of the variables that they name. Raises ConfigError for one that is not set."""
+    headers = {}
+    for name, value in config.headers.items():
+        variable = value.removeprefix("$")
+        if variable != value and not os.environ.get(variable):
+            raise ConfigError(f"llm.headers.{name} needs the environment variable {variable}")
+        headers[name] = os.environ[variable] if variable != value else value
+    return headers
+
+
+def _local(url: str) -> bool:
+    return (urlsplit(url).hostname or "") in ("localhost", "127.0.0.1", "::1", "0.0.0.0")
+
+
+def check_library(name: str) -> None:
+    """Raise ConfigError where a provider's package is not installed."""
+    if importlib.util.find_spec(name) is None:
+        raise ConfigError(f"the package {name} is not installed: pip install 'autointerp[{name}]'")
+
+
+def _library(name: str) -> Any:
+    check_library(name)
+    return importlib.import_module(name)

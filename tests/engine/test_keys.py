@@ -1,0 +1,252 @@
+"""What a stage's key holds of the code: a change that could change its output makes it stale, another does not.
+
+Each case changes one place of a copy of the package and looks at the key of every stage of two configs: one that
+loads an SAE and asks for all that there is, and one that trains its SAE.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+SAE = REPOSITORY / "pipelines" / "saes" / "stories15m-l1"
+
+
+class Change(NamedTuple):
+    file: str
+    before: str
+    after: str
+    stale: str  # a stage that must be stale, as "load:harvest"
+
+
+DETECTION, SIMULATION = "load:score/detection/default", "load:score/simulation/default"
+CHANGES = [
+    # records and artifacts
+    Change("records.py", 'return self.kind == "activating"', 'return self.kind != "activating"', DETECTION),
+    Change("records.py", "return max(self.activations, default=0.0)", "return min(self.activations)", SIMULATION),
+    Change("records.py", 'return "ok" if self.text else "failed"', 'return "ok"', "load:explain/default"),
+    Change("artifacts.py", "int(indptr[latent + 1])", "int(indptr[latent])", "load:contexts"),
+    Change("artifacts.py", 'side="right") - 1', 'side="left")', "load:reencode"),
+    Change("tables.py", '"n_unscored": "whole"', '"n_unscored": "real"', DETECTION),
+    # engine
+    Change("engine/models.py", "return load_sae(session, folder)", "return load_sae(session, '')", "load:harvest"),
+    Change("engine/models.py", "wanted = session.config.subject.hook or hook", "wanted = hook", "load:harvest"),
+    Change("engine/executor.py", "for line in each.tables.get(table, ())", "for line in ()", DETECTION),
+    # subject, SAE, activations
+    Change("subject/corpus.py", "BATCH = 512", "BATCH = 511", "load:corpus"),
+    Change("subject/tokens.py", 'r"<0x([0-9A-F]{2})>"', 'r"<0x([0-9a-f]{2})>"', "load:contexts"),
+    Change("subject/hooks.py", '"wte"', '"wpe"', "train:activations"),
+    Change("sae/model.py", "self.pre_activations(x), self)", "self.pre_activations(-x), self)", "load:harvest"),
+    Change("sae/formats/saelens.py", '"sae_weights.safetensors"', '"weights.safetensors"', "load:harvest"),
+    Change("sae/formats/openai.py", "FORMAT = _OpenAI()", "FORMAT = None", "load:sae"),
+    Change("sae/check.py", "batch: int = 1024", "batch: int = 1023", "load:sae"),
+    Change("sae/recipes.py", "self.d_in**0.5", "self.d_in**0.4", "train:sae"),
+    Change("sae/penalties.py", "_PART = 32", "_PART = 16", "train:sae"),
+    Change("activations/dense.py", "SAVE_EVERY = 500_000", "SAVE_EVERY = 1", "train:activations"),
+    Change("activations/harvest.py", "HALF_MAX = 6e4", "HALF_MAX = 1e4", "load:harvest"),
+    Change("activations/contexts.py", "_TRIES = 32", "_TRIES = 2", "load:contexts"),
+    Change("activations/evidence.py", "_TOKEN_STATS = 30", "_TOKEN_STATS = 3", "load:explain/default"),
+    Change("activations/evidence.py", '-ok["firings"]', 'ok["firings"]', "load:select"),
+    # composites and evaluation
+    Change("composites/decompose.py", "TRIPLE_GAIN = 0.05", "TRIPLE_GAIN = 0.5", "load:composites"),
+    Change("composites/evidence.py", "REACH = 0.4", "REACH = 0.2", "load:reencode"),
+    Change("composites/activation_evidence.py", "SHOWN = 3", "SHOWN = 4", "load:reencode"),
+    Change("composites/union.py", "[:2]", "[:3]", "load:reencode"),
+    Change("composites/entailment.py", "p >= 0.5", "p > 0.5", "load:semantic"),
+    Change("composites/semantics.py", "REASK = 1", "REASK = 2", "load:semantic"),
+    Change("composites/choice.py", "chosen[: config.count]", "chosen[1 : config.count]", "load:select"),
+    Change("evaluation/sums.py", "DENSE = 1 << 24", "DENSE = 1 << 20", "load:evaluate"),
+    Change("evaluation/figures.py", "LEAST = 0.01", "LEAST = 0.1", "load:evaluate"),
+    # stages
+    Change("stages/directions.py", "LOGITS = 10", "LOGITS = 12", "load:directions"),
+    Change("stages/tables.py", 'real = rows[rows["control"].isna()]', "real = rows", "load:tables"),
+    Change("stages/select.py", "sorted(how)", "sorted(how, reverse=True)", "load:select"),
+    # plug-ins and what they share, prompts, readers
+    Change(
+        "explainers/default.py", "key=lambda context: -context.peak", "key=lambda c: c.peak", "load:explain/default"
+    ),
+    Change("explainers/token_stats.py", "stat.fired / stat.seen", "stat.fired", "load:explain/token_stats"),
+    Change("explainers/constituents.py", '"both", "all of"', '"two", "all of"', "load:explain/conjunction"),
+    Change("scorers/detection.py", "batch: int = 25", "batch: int = 24", DETECTION),
+    Change("scorers/simulation.py", 'FILLER = "0"', 'FILLER = "1"', SIMULATION),
+    Change("controls/other_feature.py", "text.casefold()", "text", f"{DETECTION}/other_feature"),
+    Change("prompting.py", 'right: str = "»"', 'right: str = "›"', "load:explain/default"),
+    Change("../prompts/judge_list.jinja", "Property:", "Rule:", DETECTION),
+    Change("answers.py", "LEAST_MASS = 0.05", "LEAST_MASS = 0.5", DETECTION),
+    Change("stats.py", "RESAMPLES = 1000", "RESAMPLES = 100", DETECTION),
+    Change("llm/backends/openai_read.py", "spelt = text.strip().casefold()", "spelt = text.strip()", DETECTION),
+    Change("../mine.py", "return helper.say()", "return helper.say() + '.'", "load:explain/mine.explain"),
+    Change("../helper.py", "'the word a'", "'the word b'", "load:explain/mine.explain"),
+]
+DEFAULTS = [  # of the config: they count through the section
+    Change("config.py", "window: int = Field(default=32", "window: int = Field(default=31", "load:contexts"),
+    Change("config.py", "min_firings: int = Field(default=60", "min_firings: int = Field(default=61", "load:select"),
+]
+
+PAID = ("harvest", "sae", "activations", "score/")  # what must not be made again for nothing
+IDLE = [
+    Change("records.py", '"""A window of a document\'s tokens', '"""One window of a document\'s tokens', ""),
+    Change("activations/harvest.py", '"""Run a corpus through', '"""Send a corpus through', ""),
+    Change("activations/harvest.py", "# above it a shard keeps", "# beyond it a shard keeps", ""),
+    Change("scorers/detection.py", '"""Detection: shown a text', '"""Detection: given a text', ""),
+    Change("sae/model.py", '"""[..., d_in] -> codes [..., d_sae], zero or positive."""', '"""Codes."""', ""),
+    Change("cli.py", "Run the pipeline:", "Runs the pipeline:", ""),
+    Change("cli.py", "limit=50", "limit=60", ""),
+    Change("report/html.py", "_BINS = 20", "_BINS = 30", ""),
+    Change("report/show.py", "", "\n\ndef unused():\n    return 1\n", ""),
+    Change("commands/run.py", "nothing to do", "all is done", ""),
+    Change("commands/folder.py", '"torch", ', "", ""),
+    Change("progress.py", "every: float = 15.0", "every: float = 5.0", ""),
+    Change("errors.py", "exit_code = 1", "exit_code = 3", ""),
+    Change("engine/dag.py", "REPAIRS = 3", "REPAIRS = 4", ""),
+    Change("engine/store.py", 'LOG = "log"', 'LOG = "logs"', ""),
+    Change("config.py", '"""Text, tokenised once."""', '"""Text."""', ""),
+    Change("config.py", "give exactly one of sae.load and sae.train", "give sae.load or sae.train", ""),
+    Change("plugins.py", "cannot be called", "is not callable", ""),
+    Change("catalog/fetch.py", "", "\n\ndef unused():\n    return 1\n", ""),
+    Change("llm/limiter.py", "maximum / 8", "maximum / 4", ""),
+    Change("llm/backends/local.py", "", "\n\ndef unused():\n    return 1\n", ""),
+    Change("llm/backends/vllm.py", "SILENCE = 1800.0", "SILENCE = 900.0", ""),
+    Change("toys/worlds.py", "", "\n\ndef unused():\n    return 1\n", ""),
+    Change("stages/evaluate.py", "", "\n\ndef unused():\n    return 1\n", ""),
+    Change("scorers/fuzzing.py", "", "async def score(): ...\n", ""),
+]
+
+
+def config(folder: Path, **more: Any) -> dict[str, Any]:
+    (folder / "model").mkdir(exist_ok=True)
+    (folder / "text.txt").write_text("Once upon a time.")
+    llm = {"model": "test-model", "base_url": "http://127.0.0.1:9/v1", "api_key_env": None, "logprobs": True}
+    return {
+        "name": "keys",
+        "subject": {"model": str(folder / "model"), "hook": "blocks.1.hook_resid_post"},
+        "corpus": {"source": str(folder / "text.txt")},
+        "llm": llm,
+        **more,
+    }
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from autointerp.config import parse_config
+from autointerp.engine import keys
+from autointerp.hashing import digest
+from autointerp import stages
+
+root, work = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
+TARGETS = ["tables", "evaluate"]
+
+def all_keys():
+    found = {}
+    for name, raw in work["configs"].items():
+        for node in stages.nodes(parse_config(raw), None, TARGETS):
+            found[f"{name}:{node.name}"] = digest([node.code, node.section])
+    return found
+
+before, results = all_keys(), []
+for file, old, new in work["changes"]:
+    path = root / file
+    text = path.read_text() if path.exists() else None
+    assert text is None or old in text, (file, old)
+    path.write_text(text.replace(old, new, 1) if old else (text or "") + new)
+    after = all_keys()
+    results.append(sorted(name for name in before if before[name] != after.get(name)))
+    path.unlink() if text is None else path.write_text(text)
+print(json.dumps({"keys": before, "stale": results}))
+"""
+
+
+class Copy:
+    """A copy of the package with a user's plug-in beside it, whose files may be changed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(REPOSITORY / "autointerp", root / "autointerp", ignore=ignore)
+        shutil.copytree(REPOSITORY / "prompts", root / "prompts")
+        (root / "mine.py").write_text(
+            textwrap.dedent(
+                """
+                import autointerp as ai
+                import helper
+
+                async def explain(feature, llm):
+                    return helper.say()
+                """
+            )
+        )
+        (root / "helper.py").write_text("def say():\n    return 'the word a'\n")
+        every = {
+            "sae": {"load": str(SAE)},
+            "features": {"select": "composites", "constituents": True},
+            "composites": {"union": str(SAE), "semantic": True},
+            "explainers": ["default", "token_stats", "conjunction", "mine.explain"],
+        }
+        train = {"sae": {"train": {"architecture": "topk", "d_sae": 64, "k": 4, "tokens": 100_000}}}
+        self.configs = {"load": config(root, **every), "train": config(root, **train)}
+
+    def run(self, changes: list[Change]) -> dict[str, Any]:
+        work = {"configs": self.configs, "changes": [change[:3] for change in changes]}
+        (self.root / "work.json").write_text(json.dumps(work))
+        environment = {**os.environ, "PYTHONPATH": str(self.root), "AUTOINTERP_CACHE": str(self.root / "cache")}
+        command = [sys.executable, "-c", SCRIPT, str(self.root / "autointerp"), str(self.root / "work.json")]
+        done = subprocess.run(command, env=environment, cwd=self.root, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
+    return Copy(tmp_path_factory.mktemp("copy"))
+
+
+@pytest.fixture(scope="module")
+def stale(copy: Copy) -> dict[Change, list[str]]:
+    changes = [*CHANGES, *IDLE]
+    return dict(zip(changes, copy.run(changes)["stale"]))
+
+
+def test_forty_changes_are_looked_at_and_twenty_that_change_nothing() -> None:
+    assert len({*CHANGES, *DEFAULTS}) >= 40
+    assert len(set(IDLE)) >= 20
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: f"{change.file} {change.before[:24]}")
+def test_a_change_that_can_change_a_stages_output_makes_it_stale(stale, change: Change) -> None:
+    assert change.stale in stale[change]
+
+
+@pytest.mark.parametrize("change", IDLE, ids=lambda change: f"{change.file} {change.before[:24]}")
+def test_a_change_that_cannot_change_it_makes_nothing_again_that_is_dear(stale, change: Change) -> None:
+    assert not [name for name in stale[change] if name.split(":")[1].startswith(PAID)]
+
+
+def test_a_change_of_one_scorer_leaves_the_other_and_every_harvest(stale) -> None:
+    (change,) = (c for c in CHANGES if c.file == "scorers/simulation.py")
+    assert {name.split(":")[1].split("/")[1] for name in stale[change]} == {"simulation"}
+
+
+def test_a_changed_default_of_the_config_makes_its_stages_stale_and_no_other(copy: Copy) -> None:
+    before = copy.run([])["keys"]
+    for change in DEFAULTS:
+        path = copy.root / "autointerp" / change.file
+        text = path.read_text()
+        assert change.before in text
+        path.write_text(text.replace(change.before, change.after))
+        try:
+            after = copy.run([])["keys"]
+        finally:
+            path.write_text(text)
+        changed = {name for name in before if before[name] != after[name]}
+        assert change.stale in changed
+        assert not [name for name in changed if name.split(":")[1].startswith(("harvest", "sae", "activations"))]
