@@ -47,8 +47,9 @@ def run(config: str | Path | Config, *, set: Mapping[str, Any] | None = None, ou
     started = time.time()
     whole, before = is_complete(folder), previous_stages(folder)
     with session_in(resolved, folder) as session:
+        checked = checked_nodes(resolved, session)
         live = Live(resolved, folder, store())
-        dag = Dag(live.watched(checked_nodes(resolved, session)), live.store)
+        dag = Dag(live.watched(checked), live.store)
         live.expect(dag, before, expected_seconds(resolved, session, dag))
         session.on_shard = live.shard_kept
         learner = Learner(resolved, session, dag)
