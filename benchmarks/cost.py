@@ -2,9 +2,10 @@
 
     python benchmarks/cost.py [--features 20] [--out results/reference/cost.json]
 
-Prompts are rendered for real features of the demo's SAE and counted with the default judge's tokenizer; nothing is
-sent. Bar: explain + detection in list mode ≤ 6 calls and ≤ 8,000 prompt tokens. (delphi, measured: 41 calls and 38,000
-tokens for detection and fuzzing.) Exits 1 where a bar is missed.
+The demo's stages run up to the contexts, which asks no language model. The requests for real features of its SAE are
+then made to a recorder and counted with the default judge's tokenizer; nothing is sent. Bar: explain + detection in
+list mode ≤ 6 calls and ≤ 8,000 prompt tokens. (delphi, measured: 41 calls and 38,000 tokens for detection and
+fuzzing.) Exits 1 where a bar is missed.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-from autointerp.pipeline.stages import build_stages, evidence_of, held_out, selected
-
-from autointerp.commands.prompts import record_explain, record_score, token_counter
-from autointerp.commands.run import store
+from autointerp.commands import rehearsal
+from autointerp.commands.folder import store
+from autointerp.commands.known import Known
+from autointerp.commands.run import run_targets
 from autointerp.config import PluginConfig, load_config
 from autointerp.engine.dag import Dag
 from autointerp.engine.session import Session
+from autointerp.stages import nodes, uses
+from autointerp.stages.select import ready
 
 CALLS, TOKENS = 6, 8000
+EXPLANATION = "the words that name animals, above all dogs and cats"
 
 
 def main() -> None:
@@ -31,37 +35,40 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=20)
     parser.add_argument("--out", type=Path, default=Path("results/reference/cost.json"))
     options = parser.parse_args()
-    whole = load_config("demo", {"features.count": options.features, "contexts": {}})
-    # The same run without a language model makes the contexts.
-    config = whole.model_copy(update={"explainers": [PluginConfig(name="token_stats")], "scorers": [], "controls": []})
-    with tempfile.TemporaryDirectory() as folder, Session(config, Path(folder) / "usage.jsonl") as session:
-        dag = Dag(build_stages(config, session), store())
-        inputs = {name: dag.store.folder(name, manifest.key) for name, manifest in dag.run().items()}
-        features = [row["feature"] for row in selected(inputs["select"]) if row["status"] == "ok"]
-        evidence = evidence_of(session, inputs)(features)
-        examples = held_out(inputs["contexts"] / "contexts.parquet")(features)
-    assert whole.llm is not None
-    count = token_counter(whole.llm)
-    judge = PluginConfig.model_validate({"name": "detection", "mode": "list"})
-    explanation = "the words that name animals, above all dogs and cats"
+    config = load_config("demo", {"features.count": options.features, "contexts": {}})
+    assert config.llm is not None
+    detection = PluginConfig.model_validate({"name": "detection", "mode": "list"})
+    config = config.model_copy(
+        update={"explainers": [PluginConfig(name="default")], "scorers": [detection], "controls": []}
+    )
     calls, tokens, judged = [], [], []
-    for feature in features:
-        asked = record_explain(whole, PluginConfig(name="default"), evidence[feature])
-        asked += record_score(whole, judge, explanation, examples[feature])
-        calls.append(len(asked))
-        tokens.append(sum(count(messages) for _, messages, _ in asked))
-        judged.append(len(examples[feature]))
-    found = {
+    with tempfile.TemporaryDirectory() as folder:
+        run_targets(config, ["contexts"], out=folder)
+        with Session(config, Path(folder) / "usage.jsonl") as session:
+            dag = Dag(nodes(config, session), store())
+            inputs = {name: dag.folder(s) for name, s in dag.standings().items() if s.manifest is not None}
+            known = Known(config, session, uses(config), inputs, EXPLANATION)
+            count = rehearsal.counter(config.llm)
+            for sample in known.real(ready(inputs["select"])):
+                asked = [
+                    request
+                    for name in ("explain/default", "score/detection/default")
+                    for request in rehearsal.rehearse(session, known.uses[name], sample, config.llm)
+                ]
+                calls.append(len(asked))
+                tokens.append(sum(count(request.messages) for request in asked))
+                judged.append(len(sample.examples))
+    costs = {
         "command": f"python benchmarks/cost.py --features {options.features}",
-        "features": len(features),
+        "features": len(calls),
         "judged_examples_mean": sum(judged) / len(judged),
         "calls_most": max(calls),
         "prompt_tokens_mean": round(sum(tokens) / len(tokens)),
-        "prompt_tokens_most": max(tokens),
+        "prompt_tokens_most": round(max(tokens)),
         "limits": {"calls": CALLS, "prompt_tokens": TOKENS},
     }
-    options.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found, indent=1))
+    options.out.write_text(json.dumps(costs, indent=1) + "\n")
+    print(json.dumps(costs, indent=1))
     sys.exit(max(calls) > CALLS or max(tokens) > TOKENS)
 
 

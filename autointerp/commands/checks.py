@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autointerp.catalog import check_name, entries
+from autointerp.commands.rehearsal import own_folder
 from autointerp.config import Config, LLMConfig, PluginConfig
 from autointerp.engine.asking import MISSING
 from autointerp.errors import AutointerpError, ConfigError
@@ -23,7 +24,7 @@ from autointerp.registry import Registry
 from autointerp.resources import cache_dir
 from autointerp.sae.describe import Description, describe
 from autointerp.sae.hub import looks_remote
-from autointerp.subject.describe import described_subject
+from autointerp.subject.describe import described_subject, has_chat_template
 from autointerp.subject.hooks import USUAL, resolve_hook
 
 State = Literal["ok", "wrong", "not known"]
@@ -101,6 +102,10 @@ def check_model(llm: LLMConfig) -> Iterator[Check]:
     from autointerp.llm.registry import check
 
     yield checked(f"model {llm.model}", lambda: check(llm, tuple(entries("model"))))
+    folder = own_folder(llm)
+    if folder is not None and not has_chat_template(folder):
+        text = f"llm.model {llm.model!r} has no chat template, so it cannot be asked: name an instruct model"
+        yield Check(f"chat of {llm.model}", "wrong", text)
     if llm.device.startswith("cuda"):
         yield check_device(f"device of {llm.model}", "llm.device", llm.device)
 

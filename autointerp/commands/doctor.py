@@ -19,7 +19,7 @@ from autointerp.commands.imagined import imagine
 from autointerp.commands.known import Known
 from autointerp.config import Config, LLMConfig, PluginConfig
 from autointerp.engine import asking
-from autointerp.engine.dag import Dag, Standing
+from autointerp.engine.dag import Dag, Node, Standing
 from autointerp.engine.estimate import UNWRITTEN, Asks
 from autointerp.engine.session import Session
 from autointerp.engine.stage import Use
@@ -36,18 +36,20 @@ def doctor(config: Config, out: str | Path | None = None, *, probe: bool = True)
         return examine(config, session, probe=probe)
 
 
-def require(config: Config, session: Session, targets: Sequence[str] = ALL) -> None:
-    """Raise what is wrong, all of it (see `raise_for`), before a run does anything.
+def checked_nodes(config: Config, session: Session, targets: Sequence[str] = ALL) -> list[Node]:
+    """The nodes that a run of `targets` goes through. Raises what is wrong, all of it (see `raise_for`).
 
     Where everything is done nothing is looked at, and nothing is sent.
     """
     try:
-        standings = Dag(nodes(config, session, targets), store()).standings()
+        made = nodes(config, session, targets)
     except ConfigError:
-        standings = None  # what is wrong with it is among the checks
-    if standings is not None and all(standing.state == "done" for standing in standings.values()):
-        return
-    raise_for(examine(config, session, targets, standings, probe=True))
+        raise_for(examine(config, session, targets, probe=True))
+        raise
+    standings = Dag(made, store()).standings()
+    if any(standing.state != "done" for standing in standings.values()):
+        raise_for(examine(config, session, targets, standings, probe=True))
+    return made
 
 
 def raise_for(seen: Sequence[Check]) -> None:

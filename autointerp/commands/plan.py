@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +32,10 @@ from autointerp.errors import ConfigError
 from autointerp.llm import registry
 from autointerp.stages import nodes, stage_of, uses
 
+log = logging.getLogger("autointerp")
+
 SAMPLED = 48  # features whose requests are made to estimate the rest
+FEW = 8  # the same, for the time alone
 # Stands for an explanation that is not written yet: as long as they usually are.
 TYPICAL = "words that name animals or people in a story, most of all as subject of a sentence"
 
@@ -137,9 +141,11 @@ def plan(config: Config, out: str | Path | None = None) -> Plan:
         return replace(made, problems=list(dict.fromkeys(check.text for check in seen if check.wrong)))
 
 
-def plan_of(config: Config, session: Session, dag: Dag, standings: Mapping[str, Standing]) -> Plan:
-    """The plan of a DAG that is at hand, as a run's own."""
-    estimate = _Estimate(config, session, dag, standings)
+def plan_of(
+    config: Config, session: Session, dag: Dag, standings: Mapping[str, Standing], *, sampled: int = SAMPLED
+) -> Plan:
+    """The plan of a DAG that is at hand, as a run's own. `sampled`: features whose requests are made."""
+    estimate = _Estimate(config, session, dag, standings, sampled)
     return Plan([estimate.stage(name) for name in standings])
 
 
@@ -153,7 +159,10 @@ class _Requests:
 
 
 class _Estimate:
-    def __init__(self, config: Config, session: Session, dag: Dag, standings: Mapping[str, Standing]) -> None:
+    def __init__(
+        self, config: Config, session: Session, dag: Dag, standings: Mapping[str, Standing], sampled: int
+    ) -> None:
+        self.sampled = sampled
         self.config, self.session, self.dag, self.standings = config, session, dag, standings
         targets = tuple(name for name in standings if not any(name in s.node.needs for s in standings.values()))
         self.uses = uses(config, targets)
@@ -220,7 +229,7 @@ class _Estimate:
 
     def samples(self, about: Population) -> list[Sample]:
         if about not in self._samples:
-            self._samples[about] = self.known.samples(about, SAMPLED)
+            self._samples[about] = self.known.samples(about, self.sampled)
         return self._samples[about]
 
     def _kept(self, standing: Standing) -> int:

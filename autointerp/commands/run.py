@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from autointerp.commands.doctor import require
+from autointerp.commands.doctor import checked_nodes
 from autointerp.commands.folder import (
     Run,
     describe,
@@ -31,7 +31,7 @@ from autointerp.engine.session import Session
 from autointerp.engine.store import Manifest
 from autointerp.errors import AutointerpError
 from autointerp.report import write_report
-from autointerp.stages import TABLES, nodes
+from autointerp.stages import TABLES
 from autointerp.stages.tables import copy_tables
 
 log = logging.getLogger("autointerp")
@@ -47,9 +47,9 @@ def run(config: str | Path | Config, *, set: Mapping[str, Any] | None = None, ou
     started = time.time()
     whole, before = is_complete(folder), previous_stages(folder)
     with session_in(resolved, folder) as session:
-        require(resolved, session)
+        checked = checked_nodes(resolved, session)
         live = Live(resolved, folder, store())
-        dag = Dag(live.watched(nodes(resolved, session)), live.store)
+        dag = Dag(live.watched(checked), live.store)
         live.expect(dag, before, lambda: seconds_per_use(plan(resolved, out)))
         session.on_shard = live.shard_kept
         learner = Learner(resolved, session, dag)
@@ -94,8 +94,7 @@ def run_targets(
     """
     resolved = config if isinstance(config, Config) else load_config(config, set)
     with session_in(resolved, run_folder(resolved, out)) as session:
-        require(resolved, session, targets)
-        dag = Dag(nodes(resolved, session, targets), store())
+        dag = Dag(checked_nodes(resolved, session, targets), store())
         manifests = dag.run(Learner(resolved, session, dag).note)
     return {name: dag.store.folder(name, manifests[name].key) for name in targets}
 

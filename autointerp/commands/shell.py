@@ -60,6 +60,8 @@ def failures(verbose: bool) -> Iterator[None]:
     """Every way to fail as one line on stderr and an exit code; with `verbose` the traceback before it."""
     try:
         yield
+    except typer.Exit:
+        raise
     except KeyboardInterrupt:
         _fail(["stopped; run again to go on"], STOPPED, verbose)
     except BrokenPipeError:  # the reader has enough, as in `autointerp table demo | head`

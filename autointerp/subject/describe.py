@@ -47,3 +47,13 @@ def described_model(folder: Path) -> ModelDescription:
     return ModelDescription(
         **{what: next((raw[n] for n in names if isinstance(raw.get(n), int)), None) for what, names in _NAMES.items()}
     )
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Whether a Hugging Face folder says how a model's chat is written."""
+    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
+        return True
+    try:
+        return '"chat_template"' in (folder / "tokenizer_config.json").read_text()
+    except (OSError, ValueError):
+        return False

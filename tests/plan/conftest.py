@@ -14,6 +14,7 @@ from planted import config, oracle, plant
 from autointerp.commands.run import run_targets
 from autointerp.config import parse_config
 
+LATENTS = 12
 LONGER = ", wherever it stands in a story about animals, children and what they do"
 
 
@@ -32,7 +33,7 @@ def typical(answer: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def planted(stories15m: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("planted")
-    plant(stories15m, folder)
+    plant(stories15m, folder, count=LATENTS)
     return folder
 
 

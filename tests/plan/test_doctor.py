@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -69,7 +70,7 @@ def test_all_that_is_wrong_is_told_at_once(wanted: Wanted, cache: Path, tmp_path
         "reads 256 tokens at most",
         "did you mean 'default'?",
         "did you mean 'batch'?",
-        "latents 0 to 23, not 99",
+        "latents 0 to 11, not 99",
         "NO_SUCH_KEY",
     ):
         assert part in lines
@@ -134,9 +135,16 @@ def test_too_little_disk_space_is_told(wanted: Wanted, monkeypatch: pytest.Monke
     assert "make room" in line
 
 
-def test_a_prompt_longer_than_the_model_reads_is_told(wanted: Wanted, stories15m: Path) -> None:
-    local = wanted(llm={"base_url": None, "model": str(stories15m), "logprobs": None}, contexts={"window": 200})
-    lines = wrong(local)
+def test_a_model_without_a_chat_template_cannot_answer(wanted: Wanted, stories15m: Path) -> None:
+    (line,) = wrong(wanted(llm={"base_url": None, "model": str(stories15m), "logprobs": None}))
+    assert "has no chat template" in line
+
+
+def test_a_prompt_longer_than_the_model_reads_is_told(wanted: Wanted, stories15m: Path, tmp_path: Path) -> None:
+    model = tmp_path / "chatting"
+    shutil.copytree(stories15m, model, ignore=shutil.ignore_patterns("*.safetensors"))
+    (model / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    lines = wrong(wanted(llm={"base_url": None, "model": str(model), "logprobs": None}, contexts={"window": 200}))
     assert lines
     assert all("lower contexts.window" in line for line in lines)
 
