@@ -102,6 +102,9 @@ class Endpoint:
         self.answer, self.seed, self.latency, self.hold = answer, seed, latency, hold
         self.instead: Callable[[dict[str, Any]], Response | None] = lambda body: None  # of any answer but a probe's
         self.refuses: dict[str, str] = {}  # parameters of a request, and what is said of them with HTTP 400
+        self.late_refusals = False  # to all but the first request only when two were answered in another form
+        self._refused = False
+        self._answered_twice = asyncio.Event()
         self.headers: list[Mapping[str, str]] = []  # of the requests received
         self.shares = {"limit": limit, "error": error, "drop": drop, "broken": broken}
         self.malformed, self.retry_after = malformed, retry_after
@@ -193,6 +196,9 @@ class Endpoint:
         if self.models is not None and body["model"] not in self.models:
             return failure(404, f"The model {body['model']} does not exist", code="model_not_found")
         if refusal := self._refusal(body):
+            first, self._refused = not self._refused, True
+            if self.late_refusals and not first:
+                await self._answered_twice.wait()  # one that was sent again is answered, and learnt from
             return refusal
         probe = any(message["content"] == PROBE for message in body["messages"])
         digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
@@ -222,6 +228,8 @@ class Endpoint:
             given = self.answer(body["messages"], body)
             said = await given if inspect.isawaitable(given) else given
             self.requests.append(body)
+            if len(self.requests) == 2:
+                self._answered_twice.set()
         reply = self._reply(body, said, digest, probe)
         if request.url.path.endswith("/messages"):
             reply = _as_messages(reply)

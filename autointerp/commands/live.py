@@ -34,7 +34,7 @@ from autointerp.errors import ConfigError
 from autointerp.llm.registry import prices
 from autointerp.progress import FILE, Asked, RunProgress, standing_of
 from autointerp.report import write_report
-from autointerp.stages import BY_KIND, TABLES
+from autointerp.stages import BY_KIND, TABLES, uses
 from autointerp.stages.tables import assemble, sources
 from autointerp.tables import concat, write_stream
 
@@ -177,6 +177,7 @@ class LiveTables:
     def __init__(self, config: Config, folder: Path, now: Callable[[], float] = time.monotonic) -> None:
         self.written: float | None = None  # when they were, seconds since 1970
         self._config, self._folder, self._now = config, folder, now
+        self._written_by: Mapping[str, Sequence[str]] = uses(config)["tables"].given  # stage -> tables
         self._marks: dict[str, list[tuple[str, int, int]]] = {}  # table -> path, size and time of each of its files
         self._earlier: Path | None = None
         self._ended, self._took = float("-inf"), 0.0
@@ -205,7 +206,7 @@ class LiveTables:
             self._took = self._ended - begun
 
     def _refresh(self, folders: Mapping[str, Path], stop: Callable[[], bool]) -> bool:
-        tables = {kind: stage.tables for kind, stage in BY_KIND.items() if stage.tables and kind != "evaluate"}
+        tables = self._written_by
         out = Path(tempfile.mkdtemp(dir=self._hidden.name))
         marks = {table: [_mark(file) for file in files] for table, files in sources(folders, tables).items()}
         for table in marks:
@@ -224,7 +225,8 @@ class LiveTables:
         return True
 
     def _unchanged(self, table: str, marks: Mapping[str, Any]) -> Path | None:
-        if self._earlier is None or table == "composites" or self._marks.get(table) != marks[table]:
+        made_of_others = table in ("features", "composites")
+        if self._earlier is None or made_of_others or self._marks.get(table) != marks.get(table):
             return None
         return self._earlier / f"{table}.parquet"
 
@@ -234,7 +236,7 @@ class LiveTables:
             file, target = out / f"{table}.parquet", self._folder / f"{table}.parquet"
             if not file.exists():
                 target.unlink(missing_ok=True)
-            elif self._unchanged(table, {table: None, **marks}) is None or not target.exists():
+            elif self._unchanged(table, marks) is None or not target.exists():
                 write_atomically(target, lambda temporary, file=file: _link(file, temporary))
 
     def close(self) -> None:

@@ -179,7 +179,7 @@ async def _each_feature(
         if session.on_shard is not None:
             await _whole(session.on_shard)
 
-    under_way: set[asyncio.Task[None]] = set()
+    under_way: set[asyncio.Task[Any]] = set()
     try:
         for shard in shards:
             if is_done(folder, shard):

@@ -256,8 +256,8 @@ def _bound_in(statements: Sequence[ast.AST], file: Path) -> tuple[set[str], _Imp
         node = pending.pop()
         if isinstance(node, ast.Import | ast.ImportFrom):
             imports |= _imported(node, file)
-        elif isinstance(node, _DEFINITIONS) or (isinstance(node, ast.ExceptHandler) and node.name):
-            names.add(node.name)
+        elif isinstance(node, (*_DEFINITIONS, ast.ExceptHandler)):
+            names.add(node.name or "")
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             names.add(node.id)
         if not isinstance(node, (*_DEFINITIONS, ast.Lambda, *_COMPREHENSIONS)):

@@ -239,7 +239,7 @@ async def test_a_refused_parameter_is_learnt_once_and_what_was_on_its_way_is_sen
     said += " Use 'max_completion_tokens' instead." * (parameter == "max_tokens")
     with serving(echo) as endpoint:
         async with opened(endpoint.url, tmp_path, concurrency=8) as llm:
-            endpoint.refuses = {parameter: said}
+            endpoint.refuses, endpoint.late_refusals = {parameter: said}, True
             warm = [
                 llm.complete(ask(f"question {i}"), temperature=1.0, attempt=1, stop=["never"], max_tokens=20)
                 for i in range(40)
