@@ -135,6 +135,14 @@ def test_code_compiles(text: str) -> None:
     compile(text, "block", "exec")
 
 
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=relative)
+def test_examples_can_be_imported(example: Path) -> None:
+    """What they run themselves stands under ``__main__``; what they register is checked at registration."""
+    code = f"import runpy; runpy.run_path({str(example)!r}, run_name='example')"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
 def command_lines() -> Iterator[Any]:
     for page in PAGES:
         text = page.read_text()
