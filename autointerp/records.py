@@ -63,6 +63,16 @@ class Constituent:
 
 
 @dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A feature that lies near another one, by decoder cosine or by firing together."""
+
+    feature: int
+    similarity: float
+    explanation: str | None = None
+    contexts: tuple[Context, ...] = ()  # in which it fires and the other feature is silent; its own activations
+
+
+@dataclass(frozen=True, slots=True)
 class FeatureEvidence:
     """All that an explainer may see of a feature. Contexts are of the train split only."""
 
@@ -78,6 +88,7 @@ class FeatureEvidence:
     logits_down: tuple[tuple[str, float], ...] = ()
     train_firings: int | None = None  # all that `token_stats` counts from; None: what it lists is all
     constituents: tuple[Constituent, ...] = ()  # of a composite, for explainers that ask for them
+    neighbours: tuple[Neighbour, ...] = ()  # nearest first, contexts of the train split, for explainers that contrast
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +117,7 @@ class Judgement:
     """
 
     example: int
-    kind: Kind
+    kind: str  # a `Kind`, or how the scorer made it: marked, mismarked, intruder, neighbour, generated, neutral
     quantile: int | None
     truth: float
     prediction: float | None
@@ -115,11 +126,16 @@ class Judgement:
     predictions: tuple[float, ...] | None = None
     status: Literal["ok", "failed"] = "ok"
     failure: str | None = None
+    text: str | None = None  # what was judged, where it is no window as it stands in contexts.parquet
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One scorer's verdict on one explanation, with a 95 % interval; None where nothing could be scored."""
+    """One scorer's verdict on one explanation, with a 95 % interval; None where nothing could be scored.
+
+    `chance` is the mean `value` of a judge who knows nothing, by permutation of the labels; `corrected` is
+    (value − chance) / (1 − chance), the headline: 0 at chance, 1 at best.
+    """
 
     value: float | None
     low: float | None
@@ -130,6 +146,10 @@ class Score:
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     judgements: tuple[Judgement, ...] = ()
     failure: str | None = None
+    chance: float | None = None
+    corrected: float | None = None
+    yes_rate: float | None = None  # share of the judged examples that the judge says Yes to
+    ece: float | None = None  # expected calibration error of its probabilities, of its answers where it gives none
 
 
 # --- language models --------------------------------------------------------------------------

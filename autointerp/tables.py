@@ -47,6 +47,10 @@ def schema(table: str) -> pa.Schema:
             "n_scored": whole,
             "n_unscored": whole,
             "base_rate": real,
+            "chance": real,  # mean value of a judge who knows nothing
+            "corrected": real,  # (value − chance) / (1 − chance)
+            "yes_rate": real,
+            "ece": real,  # expected calibration error
             "failure": text,
         },
         "judgements": {
@@ -64,6 +68,7 @@ def schema(table: str) -> pa.Schema:
             "predictions": pa.list_(pa.float32()),
             "status": text,
             "failure": text,
+            "text": text,  # what was judged, where it is no window of contexts.parquet
         },
         "usage": {
             "stage": text,

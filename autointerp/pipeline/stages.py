@@ -62,16 +62,16 @@ CODE: dict[str, tuple[str, ...]] = {
     "reencode": (
         *("subject", "sae", "composites/evidence.py", "composites/labels.py", "composites/neighbours.py"),
         "activations/contexts.py",
-        *("artifacts.py", "stats.py", "tables.py"),
+        *("artifacts.py", "stats", "tables.py"),
         *("pipeline/composites.py", "pipeline/union.py", "pipeline/codes.py"),
     ),
-    "semantic": ("composites", "answers.py", "prompting.py", "stats.py", "pipeline/semantic.py"),
+    "semantic": ("composites", "answers.py", "prompting.py", "stats", "pipeline/semantic.py"),
     "evaluate": (
         *("subject", "sae", "evaluation", "composites/geometry.py", "composites/neighbours.py", "composites/nulls.py"),
-        *("artifacts.py", "stats.py", "tables.py", "pipeline/evaluate.py"),
+        *("artifacts.py", "stats", "tables.py", "pipeline/evaluate.py"),
     ),
     "explain": ("activations", "subject/tokens.py", "explainers", "answers.py", "prompting.py", "pipeline/explain.py"),
-    "score": ("activations", "scorers", "controls", "answers.py", "prompting.py", "stats.py", "pipeline/explain.py"),
+    "score": ("activations", "scorers", "controls", "answers.py", "prompting.py", "stats", "pipeline/explain.py"),
     "tables": ("composites/labels.py", "pipeline/assemble.py", "pipeline/features.py", "tables.py"),
 }
 
