@@ -51,6 +51,15 @@ scorers: Registry[Callable[..., Any]] = Registry(
     {
         "detection": "autointerp.scorers.detection:score",
         "simulation": "autointerp.scorers.simulation:score",
+        "fuzzing": "autointerp.scorers.fuzzing:score",
+        "intruder": "autointerp.scorers.intruder:score",
+        "discrimination": "autointerp.scorers.discrimination:score",
+        "embedding": "autointerp.scorers.embedding:score",
+        "generation": "autointerp.scorers.generation:score",
+        "lexical": "autointerp.scorers.lexical:score",
+        "lexical_shown": "autointerp.scorers.lexical:score_shown",
+        "position": "autointerp.scorers.floors:position",
+        "constant": "autointerp.scorers.floors:constant",
     },
     _async,
 )

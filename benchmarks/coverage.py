@@ -62,6 +62,8 @@ _SCORES: dict[str, Callable[[np.random.Generator, NDArray[np.int64]], Array]] = 
     "nearer 1": lambda rng, truth: rng.normal(size=len(truth)) + 3.5 * truth,
     "heavy tails and near 1": lambda rng, truth: rng.standard_t(2, size=len(truth)) + 4 * truth,
     "yes or no (.75 against .25)": lambda rng, truth: (rng.random(len(truth)) < 0.25 + 0.5 * truth).astype(float),
+    "yes or no (.95 against .05)": lambda rng, truth: (rng.random(len(truth)) < 0.05 + 0.9 * truth).astype(float),
+    "yes or no (.98 against .02)": lambda rng, truth: (rng.random(len(truth)) < 0.02 + 0.96 * truth).astype(float),
 }
 _WITHIN = 2  # windows of a document in the clustered cells
 
@@ -151,10 +153,12 @@ _WHY = {
     ("heavy tails (t, 3 degrees)", 30): "15 a class: the allowance for an unseen false positive, which the other heavy "
     "tails need, is too much here; the interval errs on the wide side",
     **dict.fromkeys(
-        [("heavy tails and near 1", n) for n in (30, 40, 60, 100)],
-        "silent examples that rank above nearly all firing ones come about once in a sample: a sample without one "
-        "looks like a judge near 1, and an interval wide enough for it would cover 99 % of those",
+        [("light tails, good", 30), *(("heavy tails and near 1", n) for n in (30, 40, 60))],
+        "the exact bound on an unseen error rate never misses here, and the upper limit alone may not miss in more",
     ),
+    ("heavy tails and near 1", 100): "silent examples that rank above nearly all firing ones come about once in a "
+    "sample of 100: one without them looks like a judge near 1, and an interval wide enough for it would always hold "
+    "the value of such a judge",
     ("a quarter gains much", 8): "a tenth of the samples of 8 (.75^8) hold no feature that gains",
 }
 

@@ -161,7 +161,8 @@ def summarise(
         return Score(None, None, None, len(heard), unscored, base_rate, {}, judgements, failure)
     low, high = interval
     answers = [j.prediction == 1 for _, _, j in heard]
-    value, chance = stats.average_precision(truth, evidence), stats.average_precision_chance(truth, evidence)
+    value = stats.average_precision(truth, evidence)
+    chance = stats.average_precision_chance(truth, evidence)
     metrics: dict[str, float | None] = {
         "auprc": value,
         "corrected_low": stats.chance_corrected(low, base_rate),

@@ -5,7 +5,7 @@ precision (AUPRC), F1 and IoU pass both of its sanity checks; recall, AUROC and 
 given beside them.
 """
 
-from autointerp.stats.binary import binary_chance, binary_metrics
+from autointerp.stats.binary import binary_chance, binary_metrics, share_interval
 from autointerp.stats.calibration import (
     Calibration,
     fit_calibration,
@@ -53,6 +53,7 @@ __all__ = [
     "pearson",
     "pooled_pearson_interval",
     "probability_error",
+    "share_interval",
     "student_t",
     "yes_rate",
 ]

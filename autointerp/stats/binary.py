@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
+from autointerp.stats.student import NORMAL
+
 
 def binary_metrics(truth: ArrayLike, prediction: ArrayLike) -> Mapping[str, float | None]:
     """f1, iou, precision, recall, balanced_accuracy, accuracy; None where the denominator is 0."""
@@ -41,6 +43,16 @@ def binary_chance(truth: ArrayLike, prediction: ArrayLike) -> Mapping[str, float
         "balanced_accuracy": 0.5 if both else None,
         "accuracy": _ratio(2 * hits + n - positive - yes, n),
     }
+
+
+def share_interval(hits: float, n: int) -> tuple[float, float] | None:
+    """A 95 % interval of a share, `hits` of `n` independent trials (Wilson 1927). None without trials."""
+    if not n:
+        return None
+    share, z = hits / n, NORMAL
+    centre, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    whole = 1 + z * z / n
+    return min(max((centre - half) / whole, 0.0), share), max(min((centre + half) / whole, 1.0), share)
 
 
 def _mean_iou(n: int, positive: int, yes: int) -> float | None:

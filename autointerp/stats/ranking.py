@@ -31,7 +31,8 @@ def average_precision_chance(truth: ArrayLike, score: ArrayLike) -> float | None
         E[AP] = Σ_g s_g / k_g · (1 / n + (k_g − 1) (P − 1) / (n (n − 1))),
 
     for positives at or above a threshold are hypergeometric. It is the base rate where all scores are equal and
-    above it where they are graded: .561 for 12 of 24, .523 for 50 of 100.
+    above it where they are graded: .561 for 12 of 24, .523 for 50 of 100. The examples must be exchangeable: where
+    each true one has a false twin with the same score, the value is the base rate and lies below this chance.
     """
     positive, negative, _ = _threshold_groups(truth, score)
     size, n_positive = positive + negative, int(positive.sum())
@@ -75,7 +76,9 @@ def average_precision_interval(
        degrees as the rarer class has examples less one, and a wider error: the drop D that a further silent
        example, ranked above all, would cause is added as a variance, for a false positive that has not been seen
        yet is what the value of few examples lacks.
-    4. The upper limit starts from the value. Near 1 the lower limit cannot miss, so the upper one takes both tails.
+    4. No sample shows an error rate that shows in none of its n examples: Clopper and Pearson's exact bound on it is
+       p = 1 − .025^(1/n), n of the rarer class, and the lower limit is at most value · (1 − p).
+    5. The upper limit starts from the value. Near 1 the lower limit cannot miss, so the upper one takes both tails.
 
     The interval always holds the value. `benchmarks/coverage.py` measures how often it holds the truth.
     """
@@ -96,9 +99,10 @@ def average_precision_interval(
     wider = math.sqrt(error**2 + unseen)
     rarer = max(min(n_positive, n_negative) - 1, 1)
     low = _on_logit(centre, wider, -student_t(rarer), n)
-    tail = (1 - LEVEL) / 2 * (1 + (1 - short) ** 3)
+    tail = (1 - LEVEL) / 2 * (1 + (1 - short) ** 2.5)
     high = _on_logit(value, error, NormalDist().inv_cdf(1 - tail), n)
-    return min(low, value), max(high, value)
+    exact = ((1 - LEVEL) / 2) ** (1 / min(n_positive, n_negative))
+    return min(low, value * exact), max(high, value)
 
 
 def by_quantile(
