@@ -103,7 +103,8 @@ def sample_contexts(
     Train: `config.train` activating windows, an equal number from each stratum, as the test's are drawn
     (an explanation of the strongest alone misses what the others read); as many silent ones, half of
     them near. Test: `test_activating`, an equal number from each stratum, `test_random` and `test_near`.
-    Near windows come from the first `config.neighbours` of a feature's `neighbours` in equal parts. A feature's windows depend on the seed, the feature, its
+    Near windows come from the first `config.neighbours` of a feature's `neighbours` in equal parts. A
+    feature's windows depend on the seed, the feature, its
     firings and its neighbours, and on no other feature asked for.
     """
     sampler = _Sampler(corpus, token_strings, config, seed)

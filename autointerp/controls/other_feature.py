@@ -22,9 +22,9 @@ _COMMON = 0.2  # share of explanations from which a word says nothing
 _STOP = frozenset(
     re.findall(
         r"\w+",
-        """a about after all an and any are as at be before by each either especially for from has have in into is it its
-        like mainly mostly of often on one or other such than that the their them these this those to used usually when
-        where which while who with within word words token tokens text texts phrase phrases term terms""",
+        """a about after all an and any are as at be before by each either especially for from has have in into is it
+        its like mainly mostly of often on one or other such than that the their them these this those to used usually
+        when where which while who with within word words token tokens text texts phrase phrases term terms""",
     )
 )
 _NONE: Mapping[int, Sequence[int]] = {}
