@@ -1,8 +1,10 @@
 """Fuzzing: shown a firing text with words marked, can a judge tell from the explanation whether the marks are right?
 
 Detection asks whether the feature fires in a text, fuzzing on what. Half of the firing windows are shown with their own
-tokens marked; the others exchange their patterns of marks. So the number of marks and their places are distributed
-alike, and no text and no pattern comes twice, which would make a pair's labels depend on each other.
+tokens marked; the others get the marks of one another. A mark that is lent lies as near to its place as there is a
+word that looks like the one it marked (start of a word, letters, capital, length), so that wrong marks are told from
+right ones neither by their number, nor by their places, nor by falling on commas and halves of words. No text comes
+twice, which would make the labels of a pair depend on each other.
 """
 
 from __future__ import annotations
@@ -41,56 +43,70 @@ async def score(
 
 
 def marks(examples: Sequence[Context], rng: random.Random) -> list[Item]:
-    """The firing windows in random order, half of them with their own marks, half with exchanged ones.
+    """The firing windows in random order, half of them with their own marks, half with others'.
 
-    Windows that find nobody to exchange with are left out of both halves.
+    Windows that have no room for the marks lent to them are left out of both halves alike.
     """
-    windows = [e for e in examples if e.fires and 0 < sum(a > 0 for a in e.activations) < len(e.tokens)]
+    windows = [e for e in examples if e.fires and any(a > 0 for a in e.activations)]
     rng.shuffle(windows)
     half = len(windows) // 2
-    items = [Item(window, marked(window), True, "marked") for window, _ in _exchanged(windows[:half])]
-    for window, pattern in _exchanged(windows[half:]):
-        wrong = tuple(float(i in pattern) for i in range(len(window.tokens)))
+    items = [Item(window, marked(window), True, "marked") for window, _ in _lent(windows[:half])]
+    for window, places in _lent(windows[half:]):
+        wrong = tuple(float(i in places) for i in range(len(window.tokens)))
         items.append(Item(window, marked(replace(window, activations=wrong)), False, "mismarked"))
     rng.shuffle(items)
     return items
 
 
-def _exchanged(windows: Sequence[Context]) -> list[tuple[Context, frozenset[int]]]:
-    """Each window with another's pattern of firing tokens, in which it fires nowhere; every pattern is used once.
-
-    Of the patterns that fit, a window takes that whose marked tokens look most like its own (word starts, letters,
-    length), for marks on half words or stops would betray themselves. Windows that fit fewest choose first.
-    """
-    patterns = {w.example: frozenset(i for i, a in enumerate(w.activations) if a > 0) for w in windows}
-    fits = {w.example: {o.example for o in windows if _fits(patterns[o.example], patterns, w)} for w in windows}
-    free = [window.example for window in windows]
-    exchanged: dict[int, int] = {}
-    for window in sorted(windows, key=lambda w: len(fits[w.example])):
-        own = patterns[window.example]
-        donors = [donor for donor in free if donor in fits[window.example]]
-        if donors:
-            donor = min(donors, key=lambda donor: _unlikeness(window, own, patterns[donor]))
-            free.remove(donor)
-            exchanged[window.example] = donor
-    return [(w, patterns[exchanged[w.example]]) for w in windows if w.example in exchanged]
+def _lent(windows: Sequence[Context]) -> list[tuple[Context, set[int]]]:
+    """Each window with the places of the next one's marks in it; a window without room for them is left out."""
+    lent: list[tuple[Context, set[int]]] = []
+    for window, donor in zip(windows, [*windows[1:], *windows[:1]]):
+        places = _placed(window, donor)
+        if window is not donor and places is not None:
+            lent.append((window, places))
+    return lent
 
 
-def _fits(pattern: frozenset[int], patterns: dict[int, frozenset[int]], window: Context) -> bool:
-    return not pattern & patterns[window.example] and max(pattern) < len(window.tokens)
+def _placed(window: Context, donor: Context) -> set[int] | None:
+    """Where the donor's marks go: silent tokens that look like those it marks, the nearest; None without room."""
+    taken = {i for i, activation in enumerate(window.activations) if activation > 0}
+    placed: set[int] = set()
+    for start, stop in _runs(donor):
+        looks, wanted = _looks(donor, start, stop), start * len(window.tokens) / len(donor.tokens)
+        best: tuple[float, int] | None = None
+        for at in range(len(window.tokens) - (stop - start) + 1):
+            span = range(at, at + stop - start)
+            if taken.isdisjoint(span) and placed.isdisjoint(range(at - 1, span.stop + 1)):  # apart from other marks
+                unlike = sum(a != b for a, b in zip(looks, _looks(window, at, span.stop)))
+                cost = len(window.tokens) * unlike + abs(at - wanted)
+                best = min(best or (cost, at), (cost, at))
+        if best is None:
+            return None
+        placed.update(range(best[1], best[1] + stop - start))
+    return placed
 
 
-def _unlikeness(window: Context, own: frozenset[int], other: frozenset[int]) -> float:
-    right, wrong = _surface(window, own), _surface(window, other)
-    return sum(abs(a - b) for a, b in zip(right, wrong))
+def _runs(context: Context) -> list[tuple[int, int]]:
+    """[start, stop) of each run of firing tokens, which is one mark."""
+    fires = [False, *(activation > 0 for activation in context.activations), False]
+    edges = [i for i in range(len(fires) - 1) if fires[i] != fires[i + 1]]
+    return list(zip(edges[::2], edges[1::2]))
 
 
-def _surface(window: Context, places: frozenset[int]) -> tuple[float, float, float]:
-    """Means over the tokens at `places`: whether each begins a word, is of letters, and its length in tens."""
-    tokens = [window.tokens[i] for i in places]
-    n = len(tokens)
+def _looks(context: Context, start: int, stop: int) -> tuple[object, ...]:
+    """What shows of the tokens [start, stop) without reading them, and what they stand between."""
+    text = "".join(context.tokens[start:stop])
+    bare = text.strip()
+    before, after = context.tokens[start - 1 : start], context.tokens[stop : stop + 1]
     return (
-        sum(token[:1] == " " for token in tokens) / n,
-        sum(token.strip().isalpha() for token in tokens) / n,
-        sum(len(token.strip()) for token in tokens) / n / 10,
+        text[:1] == " ",
+        bare.isalpha(),
+        bare[:1].isupper(),
+        len(bare) <= 3,
+        len(bare) <= 6,
+        any(c.isalnum() for c in bare),
+        bool(before) and before[0].strip()[-1:].isalnum(),
+        bool(after) and after[0].strip()[:1].isalnum(),
+        bool(after) and after[0][:1] == " ",
     )

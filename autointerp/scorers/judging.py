@@ -225,8 +225,8 @@ def _by_quantile(items: Sequence[Item], evidence: Sequence[float], answers: Sequ
     truth, quantiles = [item.truth for item in items], [item.context.quantile for item in items]
     metrics: dict[str, float | None] = {}
     for quantile, value in stats.by_quantile(truth, evidence, quantiles).items():
-        said = [a for a, t, q in zip(answers, truth, quantiles) if t and q == quantile]
-        metrics |= {f"auroc_q{quantile + 1}": value, f"recall_q{quantile + 1}": sum(said) / len(said)}
+        answered = [a for a, t, q in zip(answers, truth, quantiles) if t and q == quantile]
+        metrics |= {f"auroc_q{quantile + 1}": value, f"recall_q{quantile + 1}": sum(answered) / len(answered)}
     return metrics
 
 

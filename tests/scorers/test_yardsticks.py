@@ -8,6 +8,7 @@ from planted_features import OWN, Judge, know_nothing, neighbours, oracle, windo
 
 from autointerp import stats
 from autointerp.errors import AutointerpError
+from autointerp.records import Context
 from autointerp.scorers import detection, discrimination, fuzzing, generation, intruder
 from autointerp.scorers.judging import Asking, Item, calibration_pairs, summarise
 
@@ -153,8 +154,25 @@ def test_wrong_marks_are_the_right_ones_exchanged():
     assert abs(len(right) - len(wrong)) <= 3
     own = {e.example: tuple(i for i, a in enumerate(e.activations) if a > 0) for e in examples}
     assert all(_places(item) == own[item.context.example] for item in right)
-    assert sorted(map(_places, wrong)) == sorted(own[item.context.example] for item in wrong)
+    assert sum(len(_places(item)) for item in wrong) == pytest.approx(
+        sum(len(own[item.context.example]) for item in wrong), abs=3
+    )
     assert not any(oracle(item.text) for item in wrong)
+
+
+def test_wrong_marks_fall_on_words_that_look_like_the_right_ones():
+    rng = random.Random(0)
+
+    def sentence(example):
+        tokens = [rng.choice([" a", ",", " of", "ing", " stone", " river"]) for _ in range(30)]
+        place = rng.randrange(30)
+        tokens[place] = " zebra"
+        values = [float(i == place) for i in range(30)]
+        return Context(1, example, "test", "activating", 0, example, 0, tuple(tokens), tuple(values))
+
+    items = fuzzing.marks([sentence(i) for i in range(50)], rng)
+    wrong = [item.text.split("«")[1].split("»")[0] for item in items if not item.truth]
+    assert set(wrong) <= {"stone", "river"}
 
 
 def test_windows_that_fire_everywhere_have_no_wrong_marks():
