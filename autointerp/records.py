@@ -112,7 +112,8 @@ class Judgement:
     """What a scorer heard about one held-out example.
 
     A judged example has `truth` 1 or 0, `prediction` 1 or 0 and, where the judge gives one,
-    `probability`. A simulated token sequence has `truths` and `predictions` a token.
+    `probability`. Where nothing answers Yes or No, the prediction is the evidence it is ranked by.
+    A simulated token sequence has `truths` and `predictions` a token.
     An example that could not be judged has status "failed", no prediction, and the reason.
     """
 

@@ -23,4 +23,4 @@ async def score(explanation: str, examples: Sequence[Context], llm: None, *, emb
     if embedder is None:
         return failed(items, "no embedding model")
     rows = embedder([explanation, *(item.text for item in items)])
-    return summarise(items, [(float(row @ rows[0]), None) for row in rows[1:]])
+    return summarise(items, [(float(row @ rows[0]), None) for row in rows[1:]], answers=False)

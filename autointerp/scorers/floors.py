@@ -13,7 +13,8 @@ from autointerp.scorers.judging import Item, held_out, summarise
 async def position(explanation: str, examples: Sequence[Context], llm: None) -> Score:
     """Rank windows by where they stand: the nearer to their document's start, the likelier to fire."""
     held_out("position", examples)
-    return summarise([Item.window(e) for e in examples], [(-float(e.position), None) for e in examples])
+    ranks = [(-float(e.position), None) for e in examples]
+    return summarise([Item.window(e) for e in examples], ranks, answers=False)
 
 
 @scorer("constant", needs_llm=False)

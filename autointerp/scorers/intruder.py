@@ -11,6 +11,7 @@ import random
 from collections.abc import Sequence
 
 from autointerp import stats
+from autointerp.errors import ConfigError
 from autointerp.plugins import scorer
 from autointerp.prompting import REPEAT_TEMPERATURE, render
 from autointerp.records import LLM, Context, Judgement, Score
@@ -32,7 +33,7 @@ async def score(
     """
     held_out("intruder", examples)
     if not 2 <= shown <= 9:
-        raise ValueError(f"shown is {shown}: 2 to 9 texts can be told by one digit")
+        raise ConfigError(f"intruder: shown is {shown}: 2 to 9 texts can be told by one digit")
     rng = random.Random(f"{seed}:{examples[0].feature if examples else ''}")
     questions = _questions(marks(examples, rng), shown, rng)
     answers = await asyncio.gather(*(_answer(explanation, q, llm, reask) for q, _ in questions))

@@ -139,6 +139,7 @@ def summarise(
     *,
     calibration: Pairs = (),
     natural_rate: float | None = None,
+    answers: bool = True,
 ) -> Score:
     """The average precision of the evidence, its 95 % interval over documents, chance, and the further metrics.
 
@@ -147,8 +148,10 @@ def summarise(
     of windows of running text in which the feature fires: precision and average precision at it are suffixed
     ``_natural`` and come from firing and random windows alone. Scores by quantile, q1 the weakest, are AUROC and
     recall of its firing examples. ``corrected_low`` and ``corrected_high`` are the interval against the base rate.
+    Without `answers` the evidence only ranks (a cosine, a place): nothing says Yes, and a judgement's prediction is
+    the evidence.
     """
-    judgements = tuple(_judgement(item, verdict) for item, verdict in zip(items, verdicts))
+    judgements = tuple(_judgement(item, verdict, answers) for item, verdict in zip(items, verdicts))
     heard = [(item, v, j) for item, v, j in zip(items, verdicts, judgements) if not isinstance(v, str)]
     truth, evidence = [item.truth for item, _, _ in heard], [verdict[0] for _, verdict, _ in heard]
     unscored = len(items) - len(heard)
@@ -160,44 +163,51 @@ def summarise(
         failure = f"{lacking} could be judged" + (f": {why[0][0]}" if why else "")
         return Score(None, None, None, len(heard), unscored, base_rate, {}, judgements, failure)
     low, high = interval
-    answers = [j.prediction == 1 for _, _, j in heard]
+    yes = [j.prediction == 1 for _, _, j in heard] if answers else []
     value = stats.average_precision(truth, evidence)
     chance = stats.average_precision_chance(truth, evidence)
     metrics: dict[str, float | None] = {
         "auprc": value,
         "corrected_low": stats.chance_corrected(low, base_rate),
         "corrected_high": stats.chance_corrected(high, base_rate),
-        **stats.binary_metrics(truth, answers),
-        **{f"{name}_chance": of_chance for name, of_chance in stats.binary_chance(truth, answers).items()},
         "auroc": stats.auroc(truth, evidence),
         **_by_kind([item for item, _, _ in heard], evidence),
-        **_by_quantile([item for item, _, _ in heard], evidence, answers),
-        **_calibrated(truth, evidence, calibration),
-        **_natural([item for item, _, _ in heard], evidence, answers, natural_rate),
+        **_by_quantile([item for item, _, _ in heard], evidence, yes),
     }
-    sure = [float(answer) if j.probability is None else j.probability for answer, (_, _, j) in zip(answers, heard)]
+    yes_rate = error = None
+    if answers:
+        sure = [float(answer) if j.probability is None else j.probability for answer, (_, _, j) in zip(yes, heard)]
+        yes_rate, error = stats.yes_rate(sure), stats.probability_error(truth, sure)
+        metrics |= {
+            **stats.binary_metrics(truth, yes),
+            **{f"{name}_chance": of_chance for name, of_chance in stats.binary_chance(truth, yes).items()},
+            **_calibrated(truth, evidence, calibration),
+            **_natural([item for item, _, _ in heard], evidence, yes, natural_rate),
+        }
     return Score(
         *(value, low, high, len(heard), unscored, base_rate, metrics, judgements),
         chance=chance,
         corrected=stats.chance_corrected(value, chance),
-        yes_rate=stats.yes_rate(sure),
-        ece=stats.probability_error(truth, sure),
+        yes_rate=yes_rate,
+        ece=error,
     )
 
 
 def failed(items: Sequence[Item], why: str) -> Score:
     """A score without a value, for one reason."""
-    judgements = tuple(_judgement(item, why) for item in items)
+    judgements = tuple(_judgement(item, why, True) for item in items)
     return Score(None, None, None, 0, len(items), None, {}, judgements, why)
 
 
-def _judgement(item: Item, verdict: Verdict) -> Judgement:
+def _judgement(item: Item, verdict: Verdict, answers: bool) -> Judgement:
     context = item.context
     shown = None if item.text == plain(context) else item.text
     place = (context.example, item.kind, context.quantile, float(item.truth))
     if isinstance(verdict, str):
         return Judgement(*place, None, status="failed", failure=verdict, text=shown)
     evidence, probability = verdict
+    if not answers:
+        return Judgement(*place, evidence, text=shown)
     if probability is None:
         return Judgement(*place, float(evidence >= 0.5), text=shown)
     return Judgement(*place, float(probability >= 0.5), probability, text=shown)
@@ -221,12 +231,14 @@ def _by_kind(items: Sequence[Item], evidence: Sequence[float]) -> dict[str, floa
     return metrics
 
 
-def _by_quantile(items: Sequence[Item], evidence: Sequence[float], answers: Sequence[bool]) -> dict[str, float | None]:
+def _by_quantile(items: Sequence[Item], evidence: Sequence[float], yes: Sequence[bool]) -> dict[str, float | None]:
     truth, quantiles = [item.truth for item in items], [item.context.quantile for item in items]
     metrics: dict[str, float | None] = {}
     for quantile, value in stats.by_quantile(truth, evidence, quantiles).items():
-        answered = [a for a, t, q in zip(answers, truth, quantiles) if t and q == quantile]
-        metrics |= {f"auroc_q{quantile + 1}": value, f"recall_q{quantile + 1}": sum(answered) / len(answered)}
+        metrics[f"auroc_q{quantile + 1}"] = value
+        answered = [y for y, t, q in zip(yes, truth, quantiles) if t and q == quantile]
+        if answered:
+            metrics[f"recall_q{quantile + 1}"] = sum(answered) / len(answered)
     return metrics
 
 
@@ -244,13 +256,13 @@ def _calibrated(truth: Sequence[bool], evidence: Sequence[float], pairs: Pairs) 
 
 
 def _natural(
-    items: Sequence[Item], evidence: Sequence[float], answers: Sequence[bool], rate: float | None
+    items: Sequence[Item], evidence: Sequence[float], yes: Sequence[bool], rate: float | None
 ) -> dict[str, float | None]:
     if rate is None:
         return {}
     firing = [i for i, item in enumerate(items) if item.truth]
     silent = [i for i, item in enumerate(items) if not item.truth and item.kind == "random"]
-    precision, _ = stats.natural_precision([answers[i] for i in firing], [answers[i] for i in silent], rate)
+    precision, _ = stats.natural_precision([yes[i] for i in firing], [yes[i] for i in silent], rate)
     return {
         "natural_rate": rate,
         "precision_natural": precision,

@@ -33,6 +33,9 @@ async def test_a_ceiling_without_counts_is_a_failure():
 async def test_constant_and_position_know_nothing():
     got = [await floors.constant("", windows(f), None) for f in range(3)]
     assert [(g.value, g.corrected) for g in got] == [(0.5, 0.0)] * 3
+    only_ranks = await floors.position("", windows(1), None)
+    assert (only_ranks.yes_rate, only_ranks.ece, only_ranks.metrics.get("f1")) == (None, None, None)
+    assert only_ranks.judgements[0].prediction == -windows(1)[0].position
     placed = [(await floors.position("", windows(f), None)).corrected for f in range(200)]
     assert np.mean(placed) == pytest.approx(0, abs=0.02)
 

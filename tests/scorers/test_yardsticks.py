@@ -7,7 +7,7 @@ import pytest
 from planted_features import OWN, Judge, know_nothing, neighbours, oracle, window, windows
 
 from autointerp import stats
-from autointerp.errors import AutointerpError
+from autointerp.errors import AutointerpError, ConfigError
 from autointerp.records import Context
 from autointerp.scorers import detection, discrimination, fuzzing, generation, intruder
 from autointerp.scorers.judging import Asking, Item, calibration_pairs, summarise
@@ -48,11 +48,11 @@ def _items(name, feature, n):
     return discrimination.against(windows(feature, n), neighbours(feature, n), n // 2, rng)
 
 
-@pytest.mark.parametrize("n", [40, 100])
+@pytest.mark.parametrize("n", [24, 40, 100])
 @pytest.mark.parametrize("name", ["detection", "fuzzing", "discrimination"])
 def test_judges_who_know_nothing_score_0_above_chance(name, n):
     sets = [_items(name, feature, n) for feature in range(200)]
-    times = 12 if n == 40 else 6  # of random ones, so that the mean is sharp
+    times = 240 // n  # of random ones, so that the mean is sharp
     for judge in know_nothing(0):
         corrected, above = [], []
         for feature, items in enumerate(sets):
@@ -76,6 +76,8 @@ async def test_guessing_finds_the_intruder_once_in_four():
     assert np.mean([g.corrected for g in got]) == pytest.approx(0, abs=0.05)
     same = await intruder.score("dogs", windows(1), Judge(lambda text: 0.5), seed=0)
     assert same.value == same.chance == pytest.approx(0.25)
+    with pytest.raises(ConfigError, match="one digit"):
+        await intruder.score("dogs", windows(1), Judge(oracle), shown=10, seed=0)
     first = await intruder.score("dogs", windows(1), Judge(lambda text: 1.0, ()), seed=0)
     assert first.value == pytest.approx(0.25, abs=0.04)  # the first text is the intruder once in four
 
@@ -219,3 +221,19 @@ async def test_nothing_written_is_a_failure_with_its_reason():
     assert got.value is None
     assert "no numbered line" in got.failure
     assert "SAE" in (await generation.score("x", [], Judge(oracle))).failure
+
+
+# --- a judge who is sometimes wrong -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("flips", [0.0, 0.1, 0.2, 0.3, 0.4])
+def test_a_noisy_oracle_scores_what_the_closed_form_says(flips):
+    """Yes at a rate 1 − f where it is right and f where it is not: AP = (1 − f)² + f / 2 at a base rate of one half."""
+    expected = (1 - flips) ** 2 + flips / 2
+    items = [Item.window(context) for context in windows(7)]
+    held = []
+    for seed in range(200):
+        rng = random.Random(seed)
+        got = summarise(items, [(float((rng.random() < flips) != item.truth), None) for item in items])
+        held.append(got.low <= expected <= got.high)
+    assert np.mean(held) >= 0.93
