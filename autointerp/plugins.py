@@ -27,7 +27,18 @@ from autointerp.registry import Registry, did_you_mean
 
 NOT_IN_KEYS = "a key holds the plug-in and its options"
 
-Need = Literal["llm", "subject", "sae", "neighbours", "constituents", "embedder", "activations", "token_table"]
+Need = Literal[
+    "llm",  # a language model; it comes in its place
+    "subject",  # the Subject, at the hook that the SAE reads
+    "sae",  # the SAE
+    "activations",  # async: texts -> this feature's activation on each of their tokens
+    "embedder",  # texts -> unit rows [n, d]
+    "neighbours",  # of a scorer or explainer: Neighbour, nearest first; of a control: feature -> neighbours' numbers
+    "constituents",  # of a flagged latent: Constituent; of a control: feature -> their numbers
+    "token_table",  # every token on which the feature fires in train documents: TokenStat
+    "shown",  # the feature's train windows, firing and silent
+    "frequencies",  # of a control: feature -> its firings over the tokens harvested
+]
 NEEDS: tuple[Need, ...] = get_args(Need)
 GIVEN = ("seed", "feature")  # keyword-only arguments that are filled without being asked for
 
@@ -58,6 +69,15 @@ scorers: Registry[Callable[..., Any]] = Registry(
     {
         "detection": "autointerp.scorers.detection:score",
         "simulation": "autointerp.scorers.simulation:score",
+        "fuzzing": "autointerp.scorers.fuzzing:score",
+        "intruder": "autointerp.scorers.intruder:score",
+        "discrimination": "autointerp.scorers.discrimination:score",
+        "embedding": "autointerp.scorers.embedding:score",
+        "generation": "autointerp.scorers.generation:score",
+        "lexical": "autointerp.scorers.lexical:score",
+        "lexical_shown": "autointerp.scorers.lexical:score_shown",
+        "position": "autointerp.scorers.floors:position",
+        "constant": "autointerp.scorers.floors:constant",
     },
     _async,
 )
@@ -83,8 +103,8 @@ def scorer(name: str, *, needs: Collection[Need] = ("llm",)) -> Callable[[Any], 
     return _decorate(scorers, name, needs)
 
 
-def control(name: str) -> Callable[[Any], Any]:
-    return _decorate(controls, name, ())
+def control(name: str, *, needs: Collection[Need] = ()) -> Callable[[Any], Any]:
+    return _decorate(controls, name, needs)
 
 
 def _decorate(registry: Registry[Any], name: str, needs: Collection[Need]) -> Callable[[Any], Any]:

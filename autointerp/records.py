@@ -64,12 +64,12 @@ class Constituent:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A feature whose decoder direction lies near: what a good explanation has to tell from this one."""
+    """A feature that lies near another one, by decoder cosine or by firing together."""
 
     feature: int
-    cosine: float  # of the two decoder rows
-    explanation: str | None = None  # by the same explainer; None where there is none (yet)
-    contexts: tuple[Context, ...] = ()  # in which it fires, of the same split as the examples beside it
+    similarity: float
+    explanation: str | None = None
+    contexts: tuple[Context, ...] = ()  # in which it fires and the other feature is silent; its own activations
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,7 @@ class FeatureEvidence:
     logits_down: tuple[tuple[str, float], ...] = ()
     train_firings: int | None = None  # all that `token_stats` counts from; None: what it lists is all
     constituents: tuple[Constituent, ...] = ()  # of a composite, for explainers that ask for them
+    neighbours: tuple[Neighbour, ...] = ()  # nearest first, contexts of the train split, for explainers that contrast
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +120,13 @@ class Judgement:
     """What a scorer heard about one held-out example.
 
     A judged example has `truth` 1 or 0, `prediction` 1 or 0 and, where the judge gives one,
-    `probability`. A simulated token sequence has `truths` and `predictions` a token.
+    `probability`. Where nothing answers Yes or No, the prediction is the evidence it is ranked by.
+    A simulated token sequence has `truths` and `predictions` a token.
     An example that could not be judged has status "failed", no prediction, and the reason.
     """
 
     example: int
-    kind: Kind
+    kind: str  # a `Kind`, or how the scorer made it: marked, mismarked, intruder, neighbour, generated, neutral
     quantile: int | None
     truth: float
     prediction: float | None
@@ -133,11 +135,16 @@ class Judgement:
     predictions: tuple[float, ...] | None = None
     status: Literal["ok", "failed"] = "ok"
     failure: str | None = None
+    text: str | None = None  # what was judged, where it is no window as it stands in contexts.parquet
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One scorer's verdict on one explanation, with a 95 % interval; None where nothing could be scored."""
+    """One scorer's verdict on one explanation, with a 95 % interval; None where nothing could be scored.
+
+    `chance` is the mean `value` of a judge who knows nothing, by permutation of the labels; `corrected` is
+    (value − chance) / (1 − chance), the headline: 0 at chance, 1 at best.
+    """
 
     value: float | None
     low: float | None
@@ -148,6 +155,10 @@ class Score:
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     judgements: tuple[Judgement, ...] = ()
     failure: str | None = None
+    chance: float | None = None
+    corrected: float | None = None
+    yes_rate: float | None = None  # share of the judged examples that the judge says Yes to
+    ece: float | None = None  # expected calibration error of its probabilities, of its answers where it gives none
 
 
 # --- language models --------------------------------------------------------------------------

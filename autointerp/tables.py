@@ -45,6 +45,10 @@ COLUMNS: dict[str, dict[str, str]] = {
         "n_scored": "whole",  # examples that were judged
         "n_unscored": "whole",  # examples whose judgement was lost or unreadable
         "base_rate": "real",  # share of the scored examples that are positive
+        "chance": "real",  # mean value of a judge who knows nothing
+        "corrected": "real",  # (value − chance) / (1 − chance): the headline
+        "yes_rate": "real",  # share of the examples to which the judge says yes
+        "ece": "real",  # expected calibration error of the judge's probabilities
         "failure": "text",  # why there is no value
     },
     "judgements": {
@@ -62,6 +66,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "predictions": "[float]",  # by token, from 0 to 10
         "status": "text",  # ok or failed
         "failure": "text",  # why it could not be judged
+        "text": "text",  # what was judged, where it is no window of contexts.parquet
     },
     "usage": {
         "stage": "text",  # for which the request was made

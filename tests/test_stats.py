@@ -1,4 +1,4 @@
-import time
+import itertools
 
 import numpy as np
 import pytest
@@ -61,52 +61,58 @@ def test_cosine_is_none_for_a_zero_vector():
 
 
 @settings(max_examples=30, deadline=None)
-@given(judged, st.integers(0, 3))
-def test_interval_holds_the_value_and_repeats_with_its_seed(rows, seed):
+@given(judged)
+def test_the_interval_of_average_precision_holds_the_value(rows):
     truth, score = zip(*rows)
-    interval = stats.average_precision_interval(truth, score, seed=seed)
+    interval = stats.average_precision_interval(truth, score)
     if all(truth) or not any(truth):
         assert interval is None
         return
     low, high = interval
-    value = stats.average_precision(truth, score)
-    assert 0 <= low <= value <= high <= 1
-    assert interval == stats.average_precision_interval(truth, score, seed=seed)
+    assert 0 <= low <= stats.average_precision(truth, score) <= high <= 1
 
 
 def test_a_perfect_judge_of_few_examples_has_a_wide_interval():
     def low(n):
         truth = [1] * n + [0] * n
-        return stats.average_precision_interval(truth, truth, seed=0)[0]
+        return stats.average_precision_interval(truth, truth)[0]
 
-    assert low(2) == pytest.approx(0.025 ** (1 / 2))
-    assert low(50) == pytest.approx(0.025 ** (1 / 50))
-    assert stats.average_precision_interval([1] * 50 + [0] * 50, [0.5] * 100, seed=0)[0] < 0.5  # says the same of all
+    assert [low(n) <= 0.025 ** (1 / n) + 1e-9 for n in (2, 5, 15, 50)] == [True] * 4  # the exact bound
+    assert low(5) < low(15) < low(50)
+    assert stats.average_precision_interval([1] * 50 + [0] * 50, [0.5] * 100)[0] < 0.5  # says the same of all
 
 
-@pytest.mark.parametrize(("n", "distance"), [(50, 1.0), (50, 0.0), (20, 2.0)])
-def test_interval_covers_the_true_value_about_as_often_as_it_says(n, distance):
+def test_examples_of_one_document_count_as_less_than_as_many_documents():
     rng = np.random.default_rng(0)
-    many = np.repeat([1, 0], 20_000)
-    true = sk.average_precision_score(many, rng.normal(size=40_000) + distance * many)
-    truth = np.repeat([1, 0], n)
-    covered = 0
-    for seed in range(80):
-        low, high = stats.average_precision_interval(truth, rng.normal(size=2 * n) + distance * truth, seed=seed)
-        covered += low <= true <= high
-    assert covered >= 68  # of 80, nominal 76; the exact share is in the docstring
+    truth = np.repeat([1, 0], 40)
+    score = np.repeat(rng.normal(size=20), 4) + truth
+    apart = stats.average_precision_interval(truth, score + 1e-3 * rng.normal(size=80))
+    joined = stats.average_precision_interval(truth, score, documents=np.repeat(range(20), 4).tolist())
+    assert joined[1] - joined[0] > 1.3 * (apart[1] - apart[0])
+    with pytest.raises(ValueError, match="documents"):
+        stats.average_precision_interval([1, 0], [1, 0], documents=[1])
 
 
-def test_interval_of_a_hundred_examples_takes_milliseconds():
+COVERED = [
+    ("average_precision", 1.0, 40),
+    ("average_precision", 3.0, 100),
+    ("average_precision", 0.0, 40),
+]
+
+
+@pytest.mark.parametrize(("measure", "distance", "n"), COVERED)
+def test_intervals_cover_the_truth_about_as_often_as_they_say(measure, distance, n):
     rng = np.random.default_rng(0)
-    truth, score = np.repeat([1, 0], 50), rng.normal(size=100)
-    stats.average_precision_interval(truth, score, seed=0)
-    spent = []
-    for seed in range(5):
-        begin = time.process_time()
-        stats.average_precision_interval(truth, score, seed=seed)
-        spent.append(time.process_time() - begin)
-    assert min(spent) < 0.02  # of this process, not of the clock
+    many = np.repeat([1, 0], 200_000)
+    true = sk.average_precision_score(many, rng.normal(size=400_000) + distance * many)
+    truth = np.repeat([1, 0], n // 2)
+    held = [
+        low <= true <= high
+        for low, high in (
+            stats.average_precision_interval(truth, rng.normal(size=n) + distance * truth) for _ in range(1000)
+        )
+    ]
+    assert 0.93 <= np.mean(held) <= 0.98
 
 
 def test_a_score_that_is_no_number_is_refused():
@@ -114,24 +120,158 @@ def test_a_score_that_is_no_number_is_refused():
         stats.average_precision([1, 0], [float("nan"), 0.0])
 
 
+# --- chance -----------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from([0.0, 0.3, 0.7, 1.0])), min_size=2, max_size=6))
+def test_chance_is_the_mean_over_all_permutations_of_the_labels(rows):
+    truth, score = zip(*rows)
+    orders = list(itertools.permutations(truth))
+    if any(truth):
+        mean = np.mean([stats.average_precision(order, score) for order in orders])
+        assert stats.average_precision_chance(truth, score) == pytest.approx(mean)
+    said = [s > 0.5 for s in score]
+    chance = stats.binary_chance(truth, said)
+    for metric, value in chance.items():
+        each = [stats.binary_metrics(order, said)[metric] for order in orders]
+        assert (value is None) == (None in each)
+        assert value is None or value == pytest.approx(np.mean(each))
+
+
+@pytest.mark.parametrize(("n", "chance"), [(24, 0.561), (30, 0.553), (40, 0.543), (100, 0.523)])
+def test_chance_of_a_graded_ranking_lies_above_the_base_rate(n, chance):
+    truth = [1] * (n // 2) + [0] * (n // 2)
+    assert stats.average_precision_chance(truth, range(n)) == pytest.approx(chance, abs=5e-3)
+    assert stats.average_precision_chance(truth, [1] * n) == pytest.approx(0.5)
+
+
+def test_chance_corrected_is_0_at_chance_and_1_at_best():
+    assert stats.chance_corrected(0.6, 0.6) == 0
+    assert stats.chance_corrected(1.0, 0.6) == 1
+    assert stats.chance_corrected(0.2, 0.6) == pytest.approx(-1)
+    assert stats.chance_corrected(1.0, 1.0) is stats.chance_corrected(None, 0.5) is None
+
+
+def test_by_quantile_each_fifth_stands_against_all_silent_ones():
+    truth, score, quantiles = [1, 1, 1, 0, 0], [0.9, 0.1, 0.5, 0.5, 0.2], [1, 0, 0, None, None]
+    assert stats.by_quantile(truth, score, quantiles) == {0: pytest.approx((0 + 0.75) / 2), 1: 1.0}
+
+
+# --- calibration ------------------------------------------------------------------------------
+
+
+def test_a_judge_who_says_yes_to_all_has_that_rate_and_its_error():
+    truth, p = [1] * 50 + [0] * 50, [0.87] * 100
+    assert stats.yes_rate(p) == 1
+    assert stats.probability_error(truth, p) == pytest.approx(0.37)
+    assert stats.probability_error([], []) is stats.yes_rate([]) is None
+
+
+def test_a_calibrated_judge_has_almost_no_error():
+    rng = np.random.default_rng(0)
+    p = rng.random(20_000)
+    assert stats.probability_error(rng.random(20_000) < p, p) < 0.01
+
+
+def test_scaling_undoes_a_judges_bias():
+    rng = np.random.default_rng(0)
+    truth = rng.random(600) < 0.5
+    evidence = 2.0 + 0.3 * (rng.normal(size=600) + 2 * truth)  # all above 0: Yes to nearly everything
+    fitted = stats.fit_calibration(truth[:300], evidence[:300])
+    p = fitted.probability(evidence[300:])
+    assert 0.4 < stats.yes_rate(p) < 0.6
+    assert stats.probability_error(truth[300:], p) < 0.1
+    assert stats.binary_metrics(truth[300:], p >= 0.5)["balanced_accuracy"] > 0.8
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from([-np.inf, -1.0, 0.0, 2.0, np.inf])), max_size=30))
+def test_scaling_never_turns_a_ranking_round(rows):
+    fitted = stats.fit_calibration([t for t, _ in rows], [e for _, e in rows])
+    if len({t for t, _ in rows}) < 2:
+        assert fitted is None
+        return
+    p = fitted.probability([-5.0, 0.0, 5.0])
+    assert 0 <= p[0] <= p[1] <= p[2] <= 1
+
+
+def test_precision_at_the_natural_rate_is_what_counting_gives():
+    firing, silent, rate = [1, 1, 0, 1], [1, 0, 0, 0, 0, 0, 0, 0, 0, 0], 0.1
+    precision, recall = stats.natural_precision(firing, silent, rate)
+    assert recall == 0.75
+    assert precision == pytest.approx(0.075 / (0.075 + 0.09))
+    assert stats.natural_precision([0], [0], rate) == (None, 0.0)
+    assert stats.natural_precision([], [0], rate) == (None, None)
+
+
+def test_average_precision_at_the_natural_rate_is_that_of_as_many_silent_ones():
+    rng = np.random.default_rng(0)
+    firing, silent = rng.normal(size=10) + 1, rng.normal(size=10)
+    truth = np.repeat([1, 0], [10, 90])
+    expected = stats.average_precision(truth, np.concatenate([firing, np.repeat(silent, 9)]))
+    assert stats.natural_average_precision(firing, silent, 0.1) == pytest.approx(expected)
+    assert stats.natural_average_precision(firing, [], 0.1) is None
+
+
+# --- sequences and means ----------------------------------------------------------------------
+
+
 def test_pooled_interval_resamples_contexts_and_not_tokens():
     rng = np.random.default_rng(0)
-    offsets = rng.normal(size=12)
+    offsets = rng.normal(size=24)
     xs = [np.full(30, o) + 0.01 * rng.normal(size=30) for o in offsets]  # tokens of one context say the same
     ys = [np.full(30, o + rng.normal()) for o in offsets]
-    clustered = stats.pooled_pearson_interval(xs, ys, strata=[0] * 12, seed=0)
+    clustered = stats.pooled_pearson_interval(xs, ys, strata=[0] * 24)
     x, y = np.concatenate(xs), np.concatenate(ys)
-    tokenwise = stats.pooled_pearson_interval([[a] for a in x], [[b] for b in y], strata=[0] * 360, seed=0)
+    tokenwise = stats.pooled_pearson_interval([[a] for a in x], [[b] for b in y], strata=[0] * 720)
     assert clustered[1] - clustered[0] > 2 * (tokenwise[1] - tokenwise[0])
     assert clustered[0] < stats.pearson(x, y) < clustered[1]
+    paired = stats.pooled_pearson_interval(xs * 2, ys * 2, strata=[0] * 48, documents=[*range(24)] * 2)
+    assert paired[1] - paired[0] > 0.8 * (clustered[1] - clustered[0])
 
 
-def test_pooled_interval_of_one_context_is_none():
-    assert stats.pooled_pearson_interval([[1, 2]], [[1, 2]], strata=[0], seed=0) is None
+def test_fewer_than_ten_sequences_have_no_interval():
+    parts = [[0.0, i, 1.0] for i in range(9)]
+    assert stats.pooled_pearson_interval(parts, parts, strata=[0] * 9) is None
+    assert stats.pooled_pearson_interval([*parts, [1, 2, 3]], [*parts, [1, 2, 3]], strata=[0] * 10) is not None
+
+
+def test_constant_predictions_have_no_interval():
+    assert stats.pooled_pearson_interval([[0, 1]] * 12, [[1, 1]] * 12, strata=[0] * 12) is None
+
+
+@pytest.mark.parametrize("n", [8, 30])
+def test_the_interval_of_a_mean_covers_it(n):
+    rng = np.random.default_rng(0)
+    held = [low <= 0.05 <= high for low, high in (stats.mean_interval(rng.normal(0.05, 1, n)) for _ in range(2000))]
+    assert 0.93 <= np.mean(held) <= 0.97
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=20))
+def test_the_interval_of_a_mean_holds_it(values):
+    low, high = stats.mean_interval(values)
+    assert low <= np.mean(values) + 1e-12
+    assert np.mean(values) <= high + 1e-12
+
+
+def test_the_interval_of_a_share_is_wilsons():
+    low, high = stats.share_interval(8, 10)
+    assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert stats.share_interval(0, 10)[0] == 0
+    assert stats.share_interval(0, 0) is None
+
+
+def test_student_t_equals_the_tables():
+    table = {1: 12.706, 2: 4.3027, 4: 2.7764, 7: 2.3646, 29: 2.0452, 99: 1.9842}
+    assert {df: round(stats.student_t(df), len(str(t)) - 2) for df, t in table.items()} == pytest.approx(
+        table, rel=1e-3
+    )
+    with pytest.raises(ValueError, match="degrees"):
+        stats.student_t(0)
 
 
 def test_paired_difference_counts_and_leaves_out_what_is_missing():
-    got = stats.paired_difference([0.9, 0.8, None, 0.5, 0.7], [0.5, 0.9, 0.3, 0.5, float("nan")], seed=1)
+    got = stats.paired_difference([0.9, 0.8, None, 0.5, 0.7], [0.5, 0.9, 0.3, 0.5, float("nan")])
     assert (got.wins, got.losses, got.n, got.dropped) == (1, 1, 3, 2)
     assert got.mean == pytest.approx(0.1)
     assert got.low < got.mean < got.high

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 TokenStrings = Callable[[Sequence[int]], list[str]]
 
-_CANDIDATES = 2048  # windows considered for the strata of one feature, beside its strongest
+_CANDIDATES = 2048  # windows considered for the strata of one feature
 _TRIES = 32  # silent candidates drawn for each silent window wanted
 _SAME_PLACE = 64  # rows, at least, among which a random window's place in its document is matched
 _CHUNK_FIRINGS = 8_000_000  # firings in memory at once
@@ -100,10 +100,11 @@ def sample_contexts(
 ) -> Iterator[Context]:
     """The contexts of each feature in turn, all of one feature after each other.
 
-    Train: `config.train` activating windows, the strongest half by their maximum and half spread over
-    the strata; as many silent ones, half of them near. Test: `test_activating`, an equal number from
-    each stratum, `test_random` and `test_near`. Near windows come from the first `config.neighbours` of
-    a feature's `neighbours` in equal parts. A feature's windows depend on the seed, the feature, its
+    Train: `config.train` activating windows, an equal number from each stratum, as the test's are drawn
+    (an explanation of the strongest alone misses what the others read); as many silent ones, half of
+    them near. Test: `test_activating`, an equal number from each stratum, `test_random` and `test_near`.
+    Near windows come from the first `config.neighbours` of a feature's `neighbours` in equal parts. A
+    feature's windows depend on the seed, the feature, its
     firings and its neighbours, and on no other feature asked for.
     """
     sampler = _Sampler(corpus, token_strings, config, seed)
@@ -202,15 +203,14 @@ class _Sampler:
         near_by = self._near(rngs[1], position, near)
         texts: set[bytes] = set()
         example = 0
-        splits: tuple[tuple[Split, int, int, int, int], ...] = (
-            ("train", config.train // 2, config.train, (config.train + 1) // 2, config.train // 2),
-            ("test", 0, config.test_activating, config.test_random, config.test_near),
+        splits: tuple[tuple[Split, int, int, int], ...] = (
+            ("train", config.train, (config.train + 1) // 2, config.train // 2),
+            ("test", config.test_activating, config.test_random, config.test_near),
         )
-        for number, (split, n_top, n_activating, n_random, n_near) in enumerate(splits):
+        for number, (split, n_activating, n_random, n_near) in enumerate(splits):
             mine = rngs[0].permutation(np.flatnonzero(self.split_of_row[windows.row] == number))
             picker = _Picker(self.tokens, self.corpus.documents, texts)
-            top = picker.pick(windows, mine[np.argsort(-peaks[mine], kind="stable")], n_top, again=False)
-            chosen = np.array(top + self._spread(picker, windows, mine, strata, n_activating - len(top)), np.int64)
+            chosen = np.array(self._spread(picker, windows, mine, strata, n_activating), np.int64)
             chosen = chosen[np.argsort(-peaks[chosen], kind="stable")]
             active = windows[chosen]
 
@@ -245,14 +245,12 @@ class _Sampler:
     def _activating(
         self, rng: np.random.Generator, position: np.ndarray, activation: np.ndarray
     ) -> tuple[_Windows, np.ndarray]:
-        """Candidate windows and their maxima: around every firing, or a sample and the strongest of many."""
+        """Candidate windows and their maxima: around every firing, or a sample of many."""
         import numpy as np
 
         anchors = np.arange(len(position))
-        n_top = 8 * self.config.train
-        if len(anchors) > _CANDIDATES + n_top:
-            drawn = rng.choice(len(anchors), _CANDIDATES, replace=False, shuffle=False)
-            anchors = np.union1d(drawn, np.argpartition(activation, -n_top)[-n_top:])
+        if len(anchors) > _CANDIDATES:
+            anchors = np.sort(rng.choice(len(anchors), _CANDIDATES, replace=False, shuffle=False))
         windows = self._around(rng, position[anchors])
         if not len(windows.row):
             return windows, np.zeros(0, np.float32)
@@ -335,6 +333,27 @@ def _ranges(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _silent(position: np.ndarray, windows: _Windows) -> np.ndarray:
     return position.searchsorted(windows.start) == position.searchsorted(windows.stop)
+
+
+class SilentWindows:
+    """Tells in which windows of other features a feature is silent."""
+
+    def __init__(self, corpus: Corpus, firings: Firings) -> None:
+        self._corpus, self._firings = corpus, firings
+        self._starts = content_starts(corpus)
+
+    def of(self, feature: int, windows: Sequence[Sequence[Context]]) -> list[tuple[Context, ...]]:
+        """Of each list those windows in which `feature` fires on no token."""
+        position, _ = self._firings.of([feature])[feature]
+        return [tuple(c for c in each if not self._fires(position, c)) for each in windows]
+
+    def _fires(self, position: np.ndarray, window: Context) -> bool:
+        corpus = self._corpus
+        first, last = corpus.documents.searchsorted([window.document, window.document + 1])
+        row = first + corpus.starts[first:last].searchsorted(window.position, side="right") - 1
+        low = int(self._starts[row]) + window.position - int(corpus.starts[row])
+        low, high = position.searchsorted([low, low + len(window.tokens)])
+        return bool(high > low)
 
 
 # --- contexts.parquet -------------------------------------------------------------------------

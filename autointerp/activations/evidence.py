@@ -41,6 +41,21 @@ class EvidenceReader:
         self._table = token_table(corpus, token_strings)
         self._starts, self._train_row = content_starts(corpus), train[corpus.documents]
 
+    def token_tables(self, features: Sequence[int]) -> dict[int, tuple[TokenStat, ...]]:
+        """Every token on which each feature fires in train documents."""
+        tables = {}
+        for chunk in chunks(list(features), {}, self._firings.counts):
+            for feature, (position, activation) in self._firings.of(chunk).items():
+                counted = self._counted(position)
+                ids = self._corpus.tokens[position[counted]]
+                tables[feature] = _token_stats(ids, activation[counted], self._seen, self._table, None)
+        return tables
+
+    def _counted(self, position: np.ndarray) -> np.ndarray:
+        """Which firings count: those in train documents that are not at a BOS."""
+        row = self._corpus.row_of(position)
+        return self._train_row[row] & (position >= self._starts[row])
+
     def read(
         self,
         contexts: Mapping[int, Sequence[Context]],
@@ -52,8 +67,7 @@ class EvidenceReader:
         firings, corpus = self._firings, self._corpus
         for chunk in chunks(list(contexts), {}, firings.counts):
             for feature, (position, activation) in firings.of(chunk).items():
-                row = corpus.row_of(position)
-                counted = self._train_row[row] & (position >= self._starts[row])
+                counted = self._counted(position)
                 ids = corpus.tokens[position[counted]]
                 shown = [context for context in contexts[feature] if context.split == "train"]
                 yield FeatureEvidence(
@@ -71,13 +85,15 @@ class EvidenceReader:
                 )
 
 
-def _token_stats(ids: np.ndarray, activation: np.ndarray, seen: np.ndarray, table: np.ndarray) -> tuple[TokenStat, ...]:
-    """The tokens with most firings, of all firings' token ids [n] and activations [n]."""
+def _token_stats(
+    ids: np.ndarray, activation: np.ndarray, seen: np.ndarray, table: np.ndarray, most: int | None = _TOKEN_STATS
+) -> tuple[TokenStat, ...]:
+    """The `most` tokens with most firings (None: all), of all firings' token ids [n] and activations [n]."""
     import numpy as np
 
     token, which, fired = np.unique(ids, return_inverse=True, return_counts=True)
     total = np.bincount(which, weights=activation, minlength=len(token))
-    top = np.lexsort((-total, -fired))[:_TOKEN_STATS].tolist()
+    top = np.lexsort((-total, -fired))[:most].tolist()
     return tuple(
         TokenStat(str(table[token[i]]), int(fired[i]), int(seen[token[i]]), float(total[i] / fired[i])) for i in top
     )

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autointerp.evaluation.sums import COLUMNS
-from autointerp.stats import LEVEL, RESAMPLES
+from autointerp.stats import LEVEL
 
 if TYPE_CHECKING:
     from autointerp.evaluation.sums import Measured
 
 Floats = NDArray[np.float64]
 Sums = Mapping[str, Floats]
+RESAMPLES = 1000  # of documents
 LEAST = 0.01  # nats a token that ablation must cost, or there is nothing to recover
 
 

@@ -35,8 +35,8 @@ async def disjunction(feature: FeatureEvidence, llm: None, *, of: str | None = N
 def _joined(feature: FeatureEvidence, two: str, more: str, join: str) -> Explanation:
     if missing := _unexplained(feature):
         return Explanation(None, missing)
-    *some, last = [str(part.explanation).rstrip(". ") for part in feature.constituents]
-    return Explanation(f"{two if len(some) == 1 else more} {', '.join(some)} {join} {last}")
+    *first, last = [str(part.explanation).rstrip(". ") for part in feature.constituents]
+    return Explanation(f"{two if len(first) == 1 else more} {', '.join(first)} {join} {last}")
 
 
 @explainer("constituents", needs={"llm", "constituents"})

@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+from autointerp.explainers.words import token_uses
 from autointerp.plugins import explainer
 from autointerp.prompting import on_one_line
-from autointerp.records import Explanation, FeatureEvidence, TokenStat
+from autointerp.records import Explanation, FeatureEvidence
+
+Form = Literal["words", "shares"]
 
 
 @explainer("token_stats", needs=())
-async def explain(feature: FeatureEvidence, llm: None, *, tokens: int = 5, min_share: float = 0.05) -> Explanation:
-    """The up to `tokens` tokens that it fires on most and most specifically, each with its share of the firings.
+async def explain(
+    feature: FeatureEvidence,
+    llm: None,
+    *,
+    tokens: int = 5,
+    min_share: float = 0.05,
+    min_specificity: float = 0.02,
+    form: Form = "words",
+) -> Explanation:
+    """The up to `tokens` tokens that it fires on most and most specifically, ranked by share · specificity.
 
-    Ranked by firings × (firings / occurrences), so that a frequent token on which it fires now and then does not
-    stand before a rarer one on which it always fires. Tokens below `min_share` of the firings are left out.
+    As a plain list of ``words`` (dog, cat), which a judge reads best, fragments as the whole words they stand in; or
+    each token as it is with its ``shares`` of the firings. Tokens below `min_share` of the firings are left out, and
+    those on which it fires in less than `min_specificity` of their occurrences, unless there is no other.
     """
     if not feature.token_stats:
         return Explanation(None, failure="no token statistics of the feature")
-    named = [(stat, share) for stat, share in shares(feature) if share >= min_share]
-    if not named:
+    frequent = [use for use in token_uses(feature) if use.share >= min_share]
+    if not frequent:
         return Explanation(None, failure=f"no token makes up {min_share:.0%} of the firings")
-    named.sort(key=lambda pair: -pair[1] * specificity(pair[0]))
-    listed = [f'"{on_one_line(stat.token)}" ({share:.0%} of firings)' for stat, share in named[:tokens]]
+    named = [use for use in frequent if use.specificity >= min_specificity][:tokens] or frequent[:1]
+    if form == "words":
+        words = dict.fromkeys(on_one_line(name).strip() for use in named for name in use.names)
+        return Explanation(", ".join(word for word in words if word) or f'"{on_one_line(named[0].token)}"')
+    listed = [f'"{on_one_line(use.token)}" ({use.share:.0%} of firings)' for use in named]
     return Explanation(f"the token{'s' if len(listed) > 1 else ''} {', '.join(listed)}")
-
-
-def shares(feature: FeatureEvidence) -> list[tuple[TokenStat, float]]:
-    """Each listed token with its share of the firings in train documents, which is where tokens are counted."""
-    total = feature.train_firings
-    if total is None:
-        total = sum(stat.fired for stat in feature.token_stats)
-    return [(stat, stat.fired / total) for stat in feature.token_stats if total]
-
-
-def specificity(stat: TokenStat) -> float:
-    """Share of the token's occurrences on which the feature fires."""
-    return stat.fired / stat.seen if stat.seen else 0.0

@@ -37,7 +37,7 @@ async def score(
     llm: LLM,
     *,
     mode: Mode = "auto",
-    sequences: int = 20,
+    sequences: int = 50,
     reask: int = 1,
     seed: int,
 ) -> Score:
@@ -46,7 +46,8 @@ async def score(
     ``slots`` reads the expected digit at every token in one forward pass a window, the model's turn being filled
     with "0"; ``json`` has the model write [token, number] pairs, each checked against the token sent. ``auto``
     takes ``slots`` where the model can. A window whose answer does not line up is unscored, with the reason.
-    A judgement's truths are in the feature's own units, its predictions from 0 to 10.
+    A judgement's truths are in the feature's own units, its predictions from 0 to 10. A prediction that is the same
+    for all tokens scores 0 by definition and is shown as ``constant`` = 1. Fewer than 10 sequences give no interval.
     """
     if any(example.split != "test" for example in examples):
         raise AutointerpError("simulation was given train contexts, which the explainer may have seen")
@@ -57,7 +58,7 @@ async def score(
     heard = await asyncio.gather(
         *(_by_slots(explanation, e, llm) if slots else _by_json(explanation, e, llm, reask) for e in chosen)
     )
-    return _summary(chosen, heard, seed)
+    return _summary(chosen, heard)
 
 
 def _choose(examples: Sequence[Context], n: int, seed: int) -> list[Context]:
@@ -124,7 +125,7 @@ _PAIRS = {
 }
 
 
-def _summary(examples: Sequence[Context], heard: Sequence[Prediction], seed: int) -> Score:
+def _summary(examples: Sequence[Context], heard: Sequence[Prediction]) -> Score:
     judgements = tuple(_judgement(example, prediction) for example, prediction in zip(examples, heard))
     scored = [(e, p) for e, p in zip(examples, heard) if not isinstance(p, str)]
     truths, predictions = [e.activations for e, _ in scored], [p for _, p in scored]
@@ -138,10 +139,12 @@ def _summary(examples: Sequence[Context], heard: Sequence[Prediction], seed: int
         why = Counter(p for p in heard if isinstance(p, str)).most_common(1)
         return failed("no sequence could be simulated" + (f": {why[0][0]}" if why else ""))
     truth, prediction = [a for t in truths for a in t], [a for p in predictions for a in p]
-    value = stats.pearson(truth, prediction)
+    if len(set(truth)) == 1:
+        return failed(f"the true activation is the same for all {len(truth)} tokens: no correlation is defined")
+    constant = len(set(prediction)) == 1
+    value = 0.0 if constant else stats.pearson(truth, prediction)
     if value is None:
-        which = "prediction" if len(set(prediction)) == 1 else "true activation"
-        return failed(f"the {which} is the same for all {len(truth)} tokens: no correlation is defined")
+        return failed("the predictions or the true activations vary too little for a correlation")
     each = [r for t, p in zip(truths, predictions) if (r := stats.pearson(t, p)) is not None]
     within = [(t, p) for (e, _), t, p in zip(scored, truths, predictions) if e.fires]
     metrics: dict[str, float | None] = {
@@ -151,10 +154,13 @@ def _summary(examples: Sequence[Context], heard: Sequence[Prediction], seed: int
         "pearson_firing": stats.pearson([a for t, _ in within for a in t], [a for _, p in within for a in p]),
         "pearson_per_context": sum(each) / len(each) if each else None,
         "n_tokens": float(len(truth)),
+        "constant": float(constant),
     }
-    interval = stats.pooled_pearson_interval(truths, predictions, strata=[e.fires for e, _ in scored], seed=seed)
+    interval = stats.pooled_pearson_interval(
+        truths, predictions, strata=[e.fires for e, _ in scored], documents=[e.document for e, _ in scored]
+    )
     low, high = interval or (None, None)
-    return Score(value, low, high, len(scored), unscored, base_rate, metrics, judgements)
+    return Score(value, low, high, len(scored), unscored, base_rate, metrics, judgements, chance=0.0, corrected=value)
 
 
 def _judgement(example: Context, prediction: Prediction) -> Judgement:

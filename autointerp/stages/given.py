@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import pyarrow.parquet as pq
 
+from autointerp.artifacts import Corpus, Firings
 from autointerp.engine import models
 from autointerp.engine.stage import Job
 from autointerp.plugins import Need, given_by_keyword
@@ -17,9 +19,11 @@ STAGES: Mapping[Need, tuple[str, ...]] = {
     "subject": ("sae",),
     "sae": ("sae",),
     "activations": ("sae",),
-    "neighbours": ("directions", "contexts"),
+    "neighbours": ("directions", "contexts", "corpus", "harvest"),
     "constituents": ("reencode", "contexts"),
-    "token_table": ("corpus", "harvest", "contexts"),
+    "token_table": ("corpus", "harvest"),
+    "shown": ("contexts",),
+    "frequencies": ("select",),
 }
 
 Values = Callable[[Sequence[int]], Mapping[int, Any]]  # features -> the value for each
@@ -70,7 +74,15 @@ def _activations(job: Job, split: Split, explanations: Mapping[int, str | None])
 
     sae = models.kept_sae(job.session, job.inputs["sae"])
     on_text = TextActivations(models.subject(job.session, sae.cfg.hook_name), sae)
-    return lambda features: {feature: on_text.of(feature) for feature in features}
+
+    def reader(feature: int) -> Callable[[Sequence[str]], Awaitable[list[tuple[float, ...]]]]:
+        async def read(texts: Sequence[str]) -> list[tuple[float, ...]]:
+            seen = await asyncio.to_thread(on_text.of(feature), texts)
+            return [text.activations for text in seen]
+
+        return read
+
+    return lambda features: {feature: reader(feature) for feature in features}
 
 
 def _embedder(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:
@@ -79,29 +91,75 @@ def _embedder(job: Job, split: Split, explanations: Mapping[int, str | None]) ->
 
 
 def _neighbours(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:
-    from autointerp.activations.contexts import read_contexts
+    """By decoder cosine, nearest first; windows are there of those that are explained too."""
+    from autointerp.activations.contexts import SilentWindows, read_contexts
 
-    nearest: dict[int, list[tuple[int, float]]] = {}
-    table = pq.read_table(job.inputs["directions"] / "neighbours.parquet", columns=["feature", "neighbour", "cosine"])
-    for feature, neighbour, cosine in zip(*(column.to_pylist() for column in table.columns)):
-        nearest.setdefault(feature, []).append((neighbour, cosine))
+    nearest = nearest_of(job)
+    silent = SilentWindows(Corpus(job.inputs["corpus"]), Firings(job.inputs["harvest"]))
 
     def make(features: Sequence[int]) -> dict[int, tuple[Neighbour, ...]]:
         near = sorted({neighbour for feature in features for neighbour, _ in nearest.get(feature, ())})
         contexts = read_contexts(job.inputs["contexts"] / "contexts.parquet", near)
-
-        def firing(neighbour: int) -> tuple[Context, ...]:
-            return tuple(c for c in contexts.get(neighbour, ()) if c.split == split and c.fires)
-
+        firing = {n: [c for c in contexts.get(n, ()) if c.split == split and c.fires] for n in near}
         return {
             feature: tuple(
-                Neighbour(neighbour, cosine, explanations.get(neighbour), firing(neighbour))
-                for neighbour, cosine in nearest.get(feature, ())
+                Neighbour(neighbour, cosine, explanations.get(neighbour), windows)
+                for (neighbour, cosine), windows in zip(
+                    nearest.get(feature, ()),
+                    silent.of(feature, [firing[neighbour] for neighbour, _ in nearest.get(feature, ())]),
+                )
             )
             for feature in features
         }
 
     return make
+
+
+def nearest_of(job: Job) -> dict[int, list[tuple[int, float]]]:
+    """feature -> its neighbours by decoder cosine, nearest first."""
+    nearest: dict[int, list[tuple[int, float]]] = {}
+    table = pq.read_table(job.inputs["directions"] / "neighbours.parquet", columns=["feature", "neighbour", "cosine"])
+    for feature, neighbour, cosine in zip(*(column.to_pylist() for column in table.columns)):
+        nearest.setdefault(feature, []).append((neighbour, cosine))
+    return nearest
+
+
+def _shown(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:
+    from autointerp.activations.contexts import read_contexts
+
+    def make(features: Sequence[int]) -> dict[int, tuple[Context, ...]]:
+        contexts = read_contexts(job.inputs["contexts"] / "contexts.parquet", features)
+        return {feature: tuple(c for c in contexts.get(feature, ()) if c.split == "train") for feature in features}
+
+    return make
+
+
+def _token_table(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:
+    from autointerp.activations.evidence import EvidenceReader
+
+    sizes, strings = job.config.contexts, models.token_strings(job.session)
+    reader = EvidenceReader(
+        Firings(job.inputs["harvest"]),
+        Corpus(job.inputs["corpus"]),
+        strings,
+        test_share=sizes.test_share,
+        seed=job.config.seed,
+    )
+    return reader.token_tables
+
+
+def for_control(job: Job, pick: Callable[..., Any]) -> dict[str, Any]:
+    """What a control asks for, of all features."""
+    wanted, values = given_by_keyword(pick), {}
+    if "neighbours" in wanted:
+        values["neighbours"] = {f: [number for number, _ in near] for f, near in nearest_of(job).items()}
+    if "constituents" in wanted and "reencode" in job.inputs:
+        table = pq.read_table(job.inputs["reencode"] / "composites.parquet", columns=["feature", "constituents"])
+        values["constituents"] = {f: parts for f, parts in zip(*(c.to_pylist() for c in table.columns)) if parts}
+    if "frequencies" in wanted:
+        table = pq.read_table(job.inputs["select"] / "selection.parquet", columns=["feature", "frequency"])
+        values["frequencies"] = dict(zip(*(column.to_pylist() for column in table.columns)))
+    return values
 
 
 def _constituents(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:
@@ -136,4 +194,6 @@ _MAKERS: Mapping[str, Maker] = {
     "embedder": _embedder,
     "neighbours": _neighbours,
     "constituents": _constituents,
+    "shown": _shown,
+    "token_table": _token_table,
 }

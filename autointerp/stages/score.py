@@ -20,7 +20,7 @@ from autointerp.progress import progress
 from autointerp.records import LLM, Context, Judgement, Score
 from autointerp.stages.constituents import reads
 from autointerp.stages.contexts import held_out
-from autointerp.stages.given import Maker, giver, makers_of, stages_of
+from autointerp.stages.given import Maker, for_control, giver, makers_of, stages_of
 from autointerp.stages.plugin_section import code_of, plugin_section
 
 log = logging.getLogger("autointerp")
@@ -56,9 +56,13 @@ def uses(config: Config) -> Iterator[Use]:
             for control in config.controls:
                 section = judged | {"control": plugin_section(config, controls, control)}
                 pick = controls.get(control.name)
+                reencode = ("reencode",) if "constituents" in needs(pick) and config.composites.enabled else ()
+                asked = (*stages_of(needs(pick) & {"frequencies"}), *reencode)
+                asked += ("directions",) if "neighbours" in needs(pick) else ()
                 chosen = bind_options("control", control.name, pick, control.options, config.seed)
                 given = replace(given, control=control.key, pick=pick, pick_options=chosen)
-                yield Use(name_of(plugin, explainer.key, control), read, section, given, (*code, pick))
+                names = tuple(dict.fromkeys((*read, *asked)))
+                yield Use(name_of(plugin, explainer.key, control), names, section, given, (*code, pick, for_control))
 
 
 def name_of(scorer: PluginConfig, explainer: str, control: PluginConfig | None) -> str:
@@ -111,7 +115,7 @@ def _texts(job: Job, given: Scoring) -> tuple[dict[int, str | None], dict[int, s
         return texts, {row["feature"]: f"no explanation: {row['failure']}" for row in rows}
     known = {feature: text for feature, text in texts.items() if text}
     others: dict[int, str | None] = dict.fromkeys(texts)
-    others |= given.pick(sorted(known), known, **(given.pick_options or {}))
+    others |= given.pick(sorted(known), known, **(given.pick_options or {}), **for_control(job, given.pick))
     return others, dict.fromkeys(texts, "no other explanation to compare with")
 
 
@@ -124,6 +128,10 @@ def _rows(names: Mapping[str, Any], score: Score) -> dict[str, list[dict[str, An
         "n_scored": score.n_scored,
         "n_unscored": score.n_unscored,
         "base_rate": score.base_rate,
+        "chance": score.chance,
+        "corrected": score.corrected,
+        "yes_rate": score.yes_rate,
+        "ece": score.ece,
         "failure": score.failure,
         "metrics": dict(score.metrics),
     }

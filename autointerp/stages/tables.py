@@ -93,7 +93,7 @@ def _features(config: Config, folders: Mapping[str, Path], out: Path) -> Frame:
     columns = ["feature", "explanation", "explainer", "status", "failure"]
     mine = pd.read_parquet(out / "explanations.parquet", columns=columns, filters=[("explainer", "==", shown)])
     features = features.merge(mine.rename(columns={"status": "_explained"}), on="feature", how="left")
-    columns = ["feature", "scorer", "control", "value", "low", "high", "n_scored", "n_unscored", "failure"]
+    columns = ["feature", "scorer", "control", "value", "low", "high", "corrected", "n_scored", "n_unscored", "failure"]
     scores = pd.read_parquet(out / "scores.parquet", columns=columns, filters=[("explainer", "==", shown)])
     for scorer in config.scorers:
         features = features.merge(_wide(scores, scorer.key), on="feature", how="left")
@@ -121,6 +121,7 @@ def _wide(scores: Frame, scorer: str) -> Frame:
         "high": f"{scorer}_high",
         "n_scored": f"{scorer}_n_scored",
         "n_unscored": f"{scorer}_n_unscored",
+        "corrected": f"{scorer}_corrected",
     }
     wide = real[["feature", *names]].rename(columns=names)
     # Features without a score leave gaps, which whole numbers of numpy cannot hold.

@@ -148,9 +148,7 @@ def test_enough_text_gives_what_the_config_asks_with_one_window_a_document(tmp_p
         active = [context for context in mine if context.fires]
         assert len({context.document for context in active}) == len(active)
         assert Counter(c.quantile for c in active if c.split == "test") == {0: 3, 1: 3, 2: 3, 3: 3}
-        shown = Counter(c.quantile for c in active if c.split == "train")
-        assert shown[3] == 5
-        assert set(shown) == {0, 1, 2, 3}
+        assert Counter(c.quantile for c in active if c.split == "train") == {0: 2, 1: 2, 2: 2, 3: 2}
 
 
 def test_a_features_contexts_depend_on_the_seed_and_on_no_other_feature(tmp_path):
@@ -177,7 +175,7 @@ def test_the_firing_lies_anywhere_in_the_window_and_random_windows_lie_where_act
     assert len(active) == 400
     assert len(silent) == 300  # half of 200 in train, for the near ones that do not exist
     places = np.bincount([c.activations.index(1) for c in active], minlength=8) / len(active)
-    assert places.min() > 0.05
+    assert places.min() > 0.03  # the first place is rare, 1 / 16: in rows of 15 only 7 of 14 firings can stand there
     assert places.max() < 0.25
     assert {c.position for c in silent} <= set(range(16, 32))
     mean = [np.mean([c.position for c in some]) for some in (active, silent)]

@@ -1,7 +1,9 @@
-from hypothesis import given
+from collections import Counter
+
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autointerp.controls.other_feature import pick
+from autointerp.controls.other_feature import donors, pick
 from autointerp.plugins import controls
 
 texts = st.sampled_from(["dogs", "Dogs.", "cats", "names", "colours", "verbs"])
@@ -29,3 +31,48 @@ def test_only_the_features_asked_for_take_part_and_seeds_differ():
 
 def test_it_is_the_registered_control():
     assert controls.get("other_feature") is pick
+
+
+TEXTS = ["dogs", "names of rivers", "colours", "the verb to run", "numbers in tables", "old coins", "weather", "prices"]
+SPREAD = {i: f"{text} {i}" for i, text in enumerate(TEXTS * 5)}
+relations = st.dictionaries(st.integers(0, 39), st.lists(st.integers(0, 39), max_size=4))
+
+
+@settings(max_examples=30, deadline=None)
+@given(relations, relations, st.integers(0, 5))
+def test_neither_neighbours_nor_constituents_nor_explanations_of_the_same_words_are_lent(near, parts, seed):
+    lent = donors(sorted(SPREAD), SPREAD, neighbours=near, constituents=parts, seed=seed)
+    assert lent.keys() == SPREAD.keys()
+    for feature, others in lent.items():
+        assert len(set(others)) == len(others) == 3
+        for other in others:
+            assert other not in near.get(feature, ())
+            assert feature not in near.get(other, ())
+            assert other not in parts.get(feature, ())
+            assert feature not in parts.get(other, ())
+
+
+def test_explanations_that_name_the_same_word_are_not_lent():
+    texts = dict(enumerate(["the word dog", 'the words "dogs" and "cat"', *TEXTS[1:]]))
+    for seed in range(10):
+        assert 1 not in donors(sorted(texts), texts, seed=seed)[0]
+        assert 0 not in donors(sorted(texts), texts, seed=seed)[1]
+
+
+def test_donors_fire_about_as_often():
+    frequencies = {i: 10.0 ** -(i % 4 + 1) for i in SPREAD}
+    lent = donors(sorted(SPREAD), SPREAD, frequencies=frequencies, seed=0)
+    alike = [frequencies[f] == frequencies[o] for f, others in lent.items() for o in others]
+    assert sum(alike) / len(alike) > 0.9
+    free = donors(sorted(SPREAD), SPREAD, seed=0)
+    assert sum(frequencies[f] == frequencies[o] for f, others in free.items() for o in others) / 120 < 0.5
+
+
+def test_every_explanation_is_lent_equally_often():
+    lent = donors(sorted(SPREAD), SPREAD, seed=0)
+    assert set(Counter(o for others in lent.values() for o in others).values()) == {3}
+
+
+def test_a_feature_whose_every_other_is_a_neighbour_goes_without():
+    texts = {0: "dogs", 1: "cats", 2: "names"}
+    assert 0 not in pick([0, 1, 2], texts, neighbours={0: [1, 2]}, seed=0)

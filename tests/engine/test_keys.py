@@ -82,7 +82,7 @@ CHANGES = [
     Change("prompting.py", 'right: str = "»"', 'right: str = "›"', "load:explain/default"),
     Change("../prompts/judge_list.jinja", "Property:", "Rule:", DETECTION),
     Change("answers.py", "LEAST_MASS = 0.05", "LEAST_MASS = 0.5", DETECTION),
-    Change("stats.py", "RESAMPLES = 1000", "RESAMPLES = 100", DETECTION),
+    Change("stats/student.py", "LEVEL = 0.95", "LEVEL = 0.9", DETECTION),
     Change("llm/backends/openai_read.py", "spelt = text.strip().casefold()", "spelt = text.strip()", DETECTION),
     Change("../mine.py", "return helper.say()", "return helper.say() + '.'", "load:explain/mine.explain"),
     Change("../helper.py", "'the word a'", "'the word b'", "load:explain/mine.explain"),

@@ -1,11 +1,15 @@
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from autointerp.errors import AutointerpError
 from autointerp.explainers import default, token_stats
+from autointerp.explainers.words import word_spans
 from autointerp.plugins import bind_options, explainers, needs
-from autointerp.records import Completion, Context, FeatureEvidence, TokenStat
+from autointerp.prompting import render
+from autointerp.records import Completion, Context, FeatureEvidence, Neighbour, TokenStat
 
 
 def window(example, word, peak, quantile, split="train", kind="activating"):
@@ -55,7 +59,7 @@ async def test_the_prompt_shows_a_spread_of_marked_contexts_and_the_tokens():
     asked = llm.asked[0][0][-1].content
     assert asked.count("The «dog» sat") == 10
     assert asked.count("The cat sat") == asked.count("The tree sat") == 2
-    assert "«dog» 73 %, «the» 12 %" in asked
+    assert "«dog» 73 % (73 of its 80 occurrences), «cat» 10 % (10 of 10), «the» 12 % (12 of 9000)" in asked
     assert '"bark"' in asked
     assert '"tail"' not in asked
 
@@ -102,13 +106,77 @@ async def test_held_out_contexts_are_refused():
         await default.explain(evidence(random=(window(1, "x", 0.0, None, "test", "random"),)), Says(), seed=0)
 
 
-async def test_the_baseline_names_tokens_by_how_often_and_how_specifically_they_fire():
-    got = await token_stats.explain(evidence(), None)
-    assert got.text == 'the tokens " dog" (73% of firings), " cat" (10% of firings), " the" (12% of firings)'
-    got = await token_stats.explain(evidence(), None, tokens=1)
-    assert got.text == 'the token " dog" (73% of firings)'
+async def test_the_baseline_is_a_plain_list_of_words_on_which_it_fires_specifically():
+    assert (await token_stats.explain(evidence(), None)).text == "dog, cat"
+    assert (await token_stats.explain(evidence(), None, min_specificity=0)).text == "dog, cat, the"
+    assert (await token_stats.explain(evidence(), None, tokens=1)).text == "dog"
+    assert (await token_stats.explain(evidence(), None, min_specificity=1.1)).text == "dog"  # better than nothing
     assert "no token makes up 90%" in (await token_stats.explain(evidence(), None, min_share=0.9)).failure
     assert (await token_stats.explain(evidence(token_stats=()), None)).status == "failed"
+
+
+async def test_the_baseline_gives_shares_where_asked():
+    got = await token_stats.explain(evidence(), None, form="shares")
+    assert got.text == 'the tokens " dog" (73% of firings), " cat" (10% of firings)'
+
+
+def fragments(*words, fires):
+    """A context of words cut in two; the `fires`th half of each fires."""
+    tokens = tuple(piece for word in words for piece in (f" {word[:3]}", word[3:]))
+    return Context(
+        3, 0, "train", "activating", 0, 0, 0, tokens, tuple(float(i % 2 == fires) for i in range(len(tokens)))
+    )
+
+
+async def test_fragments_are_named_and_marked_as_whole_words():
+    seen = evidence(
+        activating=(fragments("courage", "courteous", fires=0), fragments("courage", fires=0)),
+        token_stats=(TokenStat(" cou", 9, 9, 1.0),),
+        train_firings=9,
+    )
+    llm = Says("EXPLANATION: a")
+    await default.explain(seen, llm, seed=0)
+    asked = llm.asked[0][0][-1].content
+    assert "«courage courteous»" in asked
+    assert "«cou» in courage, courteous 100 % (9 of its 9 occurrences)" in asked
+    assert (await token_stats.explain(seen, None)).text == "courage, courteous"
+    bare = Says("EXPLANATION: a")
+    await default.explain(seen, bare, whole_words=False, seed=0)
+    assert "«cou»rage «cou»rteous" in bare.asked[0][0][-1].content
+
+
+@given(st.lists(st.text(max_size=4), max_size=12))
+def test_word_spans_cut_a_text_without_loss(tokens):
+    spans = word_spans(tokens)
+    assert [place for low, high in spans for place in range(low, high)] == list(range(len(tokens)))
+
+
+def test_scripts_without_spaces_and_punctuation_are_not_joined():
+    assert word_spans(["我", "们", " dog", "s", ".", "Then"]) == [(0, 1), (1, 2), (2, 4), (4, 5), (5, 6)]
+
+
+async def test_neighbours_and_what_the_feature_writes_are_shown_where_asked():
+    near = (
+        Neighbour(9, 0.8, None, (window(50, "wolf", 1.0, 0), window(51, "fox", 1.0, 1), window(52, "elk", 1.0, 2))),
+    )
+    llm = Says("EXPLANATION: dogs", "EXPLANATION: dogs")
+    seen = evidence(neighbours=near, logits_down=((" meow", -1.0),))
+    await default.explain(seen, llm, neighbours=1, suppressed=1, seed=0)
+    asked = llm.asked[0][0][-1].content
+    assert asked.count("«wolf»") + asked.count("«fox»") + asked.count("«elk»") == 2
+    assert '"meow"' in asked
+    await default.explain(seen, llm, seed=0)
+    assert "wolf" not in llm.asked[1][0][-1].content
+
+
+def test_worked_cases_answer_in_different_forms():
+    messages = render(
+        "explain", feature=None, examples=[], silent=[], uses=[], show_activations=False, promoted=[], suppressed=[],
+        neighbours=[],
+    )  # fmt: skip
+    answers = [m.content for m in messages if m.role == "assistant"]
+    assert len({answer.split()[1] for answer in answers}) == len(answers) == 3
+    assert not any("the words" in answer for answer in answers)
 
 
 def test_both_are_registered_and_take_their_options_from_a_config():
@@ -122,7 +190,7 @@ def test_both_are_registered_and_take_their_options_from_a_config():
 
 async def test_shares_are_of_train_firings_where_tokens_are_counted():
     stats = (TokenStat(" dog", 30, 40, 1.0), TokenStat(" cat", 10, 40, 1.0))
-    known = await token_stats.explain(evidence(token_stats=stats, train_firings=80), None)
+    known = await token_stats.explain(evidence(token_stats=stats, train_firings=80), None, form="shares")
     assert known.text == 'the tokens " dog" (38% of firings), " cat" (12% of firings)'
-    all_listed = await token_stats.explain(evidence(token_stats=stats, train_firings=None), None)
+    all_listed = await token_stats.explain(evidence(token_stats=stats, train_firings=None), None, form="shares")
     assert all_listed.text == 'the tokens " dog" (75% of firings), " cat" (25% of firings)'

@@ -47,7 +47,8 @@ LOCAL = ("choices", "slots")
 async def test_a_judge_who_knows_the_rule_scores_1_with_an_honest_interval(held_out, capabilities):
     got = await score("dogs", held_out, Judge(knows, capabilities), seed=0)
     assert (got.value, got.high, got.n_scored, got.n_unscored, got.base_rate) == (1.0, 1.0, 100, 0, 0.5)
-    assert 0.9 < got.low < 0.95
+    assert 0.9 < got.low < 0.98
+    assert got.corrected == 1.0
     assert {got.metrics[m] for m in ("auprc", "f1", "iou", "auroc", "balanced_accuracy", "accuracy")} == {1.0}
     assert got.metrics["auprc_near"] == got.metrics["auprc_random"] == 1.0
     assert got.metrics["base_rate_near"] == pytest.approx(2 / 3)
@@ -57,7 +58,10 @@ async def test_a_judge_who_knows_the_rule_scores_1_with_an_honest_interval(held_
 @pytest.mark.parametrize("capabilities", [(), LOCAL])
 async def test_a_constant_judge_scores_the_base_rate(held_out, rule, capabilities):
     got = await score("dogs", held_out, Judge(rule, capabilities), seed=0)
-    assert got.value == pytest.approx(0.5)
+    assert got.value == got.chance == pytest.approx(0.5)
+    assert got.corrected == 0
+    assert got.yes_rate in (0.0, 1.0)
+    assert got.ece == pytest.approx(abs(rule("") - 0.5) if capabilities else 0.5)
 
 
 @pytest.mark.parametrize("capabilities", [(), LOCAL])

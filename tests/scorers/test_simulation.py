@@ -48,13 +48,15 @@ async def test_a_simulator_who_knows_the_rule_correlates(held_out, slots):
     got = await score("dogs", level, simulator, seed=0)
     assert got.value > 0.95
     assert got.low <= got.value <= got.high
-    assert (got.n_scored, got.n_unscored, got.base_rate, simulator.calls) == (20, 0, 0.5, 20)
+    assert (got.n_scored, got.n_unscored, got.base_rate, simulator.calls) == (50, 0, 0.5, 50)
     assert got.metrics["pearson"] == got.value
-    assert got.metrics["n_tokens"] == 20 * 9
+    assert got.metrics["n_tokens"] == 50 * 9
     kinds = [j.kind for j in got.judgements]
-    assert kinds.count("activating") == 10
-    assert kinds.count("near") == kinds.count("random") == 5
-    assert sorted(j.quantile for j in got.judgements if j.kind == "activating") == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert kinds.count("activating") == 25
+    assert {kinds.count("near"), kinds.count("random")} == {12, 13}
+    assert sorted(j.quantile for j in got.judgements if j.kind == "activating") == [
+        q for q in range(5) for _ in range(5)
+    ]
 
 
 @both
@@ -79,11 +81,18 @@ async def test_judgements_hold_true_and_predicted_activations_token_by_token(hel
 
 
 @both
-async def test_a_constant_prediction_has_no_correlation(held_out, slots):
+async def test_a_constant_prediction_scores_0_and_says_so(held_out, slots):
     got = await score("dogs", held_out, Simulator(lambda token: 0.0, slots), seed=0)
-    assert (got.value, got.low, got.metrics) == (None, None, {})
-    assert "the prediction is the same" in got.failure
-    assert got.n_scored == 20
+    assert (got.value, got.corrected, got.low, got.failure) == (0.0, 0.0, None, None)
+    assert got.metrics["constant"] == 1
+    assert got.n_scored == 50
+
+
+@both
+async def test_few_sequences_have_a_value_and_no_interval(held_out, slots):
+    got = await score("dogs", held_out, Simulator(knows, slots), sequences=8, seed=0)
+    assert got.value > 0.5
+    assert (got.low, got.high, got.metrics["constant"]) == (None, None, 0)
 
 
 async def test_constant_true_activations_have_none_either(held_out):
@@ -106,7 +115,7 @@ async def test_a_sequence_that_does_not_line_up_is_unscored_and_never_shifted(he
         return json.dumps(pairs)
 
     got = await score("dogs", held_out, Simulator(knows, False, skip_one), seed=0)
-    assert (got.value, got.n_scored, got.n_unscored) == (None, 0, 20)
+    assert (got.value, got.n_scored, got.n_unscored) == (None, 0, 50)
     assert "no sequence could be simulated: token 3 is" in got.failure
     assert all(j.predictions is None and j.status == "failed" for j in got.judgements)
     got = await score("dogs", held_out, Simulator(knows, False, sometimes), reask=0, seed=0)
@@ -117,7 +126,7 @@ async def test_a_sequence_that_does_not_line_up_is_unscored_and_never_shifted(he
 async def test_an_answer_that_does_not_line_up_is_asked_again(held_out):
     simulator = Simulator(knows, False, lambda pairs, attempt: json.dumps(pairs if attempt else pairs[1:]))
     got = await score("dogs", held_out, simulator, seed=0)
-    assert (got.n_scored, got.n_unscored, simulator.calls) == (20, 0, 40)
+    assert (got.n_scored, got.n_unscored, simulator.calls) == (50, 0, 100)
 
 
 async def test_slots_that_fail_or_are_too_few_leave_the_sequence_unscored(held_out):

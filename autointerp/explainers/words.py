@@ -1,0 +1,104 @@
+"""Whole words from a tokenizer's fragments, and what is known of the tokens on which a feature fires."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from autointerp.records import Context, FeatureEvidence, TokenStat
+
+_LONGEST = 8  # tokens of a word; more is no word
+
+
+@dataclass(frozen=True, slots=True)
+class TokenUse:
+    """One token of a feature: how much of the feature it is, and how much of the token the feature is."""
+
+    token: str
+    share: float  # of the feature's firings in train documents
+    fired: int
+    seen: int  # occurrences of the token
+    words: tuple[str, ...] = ()  # in which it stands, where it is a fragment: the most frequent first
+
+    @property
+    def specificity(self) -> float:
+        """Share of the token's occurrences on which the feature fires."""
+        return self.fired / self.seen if self.seen else 0.0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The words that stand for it: its own text, or the whole words where it is a fragment."""
+        return self.words or (self.token,)
+
+
+def on_whole_words(context: Context) -> Context:
+    """The context with every word that holds a firing token marked as a whole, as strongly as its strongest token."""
+    values = list(context.activations)
+    for low, high in word_spans(context.tokens):
+        peak = max(context.activations[low:high])
+        if peak > 0:
+            values[low:high] = [peak] * (high - low)
+    return replace(context, activations=tuple(values))
+
+
+def word_spans(tokens: Sequence[str]) -> list[tuple[int, int]]:
+    """[low, high) of each word's tokens; what is no part of a longer word is a span of its own.
+
+    Tokens belong together where letters or digits meet without a space between them. Only letters that know upper
+    and lower case are joined: scripts that write without spaces would come out as one word.
+    """
+    spans: list[tuple[int, int]] = []
+    low = 0
+    for place in range(1, len(tokens) + 1):
+        joined = place < len(tokens) and _letter(tokens[place - 1][-1:]) and _letter(tokens[place][:1])
+        if not joined or place - low == _LONGEST:
+            spans.append((low, place))
+            low = place
+    return spans
+
+
+def token_uses(feature: FeatureEvidence, most_words: int = 3) -> list[TokenUse]:
+    """The feature's tokens, those first that are much of the feature and of which the feature is much.
+
+    Ranked by share · specificity, so that a frequent token on which it fires now and then does not stand before a
+    rarer one on which it always fires. Fragments carry the whole words in which train windows show them firing.
+    """
+    whole = _whole_words(feature.activating)
+    uses = [
+        TokenUse(stat.token, share, stat.fired, stat.seen, _fragment_of(stat.token, whole, most_words))
+        for stat, share in shares(feature)
+    ]
+    return sorted(uses, key=lambda use: -use.share * use.specificity)
+
+
+def shares(feature: FeatureEvidence) -> list[tuple[TokenStat, float]]:
+    """Each listed token with its share of the firings in train documents, which is where tokens are counted."""
+    total = feature.train_firings
+    if total is None:
+        total = sum(stat.fired for stat in feature.token_stats)
+    return [(stat, stat.fired / total) for stat in feature.token_stats if total]
+
+
+def _whole_words(contexts: Sequence[Context]) -> dict[str, Counter[str]]:
+    """Firing token -> the words in which it stands."""
+    words: dict[str, Counter[str]] = {}
+    for context in contexts:
+        for low, high in word_spans(context.tokens):
+            word = "".join(context.tokens[low:high]).strip()
+            for place in range(low, high):
+                if context.activations[place] > 0:
+                    words.setdefault(context.tokens[place], Counter())[word] += 1
+    return words
+
+
+def _fragment_of(token: str, words: dict[str, Counter[str]], most: int) -> tuple[str, ...]:
+    """The words it is part of; empty where it stands for itself at least as often."""
+    seen = words.get(token)
+    if not seen or 2 * seen[token.strip()] >= seen.total():
+        return ()
+    return tuple(word for word, _ in seen.most_common(most + 1) if word != token.strip())[:most]
+
+
+def _letter(character: str) -> bool:
+    return character.lower() != character.upper() or (character.isascii() and character.isdigit())

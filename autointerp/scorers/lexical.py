@@ -1,0 +1,56 @@
+"""Ceilings without a model: how well a table of token counts tells the windows in which the feature fires.
+
+The evidence for a window is the largest P(fires | token) of its tokens. An explanation that scores below this has
+said less than a list of words would, and a feature that scores near 1 here is told by one token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from autointerp.plugins import scorer
+from autointerp.records import Context, Score, TokenStat
+from autointerp.scorers.judging import Item, failed, held_out, summarise
+
+
+@scorer("lexical", needs={"token_table"})
+async def score(
+    explanation: str, examples: Sequence[Context], llm: None, *, token_table: Sequence[TokenStat] = ()
+) -> Score:
+    """Rank windows by the feature's whole token table, counted over train documents.
+
+    `token_table` lists every token on which the feature fires there, with how often it fires and occurs; tokens
+    that it lacks never fire.
+    """
+    held_out("lexical", examples)
+    return _ranked(examples, token_table, "no token table of the feature")
+
+
+@scorer("lexical_shown", needs={"shown"})
+async def score_shown(
+    explanation: str, examples: Sequence[Context], llm: None, *, shown: Sequence[Context] = ()
+) -> Score:
+    """Rank windows by the token counts of the windows alone that the explainer saw: the ceiling of word lists from
+    the same evidence. `shown` are the feature's train windows, firing and silent."""
+    held_out("lexical_shown", examples)
+    return _ranked(examples, _counted(shown), "no train windows of the feature")
+
+
+def _counted(windows: Iterable[Context]) -> list[TokenStat]:
+    fired: dict[str, int] = {}
+    seen: dict[str, int] = {}
+    for window in windows:
+        for token, activation in zip(window.tokens, window.activations):
+            seen[token] = seen.get(token, 0) + 1
+            fired[token] = fired.get(token, 0) + (activation > 0)
+    return [TokenStat(token, fired[token], seen[token], 0.0) for token in seen if fired[token]]
+
+
+def _ranked(examples: Sequence[Context], table: Sequence[TokenStat], lacking: str) -> Score:
+    items = [Item.window(example) for example in examples]
+    if not table:
+        return failed(items, lacking)
+    # One occurrence more than was seen: 1 of 1 must not stand before 38 of 38.
+    share = {stat.token: stat.fired / (stat.seen + 1) for stat in table}
+    most = [max((share.get(token, 0.0) for token in e.tokens), default=0.0) for e in examples]
+    return summarise(items, [(value, value) for value in most])

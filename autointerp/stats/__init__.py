@@ -1,0 +1,59 @@
+"""Measures of agreement, what chance gives for them, and their intervals. numpy only.
+
+A measure that has no value is None, never 0. Which measures lead follows 2506.05774: Pearson, cosine, average
+precision (AUPRC), F1 and IoU pass both of its sanity checks; recall, AUROC and balanced accuracy do not, and are
+given beside them.
+"""
+
+from autointerp.stats.binary import binary_chance, binary_metrics, share_interval
+from autointerp.stats.calibration import (
+    Calibration,
+    fit_calibration,
+    natural_average_precision,
+    natural_precision,
+    probability_error,
+    yes_rate,
+)
+from autointerp.stats.correlation import (
+    LEAST_SEQUENCES,
+    cosine,
+    pearson,
+    pooled_pearson_interval,
+)
+from autointerp.stats.means import Paired, mean_interval, paired_difference
+from autointerp.stats.ranking import (
+    auroc,
+    average_precision,
+    average_precision_chance,
+    average_precision_interval,
+    by_quantile,
+    chance_corrected,
+)
+from autointerp.stats.student import LEVEL, student_t
+
+__all__ = [
+    "LEAST_SEQUENCES",
+    "LEVEL",
+    "Calibration",
+    "Paired",
+    "auroc",
+    "average_precision",
+    "average_precision_chance",
+    "average_precision_interval",
+    "binary_chance",
+    "binary_metrics",
+    "by_quantile",
+    "chance_corrected",
+    "cosine",
+    "fit_calibration",
+    "mean_interval",
+    "natural_average_precision",
+    "natural_precision",
+    "paired_difference",
+    "pearson",
+    "pooled_pearson_interval",
+    "probability_error",
+    "share_interval",
+    "student_t",
+    "yes_rate",
+]

@@ -1,0 +1,239 @@
+"""How often the 95 % intervals of `autointerp.stats` hold the truth, on samples whose truth is known.
+
+    python benchmarks/coverage.py [--draws 500]
+
+Every cell draws that many samples, each with its interval, and counts those that hold the population's value (of two
+million examples, 200,000 sequences or four million differences). The bar is 93 to 97 %. At 500 draws a true 95 % is
+measured with a standard error of 1 %, so a cell outside the bar is drawn a second time with ten times as many samples,
+and both figures are kept; the verdict is that of the larger sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autointerp import stats
+
+Array = NDArray[np.float64]
+LIMIT = (0.93, 0.97)
+TOKENS = 24  # in a sequence
+Interval = tuple[float, float] | None
+
+
+@dataclass
+class Cell:
+    """One kind of sample at one size: the truth, and the share of intervals that held it or lay above or below it."""
+
+    figure: str
+    kind: str
+    n: int
+    truth: float
+    draws: int = 0
+    covered: float = 0.0
+    above: float = 0.0
+    below: float = 0.0
+    width: float = 0.0
+    milliseconds: float = 0.0
+    first: float | None = None  # the share at the first, smaller number of draws, where it lay outside the bar
+    limit: tuple[float, float] = LIMIT
+    met: bool = False
+    why: str | None = None  # where it is not met
+
+
+# --- detection --------------------------------------------------------------------------------
+
+_SCORES: dict[str, Callable[[np.random.Generator, NDArray[np.int64]], Array]] = {
+    "knows nothing": lambda rng, truth: rng.normal(size=len(truth)),
+    "light tails, weak": lambda rng, truth: rng.normal(size=len(truth)) + 0.5 * truth,
+    "light tails": lambda rng, truth: rng.normal(size=len(truth)) + truth,
+    "light tails, good": lambda rng, truth: rng.normal(size=len(truth)) + 2 * truth,
+    "heavy tails (t, 2 degrees)": lambda rng, truth: rng.standard_t(2, size=len(truth)) + 1.5 * truth,
+    "heavy tails (t, 3 degrees)": lambda rng, truth: rng.standard_t(3, size=len(truth)) + 1.5 * truth,
+    "heavy tails (Cauchy)": lambda rng, truth: rng.standard_cauchy(size=len(truth)) + 2 * truth,
+    "near 1": lambda rng, truth: rng.normal(size=len(truth)) + 3 * truth,
+    "nearer 1": lambda rng, truth: rng.normal(size=len(truth)) + 3.5 * truth,
+    "heavy tails and near 1": lambda rng, truth: rng.standard_t(2, size=len(truth)) + 4 * truth,
+    "yes or no (.75 against .25)": lambda rng, truth: (rng.random(len(truth)) < 0.25 + 0.5 * truth).astype(float),
+    "yes or no (.95 against .05)": lambda rng, truth: (rng.random(len(truth)) < 0.05 + 0.9 * truth).astype(float),
+    "yes or no (.98 against .02)": lambda rng, truth: (rng.random(len(truth)) < 0.02 + 0.96 * truth).astype(float),
+}
+_WITHIN = 2  # windows of a document in the clustered cells
+
+
+def _detection_truth(kind: str, rng: np.random.Generator) -> float:
+    truth = np.repeat([1, 0], 1_000_000)
+    return stats.average_precision(truth, _SCORES[kind](rng, truth)) or 0.0
+
+
+def _detection(kind: str, n: int, rng: np.random.Generator) -> Interval:
+    truth = np.repeat([1, 0], n // 2)
+    return stats.average_precision_interval(truth, _SCORES[kind](rng, truth))
+
+
+def _clustered_scores(n: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], Array, list[int]]:
+    """Two windows of each document, of one class, with half their variance in common."""
+    truth = np.repeat([1, 0], n // 2)
+    documents = np.arange(n) // _WITHIN
+    shared = rng.normal(size=n // _WITHIN + 1)[documents]
+    return truth, np.sqrt(0.5) * (shared + rng.normal(size=n)) + truth, documents.tolist()
+
+
+def _clustered(kind: str, n: int, rng: np.random.Generator) -> Interval:
+    truth, score, documents = _clustered_scores(n, rng)
+    return stats.average_precision_interval(truth, score, documents=documents)
+
+
+# --- simulation -------------------------------------------------------------------------------
+
+
+def _sequences(kind: str, n: int, rng: np.random.Generator) -> tuple[Array, Array, list[bool]]:
+    """Truths and predictions [n, TOKENS], and which half of the sequences fires."""
+    fires = np.arange(n) < n // 2
+    if kind == "every token, shared effects":
+        truth = 0.7 * rng.normal(size=(n, 1)) + rng.normal(size=(n, TOKENS))
+        guess = 0.5 * truth + 0.5 * rng.normal(size=(n, 1)) + 0.7 * rng.normal(size=(n, TOKENS))
+        return truth + fires[:, None], guess + 0.5 * fires[:, None], fires.tolist()
+    active = rng.random((n, TOKENS)).argsort(axis=1) < rng.integers(1, 4, size=(n, 1))
+    active &= fires[:, None]
+    heavy = kind == "sparse, heavy tails"
+    peak = rng.lognormal(0, 0.8, size=(n, 1)) if heavy else rng.uniform(1, 3, size=(n, 1))
+    truth = np.where(active, peak * rng.uniform(0.5, 1, size=(n, TOKENS)), 0)
+    if kind == "sparse, near 1":
+        return truth, truth * rng.uniform(0.8, 1.2, truth.shape) + 0.03 * rng.random(truth.shape), fires.tolist()
+    hit = rng.random((n, 1)) < 0.7
+    guess = np.where(active, np.where(hit, rng.uniform(3, 10, truth.shape), rng.uniform(0, 1, truth.shape)), 0)
+    false = (rng.random(truth.shape) < 0.02) & ~active
+    guess = np.where(false, rng.uniform(2, 8, truth.shape), guess)
+    return truth, guess + 0.3 * rng.random(truth.shape), fires.tolist()
+
+
+_SEQUENCES = ("every token, shared effects", "sparse", "sparse, heavy tails", "sparse, near 1")
+
+
+def _simulation_truth(kind: str, rng: np.random.Generator) -> float:
+    truth, guess, _ = _sequences(kind, 200_000, rng)
+    return stats.pearson(truth.ravel(), guess.ravel()) or 0.0
+
+
+def _simulation(kind: str, n: int, rng: np.random.Generator) -> Interval:
+    truth, guess, fires = _sequences(kind, n, rng)
+    return stats.pooled_pearson_interval(list(truth), list(guess), strata=fires)
+
+
+# --- paired means -----------------------------------------------------------------------------
+
+
+def _few_gain(rng: np.random.Generator, n: int) -> Array:
+    return np.where(rng.random(n) < 0.25, rng.uniform(0.2, 0.6, n), rng.normal(0, 0.03, n))
+
+
+_DIFFERENCES: dict[str, Callable[[np.random.Generator, int], Array]] = {
+    "normal": lambda rng, n: rng.normal(0.05, 0.1, n),
+    "bounded, skewed": lambda rng, n: rng.beta(2, 6, n) - 0.1 * rng.random(n),
+    "heavy tails (t, 3 degrees)": lambda rng, n: 0.05 + 0.05 * rng.standard_t(3, n),
+    "a quarter gains much": _few_gain,
+}
+
+
+def _means(kind: str, n: int, rng: np.random.Generator) -> Interval:
+    return stats.mean_interval(_DIFFERENCES[kind](rng, n))
+
+
+# --- the table --------------------------------------------------------------------------------
+
+_WHY = {
+    ("heavy tails (t, 3 degrees)", 30): "15 a class: the allowance for an unseen false positive, which the other heavy "
+    "tails need, is too much here; the interval errs on the wide side",
+    **dict.fromkeys(
+        [("light tails, good", 30), *(("heavy tails and near 1", n) for n in (30, 40, 60))],
+        "the exact bound on an unseen error rate never misses here, and the upper limit alone may not miss in more",
+    ),
+    ("heavy tails and near 1", 100): "silent examples that rank above nearly all firing ones come about once in a "
+    "sample of 100: one without them looks like a judge near 1, and an interval wide enough for it would always hold "
+    "the value of such a judge",
+    ("a quarter gains much", 8): "a tenth of the samples of 8 (.75^8) hold no feature that gains",
+}
+
+
+Draw = Callable[[str, int, np.random.Generator], Interval]
+
+
+def cells() -> Iterator[tuple[Cell, Draw]]:
+    """Every cell with its truth, and what draws one sample's interval."""
+    rng = np.random.default_rng(12)
+    for kind in _SCORES:
+        truth = _detection_truth(kind, rng)
+        for n in (30, 40, 60, 100):
+            yield Cell("detection, average precision", kind, n, truth), _detection
+    clustered, score, _ = _clustered_scores(2_000_000, rng)
+    truth = stats.average_precision(clustered, score) or 0.0
+    for n in (40, 60, 100):
+        yield Cell("detection, average precision", "light tails, two windows a document", n, truth), _clustered
+    for kind in _SEQUENCES:
+        truth = _simulation_truth(kind, rng)
+        for n in (10, 20, 30, 50):
+            yield Cell("simulation, pooled Pearson", kind, n, truth), _simulation
+    for kind, draw in _DIFFERENCES.items():
+        truth = float(draw(rng, 4_000_000).mean())
+        for n in (8, 30, 100):
+            yield Cell("paired mean over features", kind, n, truth), _means
+
+
+def measure(cell: Cell, draw: Draw, draws: int) -> None:
+    """Fill in the cell's figures over `draws` samples."""
+    rng = np.random.default_rng([draws, cell.n, *cell.kind.encode()])
+    begin = time.process_time()
+    intervals = np.array([draw(cell.kind, cell.n, rng) for _ in range(draws)])
+    cell.milliseconds = round((time.process_time() - begin) / draws * 1000, 3)
+    low, high = intervals.T
+    cell.draws = draws
+    cell.above, cell.below = float(np.mean(low > cell.truth)), float(np.mean(high < cell.truth))
+    cell.covered = round(1 - cell.above - cell.below, 4)
+    cell.width = round(float(np.mean(high - low)), 4)
+    cell.met = LIMIT[0] <= cell.covered <= LIMIT[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--draws", type=int, default=500)
+    parser.add_argument("--out", type=Path, default=Path("results/reference/coverage.json"))
+    options = parser.parse_args()
+    measured: list[Cell] = []
+    for cell, draw in cells():
+        measure(cell, draw, options.draws)
+        if not cell.met:
+            first = cell.covered
+            measure(cell, draw, 10 * options.draws)
+            cell.first = first
+        if not cell.met:
+            cell.why = _WHY.get((cell.kind, cell.n))
+        measured.append(cell)
+        verdict = "met" if cell.met else "NOT MET"
+        print(
+            f"{cell.figure:30} {cell.kind:36} n {cell.n:3}  truth {cell.truth:.3f}  covered {cell.covered:.3f}"
+            f"  [{LIMIT[0]}, {LIMIT[1]}] {verdict:7}  above {cell.above:.3f}  below {cell.below:.3f}"
+            f"  width {cell.width:.3f}  {cell.draws} draws  {cell.milliseconds:.2f} ms",
+            flush=True,
+        )
+    met = sum(cell.met for cell in measured)
+    print(f"{met} of {len(measured)} cells within {LIMIT}")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    report = {
+        "command": f"python benchmarks/coverage.py --draws {options.draws}",
+        "limit": LIMIT,
+        "cells_met": met,
+        "cells": [asdict(cell) for cell in measured],
+    }
+    options.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Ceilings and floors: scorers that ask no model."""
+
+import numpy as np
+import pytest
+from planted_features import OWN, windows
+
+from autointerp.plugins import bind_options, needs, scorers
+from autointerp.records import TokenStat
+from autointerp.scorers import embedding, floors, lexical
+
+
+async def test_a_token_table_tells_a_one_word_feature_wholly():
+    table = [TokenStat(f" {OWN}", 38, 38, 1.0), TokenStat(" tree", 3, 900, 1.0)]
+    got = await lexical.score("", windows(1), None, token_table=table)
+    assert (got.value, got.corrected) == (1.0, 1.0)
+
+
+async def test_one_occurrence_does_not_stand_before_thirty_eight():
+    table = [TokenStat(f" {OWN}", 38, 39, 1.0), TokenStat(" tree", 1, 1, 1.0)]
+    assert (await lexical.score("", windows(1), None, token_table=table)).value > 0.99
+
+
+async def test_the_windows_shown_make_a_table_of_their_own():
+    got = await lexical.score_shown("", windows(1), None, shown=windows(1, 48, split="train"))
+    assert got.value > 0.99
+
+
+async def test_a_ceiling_without_counts_is_a_failure():
+    assert "no token table" in (await lexical.score("", windows(1), None)).failure
+    assert "no train windows" in (await lexical.score_shown("", windows(1), None)).failure
+
+
+async def test_constant_and_position_know_nothing():
+    got = [await floors.constant("", windows(f), None) for f in range(3)]
+    assert [(g.value, g.corrected) for g in got] == [(0.5, 0.0)] * 3
+    only_ranks = await floors.position("", windows(1), None)
+    assert (only_ranks.yes_rate, only_ranks.ece, only_ranks.metrics.get("f1")) == (None, None, None)
+    assert only_ranks.judgements[0].prediction == -windows(1)[0].position
+    placed = [(await floors.position("", windows(f), None)).corrected for f in range(200)]
+    assert np.mean(placed) == pytest.approx(0, abs=0.02)
+
+
+async def test_an_embedding_that_sees_the_word_ranks_by_it():
+    def embedder(texts):
+        rows = np.array([[float(OWN in text), 1.0] for text in texts])
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    assert (await embedding.score(OWN, windows(1), None, embedder=embedder)).value == 1.0
+    assert (await embedding.score(OWN, windows(1), None)).failure == "no embedding model"
+
+
+@pytest.mark.parametrize("name", ["lexical", "lexical_shown", "position", "constant", "embedding"])
+def test_they_are_registered_and_need_no_model(name):
+    assert "llm" not in needs(scorers.get(name))
+    assert bind_options("scorer", name, scorers.get(name), {}, 0) == {}
+
+
+@pytest.mark.parametrize("name", ["detection", "fuzzing", "intruder", "discrimination", "generation"])
+def test_scorers_with_a_judge_take_their_options_from_a_config(name):
+    assert "llm" in needs(scorers.get(name))
+    assert bind_options("scorer", name, scorers.get(name), {"reask": 2}, 0)["reask"] == 2
