@@ -1,0 +1,113 @@
+"""What the scorers give to judges whose knowledge is known, on planted features: all of it, none of it, some noise.
+
+    python benchmarks/yardsticks.py [--features 200]
+
+The bars: an oracle scores .99; judges who know nothing score 0 above chance within .01, and their interval lies above
+chance in at most 3.5 %; an oracle that flips a share of its answers scores its closed form.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autointerp import stats
+from autointerp.scorers import detection, discrimination, fuzzing, intruder
+from autointerp.scorers.judging import Item, summarise
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "scorers"))
+from planted_features import Judge, know_nothing, neighbours, oracle, windows
+
+SIZES = (24, 40, 100)
+
+
+async def oracles(features: int) -> dict[str, float]:
+    """The smallest value an oracle has on any feature, for each scorer with a judge."""
+    judge = Judge(oracle)
+    asked = {
+        "detection": lambda f: detection.score("x", windows(f), judge, seed=f),
+        "fuzzing": lambda f: fuzzing.score("x", windows(f), judge, seed=f),
+        "discrimination": lambda f: discrimination.score("x", windows(f), judge, neighbours=neighbours(f), seed=f),
+        "intruder": lambda f: intruder.score("x", windows(f), judge, seed=f),
+    }
+    return {name: min([(await score(f)).value or 0.0 for f in range(features)]) for name, score in asked.items()}
+
+
+def items_of(scorer: str, feature: int, n: int) -> list[Item]:
+    rng = random.Random(feature)
+    if scorer == "detection":
+        items = [Item.window(context) for context in windows(feature, n)]
+        return rng.sample(items, n)
+    if scorer == "fuzzing":
+        return fuzzing.marks(windows(feature, n), rng)
+    return discrimination.against(windows(feature, n), neighbours(feature, n), n // 2, rng)
+
+
+def knows_nothing(scorer: str, n: int, features: int) -> dict[str, dict[str, Any]]:
+    """Mean chance-corrected value of each judge who knows nothing, and how often its interval lies above chance."""
+    sets = [items_of(scorer, feature, n) for feature in range(features)]
+    rows: dict[str, dict[str, Any]] = {}
+    for judge in know_nothing(0):
+        corrected: list[float] = []
+        above = 0
+        for feature, items in enumerate(sets):
+            rule = know_nothing(f"judge {feature}")[judge]  # a stream of its own
+            truth, score = [item.truth for item in items], [rule(item.text) for item in items]
+            value, chance = stats.average_precision(truth, score), stats.average_precision_chance(truth, score)
+            corrected.append(stats.chance_corrected(value, chance) or 0.0)
+            low, _ = stats.average_precision_interval(truth, score) or (0.0, 1.0)
+            above += low > sum(truth) / len(truth)
+        error = float(np.std(corrected)) / features**0.5
+        rows[judge] = {
+            "corrected": round(float(np.mean(corrected)), 4),
+            "standard_error": round(error, 4),
+            "limit": 0.01,
+            "interval_above": round(above / features, 4),
+            "interval_limit": 0.035,
+        }
+    return rows
+
+
+def noisy(flips: float, features: int) -> dict[str, float]:
+    """A flip rate's mean value, its closed form at a base rate of one half, and how often the interval holds it."""
+    expected = (1 - flips) ** 2 + flips / 2
+    values: list[float] = []
+    held = 0
+    for feature in range(features):
+        rng, items = random.Random(feature), [Item.window(context) for context in windows(feature)]
+        got = summarise(items, [(float((rng.random() < flips) != item.truth), None) for item in items])
+        values.append(got.value or 0.0)
+        held += (got.low or 1.0) <= expected <= (got.high or 0.0)
+    return {"mean": round(float(np.mean(values)), 4), "closed_form": round(expected, 4), "held": held / features}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--features", type=int, default=200)
+    parser.add_argument("--out", type=Path, default=Path("results/reference/yardsticks.json"))
+    options = parser.parse_args()
+    report = {
+        "command": f"python benchmarks/yardsticks.py --features {options.features}",
+        "oracle, worst feature": asyncio.run(oracles(20)) | {"limit": 0.99},
+        "know nothing": {
+            f"{scorer}, n {n}": knows_nothing(scorer, n, options.features)
+            for scorer in ("detection", "fuzzing", "discrimination")
+            for n in SIZES
+        },
+        "noisy oracle": {str(flips): noisy(flips, options.features) for flips in (0.0, 0.1, 0.2, 0.3, 0.4)},
+    }
+    options.out.write_text(json.dumps(report, indent=1) + "\n")
+    for name, rows in report["know nothing"].items():
+        print(name, *(f"{judge} {row['corrected']:+.3f} ({row['interval_above']:.3f})" for judge, row in rows.items()))
+    print(json.dumps({key: value for key, value in report.items() if key != "know nothing"}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
