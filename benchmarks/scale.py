@@ -4,8 +4,9 @@
 
 1. A small subject with random weights, an SAE of random directions, and a harvest in which every latent fires equally
    often are planted as artifacts, each under the key that the run asks for.
-2. The run goes on from there: selection, directions, composites, contexts, explanations, detection on 20 examples a
-   feature, tables, report. Its model answers in this process and counts what it is asked.
+2. The run goes on from there: selection, directions, contexts, explanations, detection on 20 examples a feature,
+   tables, report. Its model answers in this process and counts what it is asked. The check for composites has a
+   benchmark of its own (composites.py).
 
 Bars: peak memory at the larger size ≤ 2 GB, and within 10 % of that at the smaller; requests a second no lower.
 Exits 1 where a bar is missed.
@@ -143,6 +144,7 @@ def planted_config(place: Path, features: int) -> Any:
                 **{"window": 16, "quantiles": 5, "train": 10},
                 **{"test_activating": 10, "test_random": 5, "test_near": 5, "neighbours": 5},
             },
+            "composites": {"enabled": False},
             "llm": {"model": "counting:judge", "concurrency": 64},
             "explainers": ["default"],
             "scorers": ["detection"],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -27,6 +28,7 @@ from autointerp.stages import stage_of, uses
 log = logging.getLogger("autointerp")
 
 ENOUGH = 5  # requests from which a speed is learned
+SAMPLE = 500  # rows that are kept of a stage's requests
 COMPARED = 6  # features whose requests are counted again
 
 
@@ -40,40 +42,36 @@ class Learner:
     def note(self, node: Node, manifest: Manifest, ran: bool) -> None:
         """Learn from a stage that has ended."""
         self._inputs[node.name] = self.dag.store.folder(node.name, manifest.key)
-        rows = self._new_rows() if ran else []
+        seen = self._new_requests(node.name if ran else None)
         if not ran or manifest.facts.get("resumed"):
             return
         try:
-            speeds.remember(self._learned(node.name, manifest.seconds, rows))
+            speeds.remember(self._learned(node.name, manifest.seconds, seen))
         except Exception:  # whatever it is, the run's own work is done
             log.debug("nothing was learned from %s", node.name, exc_info=True)
 
-    def _learned(self, name: str, seconds: float, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    def _learned(self, name: str, seconds: float, seen: _Requests) -> dict[str, float]:
         self.uses = self.uses or uses(self.config, tuple(self.dag.nodes))
         use, declared = self.uses[name], stage_of(name)
         known = Known(self.config, self.session, self.uses, self._inputs, "")
         asks = declared.asks(self.config, use) if declared.asks else None
         if asks is not None:
-            return self._of_requests(use, asks, known, seconds, [row for row in rows if row.get("stage") == name])
+            return self._of_requests(use, asks, known, seconds, seen)
         if declared.amount is None:
             return {}
         amount = declared.amount(self.config, use, known.sizes)
         device = speeds.likely_device(self.config.subject.device)
         return {speeds.of_amount(declared.kind, amount, device): seconds / amount.number} if amount.number else {}
 
-    def _of_requests(
-        self, use: Use, asks: Asks, known: Known, seconds: float, rows: Sequence[Mapping[str, Any]]
-    ) -> dict[str, float]:
-        asked = [row for row in rows if not row["cached"]]
-        if len(asked) < max(ENOUGH, len(rows) / 2):  # most of the time went elsewhere
+    def _of_requests(self, use: Use, asks: Asks, known: Known, seconds: float, seen: _Requests) -> dict[str, float]:
+        if seen.asked < max(ENOUGH, seen.made / 2):  # most of the time went elsewhere
             return {}
         model, kind = rehearsal.named(asks.llm), _kind(use)
-        learned = {speeds.of_requests(kind, model): seconds / len(asked)}
-        prompt = sum(row["prompt_tokens"] or 0 for row in asked)
-        if prompt:
-            learned[speeds.of_prompt_tokens(model)] = seconds / prompt
+        learned = {speeds.of_requests(kind, model): seconds / seen.asked}
+        if seen.prompt_tokens:
+            learned[speeds.of_prompt_tokens(model)] = seconds / seen.prompt_tokens
         if rehearsal.own_folder(asks.llm) is None and asks.about == "features":
-            learned |= self._of_counting(use, asks, known, rows)
+            learned |= self._of_counting(use, asks, known, seen.sample)
         if use.name.startswith("explain/"):
             learned |= _of_length(use, asks, self._inputs[use.name])
         return learned
@@ -93,22 +91,42 @@ class Learner:
                 ours += sum(rough_counter(request.messages) for request in requests)
         return {speeds.of_counting(_kind(use), asks.llm.model): theirs / ours} if ours else {}
 
-    def _new_rows(self) -> list[dict[str, Any]]:
-        """The journal's rows since this was last called."""
+    def _new_requests(self, stage: str | None) -> _Requests:
+        """What the journal says of a stage's requests since this was last called; of None nothing."""
+        seen = _Requests()
         try:
             with open(self.session.journal, "rb") as file:
                 file.seek(self._read)
-                text = file.read()
+                for line in file:
+                    self._read += len(line)
+                    seen.add(line, stage)
         except OSError:
-            return []
-        self._read += len(text)
-        rows = []
-        for line in text.splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                continue
-        return rows
+            pass
+        return seen
+
+
+@dataclass
+class _Requests:
+    """A stage's requests, added up; the rows themselves of the first ones alone."""
+
+    made: int = 0
+    asked: int = 0  # not answered from the cache
+    prompt_tokens: int = 0
+    sample: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def add(self, line: bytes, stage: str | None) -> None:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            return
+        if stage is None or row.get("stage") != stage:
+            return
+        self.made += 1
+        if len(self.sample) < SAMPLE:
+            self.sample.append(row)
+        if not row["cached"]:
+            self.asked += 1
+            self.prompt_tokens += row["prompt_tokens"] or 0
 
 
 def _kind(use: Use) -> str:
