@@ -157,9 +157,9 @@ _WHY = {
             ("light tails, good", 40),
             *(("heavy tails and near 1", n) for n in (30, 40, 60)),
         ],
-        "the lower limit hardly misses here (the exact bound on an unseen error rate, the allowance for an unseen false "
-        "positive), so the interval errs on the wide side; an upper limit that missed more often would miss too often "
-        "for judges of Yes and No near 1 (.918 at n 40)",
+        "the lower limit hardly misses here (the exact bound on an unseen error rate, the allowance for one unseen "
+        "false positive), so the interval errs on the wide side; an upper limit that missed more would miss "
+        "too often for judges of Yes and No near 1 (.918 at n 40)",
     ),
     ("heavy tails and near 1", 100): "silent examples that rank above nearly all firing ones come about once in a "
     "sample of 100: one without them looks like a judge near 1, and an interval wide enough for it would always hold "
