@@ -29,11 +29,12 @@ from autointerp.stats.ranking import (
     by_quantile,
     chance_corrected,
 )
-from autointerp.stats.student import LEVEL, student_t
+from autointerp.stats.student import LEVEL, RESAMPLES, student_t
 
 __all__ = [
     "LEAST_SEQUENCES",
     "LEVEL",
+    "RESAMPLES",
     "Calibration",
     "Paired",
     "auroc",

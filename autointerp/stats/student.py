@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 LEVEL = 0.95
+RESAMPLES = 1000  # of a bootstrap, where one is drawn
 NORMAL = NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 
