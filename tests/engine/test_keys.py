@@ -95,13 +95,13 @@ DEFAULTS = [  # of the config: they count through the section
 PAID = ("harvest", "sae", "activations", "score/")  # what must not be made again for nothing
 IDLE = [
     Change("records.py", '"""A window of a document\'s tokens', '"""One window of a document\'s tokens', ""),
-    Change("activations/harvest.py", '"""Harvest: run a corpus through', '"""Harvest: send a corpus through', ""),
+    Change("activations/harvest.py", '"""Run a corpus through', '"""Send a corpus through', ""),
     Change("activations/harvest.py", "# above it a shard keeps", "# beyond it a shard keeps", ""),
-    Change("scorers/detection.py", 'shown a text without marks', 'given a text without marks', ""),
+    Change("scorers/detection.py", '"""Detection: shown a text', '"""Detection: given a text', ""),
     Change("sae/model.py", '"""[..., d_in] -> codes [..., d_sae], zero or positive."""', '"""Codes."""', ""),
     Change("cli.py", "Run the pipeline:", "Runs the pipeline:", ""),
     Change("cli.py", "limit=50", "limit=60", ""),
-    Change("report/html.py", "", "\n\ndef unused():\n    return 1\n", ""),
+    Change("report/overview.py", "_BINS = 20", "_BINS = 30", ""),
     Change("report/show.py", "", "\n\ndef unused():\n    return 1\n", ""),
     Change("commands/run.py", "nothing to do", "all is done", ""),
     Change("commands/folder.py", '"torch", ', "", ""),

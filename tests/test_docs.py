@@ -1,0 +1,165 @@
+"""The docs: generated pages are what the code gives; links, configs, code and command lines in them hold."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import typer
+import yaml
+
+from autointerp import plugins
+from autointerp.cli import app
+from autointerp.commands import reference
+from autointerp.config import CompositesConfig, Config, FeaturesConfig, parse_config
+from autointerp.sae.train_config import TrainConfig
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "results/README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+LEAST = {"name": "x", "subject": {"model": "m"}, "corpus": {"source": "s"}, "sae": {"load": "x"}}  # a whole config has
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def blocks(*languages: str) -> Iterator[Any]:
+    for page in PAGES:
+        for number, (language, text) in enumerate(re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.M | re.S)):
+            if language in languages:
+                yield pytest.param(text, id=f"{relative(page)}-{number}")
+
+
+# --- generated pages --------------------------------------------------------------------------
+
+
+def test_generated_pages_are_what_the_code_gives() -> None:
+    command = [sys.executable, "-m", "autointerp.commands.reference", "--check"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_every_need_is_told_and_every_key_has_a_meaning() -> None:
+    assert set(reference.NEEDS) == set(plugins.NEEDS)
+    page = (ROOT / "docs/reference/config.md").read_text()
+    assert not re.findall(r"^\| `\w+` .*\|  \|$", page, re.M)
+
+
+def test_every_file_says_in_its_first_line_what_is_in_it() -> None:
+    firsts = {file: reference.first_line(file) for file in (ROOT / "autointerp").rglob("*.py")}
+    assert not [relative(file) for file, line in firsts.items() if not line.endswith((".", "?", "…"))]
+    assert len(set(firsts.values())) == len(firsts)
+
+
+# --- what is written by hand ------------------------------------------------------------------
+
+
+def test_the_readme_is_read_in_one_sitting() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert readme.count("\n") <= 120
+    assert len(re.findall(r"^!\[", readme, re.M)) == 1
+    assert len(re.findall(r"^\|(---\|)+$", readme, re.M)) == 1
+    assert (ROOT / "docs/report.png").stat().st_size < 300_000
+
+
+def test_the_figures_of_the_readme_are_those_of_its_file() -> None:
+    readme = (ROOT / "README.md").read_text()
+    told = json.loads((ROOT / "results/reference/explanations.json").read_text())
+    for explainer in ("default", "token_stats"):
+        mean, control, gap = (told[f"detection, {explainer}"][name] for name in ("mean", "control", "difference"))
+        row = f"| {mean:.3f} | {control:.3f} | {gap['mean']:.3f} [{gap['low']:.3f}, {gap['high']:.3f}] |"
+        assert row in readme
+    gap = told["detection, default − token_stats"]
+    assert f"| {gap['mean']:.3f} [{gap['low']:.3f}, {gap['high']:.3f}] |" in readme
+    assert f"{told['features']} of its features" in readme
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+def anchors(file: Path) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.+)$", file.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_files_that_are_named_exist(page: Path) -> None:
+    named = re.findall(
+        r"`((?:autointerp|benchmarks|pipelines|prompts|tests|docs|examples)/[\w./-]+)`", page.read_text()
+    )
+    assert not [name for name in named if "NAME" not in name and not (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_configs_are_read(text: str) -> None:
+    raw = yaml.safe_load(text)
+    for section, known in {"features": FeaturesConfig, "composites": CompositesConfig}.items():
+        known.model_validate(raw.get(section, {}))
+    config = parse_config({**LEAST, **raw})
+    assert isinstance(config, Config)
+    if config.sae.train:
+        TrainConfig.model_validate(config.sae.train)
+
+
+def test_trainings_named_in_passing_are_read() -> None:
+    for text in re.findall(r"train: (\{.*?\})\s*$", (ROOT / "README.md").read_text(), re.M):
+        TrainConfig.model_validate(yaml.safe_load(text))
+
+
+@pytest.mark.parametrize("text", blocks("python"))
+def test_code_compiles(text: str) -> None:
+    compile(text, "block", "exec")
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=relative)
+def test_examples_can_be_imported(example: Path) -> None:
+    """What they run themselves stands under ``__main__``; what they register is checked at registration."""
+    code = f"import runpy; runpy.run_path({str(example)!r}, run_name='example')"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
+def command_lines() -> Iterator[Any]:
+    for page in PAGES:
+        text = page.read_text()
+        fenced = re.findall(r"^```(?:sh)?\n(.*?)^```", text, re.M | re.S)
+        lines = [line for block in fenced for line in block.splitlines() if line.startswith("autointerp ")]
+        inline = re.findall(r"`(autointerp [a-z][^`]*)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+        for line in dict.fromkeys([*lines, *(" ".join(each.split()) for each in inline)]):
+            yield pytest.param(line.partition(" #")[0].strip(), id=f"{relative(page)}: {line[:40]}")
+
+
+@pytest.mark.parametrize("line", command_lines())
+def test_command_lines_are_understood(line: str) -> None:
+    """By the parser alone; a command named without its arguments has to be one."""
+    group: Any = typer.main.get_command(app)
+    name, *given = shlex.split(line)[1:]
+    if name.startswith("-"):
+        return
+    command = group.commands[name]
+    context = click.Context(command, info_name=name, resilient_parsing=not given)
+    command.parse_args(context, given)
