@@ -29,7 +29,7 @@ def uses_of(stages: Sequence[Stage], config: Config) -> Iterator[Use]:
     shown = {kind: [p.key for p in getattr(config, kind)] for kind in ("explainers", "scorers", "controls")}
     read = [stage for stage in stages if stage.kind == "select" or (stage.tables and stage.kind != "evaluate")]
     names = [use.name for stage in read for use in stage.uses(config)]
-    used = {"explain", "score", *(name.split("/")[0] for name in names)}  # a table without a row is a table
+    used = {"explain", "score", *(name.split("/")[0] for name in names)}  # these two have tables in every run
     given = {stage.kind: stage.tables for stage in read if stage.kind in used}
     yield Use("tables", tuple(names), shown, given)
 
