@@ -33,7 +33,7 @@ def find_composites(
     block: int = BLOCK,
     memory: int = MEMORY,
 ) -> pd.DataFrame:
-    """Which latents are two or three others in one, and which are duplicates, split children or parents.
+    """Which latents are sums of two or three others, and which are duplicates, split children or parents.
 
     `W_dec` [n, d] and `union` [u, d] are decoder rows, floats of any width; the rows of `union` (another
     SAE of the same activations) are further candidates. `alive` [n] bool leaves out latents known to be

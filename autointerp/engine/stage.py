@@ -49,7 +49,7 @@ class Stage:
     """A stage's declaration.
 
     `uses` gives its uses in a config, none where the config does not ask for it. `work` does one use; it calls
-    `Session.executor` for what it does in shards. The key needs nothing else of it.
+    `engine.executor` for what it does in shards. The key needs nothing else of it.
 
     The last three fields are for `plan` and `prompts`; `work` reaches none of them. `amount` says what the time of a
     use grows with, `asks` which language model it asks (None: it asks none, with these options), and `rehearse` makes

@@ -73,7 +73,7 @@ def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
 
 STAGE = Stage(
     "contexts",
-    "windows that fire, that do not, and near misses; train and test share no document",
+    "windows in which each feature fires or is silent, and hard negatives; train and test share no document",
     uses,
     work,
     tables=("contexts",),

@@ -65,7 +65,7 @@ def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
 
 STAGE = Stage(
     "directions",
-    "each feature's nearest features by decoder cosine; tokens that it raises and lowers",
+    "each feature's decoder neighbours, and its logit effects: tokens that it raises and lowers",
     uses,
     work,
     tables=("neighbours", "logits"),

@@ -199,7 +199,7 @@ def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
 
 STAGE = Stage(
     "explain",
-    "one explanation a feature, by explainer X, from the train split",
+    "one explanation of each feature, by explainer X, from the train split",
     uses,
     work,
     tables=("explanations",),

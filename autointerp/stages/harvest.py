@@ -91,8 +91,8 @@ def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
 
 STAGE = Stage(
     "harvest",
-    "where each latent fires, sparse, in shards sorted by latent; of an SAE trained here without running the subject"
-    " again",
+    "where each latent fires, sparse, in shards sorted by latent; for an SAE that the run trained, from the stored"
+    " activations",
     uses,
     work,
     resumable=True,

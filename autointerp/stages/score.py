@@ -196,7 +196,7 @@ def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
 
 STAGE = Stage(
     "score",
-    "scorer S on X's explanations, on the test split; `/CONTROL` the same with another explanation",
+    "scorer S on X's explanations, on held-out documents; `/CONTROL` is the same with another explanation",
     uses,
     work,
     tables=("scores", "judgements"),

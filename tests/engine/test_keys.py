@@ -95,9 +95,9 @@ DEFAULTS = [  # of the config: they count through the section
 PAID = ("harvest", "sae", "activations", "score/")  # what must not be made again for nothing
 IDLE = [
     Change("records.py", '"""A window of a document\'s tokens', '"""One window of a document\'s tokens', ""),
-    Change("activations/harvest.py", '"""Run a corpus through', '"""Send a corpus through', ""),
+    Change("activations/harvest.py", '"""Harvest: run a corpus', '"""Harvest: send a corpus', ""),
     Change("activations/harvest.py", "# above it a shard keeps", "# beyond it a shard keeps", ""),
-    Change("scorers/detection.py", '"""Detection: shown a text', '"""Detection: given a text', ""),
+    Change("scorers/detection.py", '"""The detection scorer: shown', '"""The detection scorer: given', ""),
     Change("sae/model.py", '"""[..., d_in] -> codes [..., d_sae], zero or positive."""', '"""Codes."""', ""),
     Change("cli.py", "Run the pipeline:", "Runs the pipeline:", ""),
     Change("cli.py", "limit=50", "limit=60", ""),
