@@ -56,6 +56,7 @@ explainers: Registry[Callable[..., Any]] = Registry(
     "autointerp.explainers",
     {
         "default": "autointerp.explainers.default:explain",
+        "whole_words": "autointerp.explainers.whole_words:explain",
         "token_stats": "autointerp.explainers.token_stats:explain",
         "conjunction": "autointerp.explainers.constituents:conjunction",
         "disjunction": "autointerp.explainers.constituents:disjunction",

@@ -47,12 +47,15 @@ NEEDS: dict[str, str] = {
     "llm": "the language model, an `autointerp.LLM`, as the argument after the evidence or the examples",
     "subject": "the loaded subject, an `autointerp.subject.model.Subject`",
     "sae": "the loaded SAE, an `autointerp.sae.model.SAE`",
-    "neighbours": "the feature's decoder neighbours, a tuple of `autointerp.records.Neighbour` with their contexts",
+    "neighbours": "the feature's decoder neighbours, a tuple of `autointerp.records.Neighbour` with windows in which they"
+    " fire and the feature is silent; of a control: feature -> the numbers of its neighbours",
     "constituents": "what a flagged latent consists of, a tuple of `autointerp.records.Constituent`; an explainer finds"
     " them in `feature.constituents`, and is then asked about composites alone",
     "embedder": "sentence embeddings by a model of the catalogue, an `autointerp.catalog.embed.Embedder`",
-    "activations": "a function that gives the feature's activation on each token of any texts",
-    "token_table": "how often the feature fires on each token of the vocabulary",
+    "activations": "an async function that gives the feature's activation on each token of any texts",
+    "token_table": "every token on which the feature fires in train documents, a tuple of `autointerp.records.TokenStat`",
+    "shown": "the feature's train windows, firing and silent, a tuple of `autointerp.Context`",
+    "frequencies": "of a control: feature -> its firings over the tokens harvested",
 }
 FEATURES = (
     ("composite", "text", "label of the composite check: docs/composites.md"),

@@ -151,19 +151,19 @@ async def _each_feature(
     bar: Progress,
 ) -> None:
     gate = asyncio.Semaphore(width)
-    stopped = asyncio.Event()
+    ended_by: list[BaseException] = []  # what ended the run, if anything did
 
     async def feature_rows(feature: int, given: T, left: list[int], begun: asyncio.Event) -> Rows:
         async with gate:
             left.remove(feature)
             if not left:
                 begun.set()
-            if stopped.is_set():  # a request before this one ended the run
-                raise asyncio.CancelledError
+            if ended_by:
+                raise ended_by[0]
             try:
                 rows = await work(feature, given)
-            except BaseException:
-                stopped.set()
+            except BaseException as error:
+                ended_by.append(error)
                 raise
         bar.advance()
         return rows

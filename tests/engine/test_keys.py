@@ -74,7 +74,7 @@ CHANGES = [
     Change(
         "explainers/default.py", "key=lambda context: -context.peak", "key=lambda c: c.peak", "load:explain/default"
     ),
-    Change("explainers/token_stats.py", "stat.fired / stat.seen", "stat.fired", "load:explain/token_stats"),
+    Change("explainers/words.py", "stat.fired / total", "stat.fired", "load:explain/token_stats"),
     Change("explainers/constituents.py", '"both", "all of"', '"two", "all of"', "load:explain/conjunction"),
     Change("scorers/detection.py", "batch: int = 25", "batch: int = 24", DETECTION),
     Change("scorers/simulation.py", 'FILLER = "0"', 'FILLER = "1"', SIMULATION),

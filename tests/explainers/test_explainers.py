@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autointerp.errors import AutointerpError
-from autointerp.explainers import default, token_stats
+from autointerp.explainers import default, token_stats, whole_words
 from autointerp.explainers.words import word_spans
 from autointerp.plugins import bind_options, explainers, needs
 from autointerp.prompting import render
@@ -59,9 +59,17 @@ async def test_the_prompt_shows_a_spread_of_marked_contexts_and_the_tokens():
     asked = llm.asked[0][0][-1].content
     assert asked.count("The «dog» sat") == 10
     assert asked.count("The cat sat") == asked.count("The tree sat") == 2
-    assert "«dog» 73 % (73 of its 80 occurrences), «cat» 10 % (10 of 10), «the» 12 % (12 of 9000)" in asked
+    assert "«dog» 73 %, «the» 12 %" in asked
     assert '"bark"' in asked
     assert '"tail"' not in asked
+
+
+async def test_the_prompt_of_whole_words_says_how_many_of_a_tokens_occurrences_fire():
+    llm = Says("EXPLANATION: dogs")
+    await whole_words.explain(evidence(), llm, examples=10, silent=4, promoted=1, seed=0)
+    asked = llm.asked[0][0][-1].content
+    assert asked.count("The «dog» sat") == 10
+    assert "«dog» 73 % (73 of its 80 occurrences), «cat» 10 % (10 of 10), «the» 12 % (12 of 9000)" in asked
 
 
 async def test_what_is_shared_by_all_features_comes_first():
@@ -135,13 +143,13 @@ async def test_fragments_are_named_and_marked_as_whole_words():
         train_firings=9,
     )
     llm = Says("EXPLANATION: a")
-    await default.explain(seen, llm, seed=0)
+    await whole_words.explain(seen, llm, seed=0)
     asked = llm.asked[0][0][-1].content
     assert "«courage courteous»" in asked
     assert "«cou» in courage, courteous 100 % (9 of its 9 occurrences)" in asked
     assert (await token_stats.explain(seen, None)).text == "courage, courteous"
     bare = Says("EXPLANATION: a")
-    await default.explain(seen, bare, whole_words=False, seed=0)
+    await whole_words.explain(seen, bare, whole_words=False, seed=0)
     assert "«cou»rage «cou»rteous" in bare.asked[0][0][-1].content
 
 
@@ -161,18 +169,18 @@ async def test_neighbours_and_what_the_feature_writes_are_shown_where_asked():
     )
     llm = Says("EXPLANATION: dogs", "EXPLANATION: dogs")
     seen = evidence(neighbours=near, logits_down=((" meow", -1.0),))
-    await default.explain(seen, llm, neighbours=1, suppressed=1, seed=0)
+    await whole_words.explain(seen, llm, neighbours=1, suppressed=1, seed=0)
     asked = llm.asked[0][0][-1].content
     assert asked.count("«wolf»") + asked.count("«fox»") + asked.count("«elk»") == 2
     assert '"meow"' in asked
-    await default.explain(seen, llm, seed=0)
+    await whole_words.explain(seen, llm, seed=0)
     assert "wolf" not in llm.asked[1][0][-1].content
 
 
 def test_worked_cases_answer_in_different_forms():
     messages = render(
-        "explain", feature=None, examples=[], silent=[], uses=[], show_activations=False, promoted=[], suppressed=[],
-        neighbours=[],
+        "explain_words", feature=None, examples=[], silent=[], uses=[], show_activations=False, promoted=[],
+        suppressed=[], neighbours=[],
     )  # fmt: skip
     answers = [m.content for m in messages if m.role == "assistant"]
     assert len({answer.split()[1] for answer in answers}) == len(answers) == 3
