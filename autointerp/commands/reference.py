@@ -47,13 +47,13 @@ NEEDS: dict[str, str] = {
     "llm": "the language model, an `autointerp.LLM`, as the argument after the evidence or the examples",
     "subject": "the loaded subject, an `autointerp.subject.model.Subject`",
     "sae": "the loaded SAE, an `autointerp.sae.model.SAE`",
-    "neighbours": "the feature's decoder neighbours, a tuple of `autointerp.records.Neighbour` with windows in which they"
+    "neighbours": "the decoder neighbours, a tuple of `autointerp.records.Neighbour` with windows in which they"
     " fire and the feature is silent; of a control: feature -> the numbers of its neighbours",
     "constituents": "what a flagged latent consists of, a tuple of `autointerp.records.Constituent`; an explainer finds"
     " them in `feature.constituents`, and is then asked about composites alone",
     "embedder": "sentence embeddings by a model of the catalogue, an `autointerp.catalog.embed.Embedder`",
     "activations": "an async function that gives the feature's activation on each token of any texts",
-    "token_table": "every token on which the feature fires in train documents, a tuple of `autointerp.records.TokenStat`",
+    "token_table": "every token on which it fires in train documents, a tuple of `autointerp.records.TokenStat`",
     "shown": "the feature's train windows, firing and silent, a tuple of `autointerp.Context`",
     "frequencies": "of a control: feature -> its firings over the tokens harvested",
 }
@@ -69,6 +69,7 @@ SCORER = {
     "_high": "",
     "_n_scored": "examples that were judged",
     "_n_unscored": "examples whose judgement was lost or unreadable",
+    "_corrected": "the value against its own chance: 0 at chance, 1 at best",
     "_control": "the same score of the first control's explanation",
 }
 

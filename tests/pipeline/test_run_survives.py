@@ -160,7 +160,7 @@ def test_a_server_that_dies_midway_ends_the_run_in_one_line_and_the_next_run_goe
             ai.run(wanted, out=tmp_path / "run")
         assert dead
         assert not (tmp_path / "run" / "features.parquet").exists()
-        with pytest.raises(AutointerpError, match="the run is not done"):
+        with pytest.raises(AutointerpError, match="the run was stopped"):
             ai.open_run(tmp_path / "run")
         endpoint.dying = False
         endpoint.answer = oracle
