@@ -151,19 +151,19 @@ async def _each_feature(
     bar: Progress,
 ) -> None:
     gate = asyncio.Semaphore(width)
-    stopped = asyncio.Event()
+    stopped: list[BaseException] = []  # what ended the run; the features that follow end of the same
 
     async def feature_rows(feature: int, given: T, left: list[int], begun: asyncio.Event) -> Rows:
         async with gate:
             left.remove(feature)
             if not left:
                 begun.set()
-            if stopped.is_set():  # a request before this one ended the run
-                raise asyncio.CancelledError
+            if stopped:
+                raise stopped[0]
             try:
                 rows = await work(feature, given)
-            except BaseException:
-                stopped.set()
+            except BaseException as error:
+                stopped.append(error)
                 raise
         bar.advance()
         return rows
@@ -211,8 +211,10 @@ async def _whole(call: Callable[..., None], *given: Any) -> None:
 
 
 def _raise_from(tasks: set[Any]) -> None:
-    for task in tasks:
-        task.result()
+    errors = [task.exception() for task in tasks if not task.cancelled()]  # each is looked at, one is raised
+    for error in errors:
+        if error is not None:
+            raise error
 
 
 async def _end(tasks: Any) -> None:
