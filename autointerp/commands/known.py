@@ -13,12 +13,13 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import cycle, islice
+from itertools import cycle, islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from autointerp.artifacts import Corpus, Firings
 from autointerp.commands.imagined import CONSTITUENTS, imagine
+from autointerp.composites.evidence import Pair
 from autointerp.config import Config
 from autointerp.engine import models
 from autointerp.engine.estimate import Population, Sample, Sizes
@@ -240,21 +241,26 @@ class Known:
         turn = np.random.default_rng(self.config.seed % 2**64).permutation(alive)
         return turn[: self.config.contexts.neighbours + 1].tolist()
 
-    def _parts_of(self) -> Callable[[str, str, int, tuple[Context, ...]], tuple[Constituent, ...]]:
+    def _parts_of(self) -> Callable[[str, Pair, int, tuple[Context, ...]], tuple[Constituent, ...]]:
         """Constituents of a composite for an explainer that reads `of`: with its texts, or stand-ins for them."""
         if self.rows is None or "reencode" not in self.inputs:
             return lambda of, pair, feature, contexts: ()
+        from autointerp.composites.flagged import constituents_of
+
         kept: dict[str, Flagged] = {}
 
-        def parts(of: str, pair: str, feature: int, contexts: tuple[Context, ...]) -> tuple[Constituent, ...]:
+        def parts(of: str, pair: Pair, feature: int, contexts: tuple[Context, ...]) -> tuple[Constituent, ...]:
             flagged = kept.setdefault(of, self.flagged(of or None))
-            done = f"explain/{of}" in self.inputs
-            shown = []
-            members = next((by_feature for name, by_feature in flagged.parts.items() if name == pair), {})
-            for part, weight in zip(members.get(feature, ()), flagged.coefficients.get(feature, ())):
-                text = flagged.texts.get(part)
-                shown.append(Constituent(part, weight, text if done or not text else self.stand_in, contexts=contexts))
-            return tuple(shown)
+            if "contexts" in self.inputs:  # each constituent's own
+                shown = constituents_of(flagged, pair, self.inputs["contexts"] / "contexts.parquet")(feature)
+            else:
+                members = flagged.parts[pair].get(feature, ())
+                weights = flagged.coefficients.get(feature, ())
+                texts = (flagged.texts.get(part) for part in members)
+                shown = tuple(map(Constituent, members, weights, texts, repeat(None), repeat(contexts)))
+            if f"explain/{of}" in self.inputs:
+                return shown
+            return tuple(replace(part, explanation=self.stand_in if part.explanation else None) for part in shown)
 
         return parts
 

@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from autointerp.composites.evidence import Pair
 from autointerp.config import Config, LLMConfig
 from autointerp.records import (
     Capability,
@@ -84,10 +85,10 @@ class Asks:
     about: Population = "features"
 
 
-Parts = Callable[[str, str], "tuple[Constituent, ...]"]  # explainer, pair -> a composite's constituents
+Parts = Callable[[str, Pair], "tuple[Constituent, ...]"]  # explainer, pair -> a composite's constituents
 
 
-def no_parts(explainer: str, pair: str) -> tuple[Constituent, ...]:
+def no_parts(explainer: str, pair: Pair) -> tuple[Constituent, ...]:
     return ()
 
 

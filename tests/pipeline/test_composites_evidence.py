@@ -241,7 +241,7 @@ def test_a_run_without_composites_has_the_columns_and_no_error(planted, finished
     [
         ({"composites": {"enabled": False}, "explainers": ["default", "conjunction"]}, "composites.enabled is false"),
         ({"composites": {"enabled": False}, "features": {"constituents": True}}, "composites.enabled is false"),
-        ({"explainers": ["conjunction"]}, "the config has none: add default"),
+        ({"explainers": ["conjunction"], "composites": {}}, "the config has none: add default"),
         ({"explainers": ["default", {"name": "conjunction", "of": "defualt"}]}, "did you mean 'default'"),
         ({"explainers": ["default", {"name": "conjunction", "pair": "other"}]}, "option 'pair'"),
         ({"composites": {"semantic": {"explainer": "x"}}}, "composites.semantic reads the explanations of 'x'"),
