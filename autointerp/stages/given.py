@@ -26,6 +26,8 @@ STAGES: Mapping[Need, tuple[str, ...]] = {
     "frequencies": ("select",),
 }
 
+NEAR = 0.3  # cosine from which a control may not lend: the nearest of thousands of random directions are below it
+
 Values = Callable[[Sequence[int]], Mapping[int, Any]]  # features -> the value for each
 Maker = Callable[[Job, Split, Mapping[int, "str | None"]], Values]
 Give = Callable[[Sequence[int]], Mapping[int, Mapping[str, Any]]]  # features -> each one's keyword arguments
@@ -152,7 +154,8 @@ def for_control(job: Job, pick: Callable[..., Any]) -> dict[str, Any]:
     """What a control asks for, of all features."""
     wanted, values = given_by_keyword(pick), {}
     if "neighbours" in wanted:
-        values["neighbours"] = {f: [number for number, _ in near] for f, near in nearest_of(job).items()}
+        nearest = nearest_of(job)
+        values["neighbours"] = {f: [n for n, cosine in near if cosine >= NEAR] for f, near in nearest.items()}
     if "constituents" in wanted and "reencode" in job.inputs:
         table = pq.read_table(job.inputs["reencode"] / "composites.parquet", columns=["feature", "constituents"])
         values["constituents"] = {f: parts for f, parts in zip(*(c.to_pylist() for c in table.columns)) if parts}
