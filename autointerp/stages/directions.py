@@ -11,9 +11,11 @@ from autointerp.engine.estimate import Amount, Sizes, subject_of
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.stages.corpus import subject_section
 from autointerp.stages.select import ready
-from autointerp.tables import write_rows
+from autointerp.tables import write_stream
 
 if TYPE_CHECKING:
+    import torch
+
     from autointerp.sae.model import SAE
     from autointerp.subject.model import Subject
 
@@ -32,15 +34,17 @@ def work(job: Job) -> None:
     features = ready(job.inputs["select"])
     wanted = min(job.config.contexts.neighbours, sae.cfg.d_sae - 1)
     near, cosine = top_neighbours(sae.W_dec, wanted, queries=features)
-    rows = [
-        {"feature": feature, "rank": rank, "neighbour": int(near[i][rank]), "cosine": float(cosine[i][rank])}
-        for i, feature in enumerate(features)
-        for rank in range(wanted)
-        if near[i][rank] >= 0
-    ]
-    write_rows(job.folder / "neighbours.parquet", "neighbours", rows)
+    write_stream(job.folder / "neighbours.parquet", "neighbours", _neighbours(features, near, cosine))
     subject = models.subject(job.session, sae.cfg.hook_name)
-    write_rows(job.folder / "logits.parquet", "logits", list(_logits(subject, sae, features)))
+    write_stream(job.folder / "logits.parquet", "logits", _logits(subject, sae, features))
+
+
+def _neighbours(features: Sequence[int], near: torch.Tensor, cosine: torch.Tensor) -> Iterator[dict[str, Any]]:
+    """Rows of neighbours.parquet. `near`, `cosine`: [features, wanted], -1 where there is none."""
+    for feature, others, values in zip(features, near, cosine):
+        for rank, (other, value) in enumerate(zip(others.tolist(), values.tolist())):
+            if other >= 0:
+                yield {"feature": feature, "rank": rank, "neighbour": other, "cosine": value}
 
 
 def _logits(subject: Subject, sae: SAE, features: Sequence[int]) -> Iterator[dict[str, Any]]:
