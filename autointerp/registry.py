@@ -94,11 +94,17 @@ class Registry(Generic[T]):
         try:
             return getattr(_imported(module), attribute)
         except ModuleNotFoundError as error:
+            where = ", nor a file beside the config or in the working folder" if error.name == module else ""
             raise ConfigError(
-                f"{self.kind} {name!r} needs the module {error.name!r}, which is not installed"
+                f"{self.kind} {name!r} needs the module {error.name!r}, which is not installed{where}"
             ) from error
         except AttributeError as error:
             raise ConfigError(f"{self.kind} {name!r}: module {module!r} has no {attribute!r}") from error
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever the module does when it is imported
+            why = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"{self.kind} {name!r}: module {module!r} cannot be imported ({why})") from error
 
     def _verify(self, name: str, target: object) -> None:
         wrong = self._check(target) if self._check else None

@@ -83,3 +83,19 @@ def test_everything_built_in_can_be_imported() -> None:
     for registry in (explainers, scorers):
         for name in [n for n in registry.names() if " " not in n]:
             assert callable(registry.get(name))
+
+
+def test_a_module_that_cannot_be_imported_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_plugin.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"module 'broken_plugin' cannot be imported \(ZeroDivisionError"):
+        explainers.get("broken_plugin.mine")
+
+
+async def test_a_plugin_that_returns_nothing_fails_with_the_reason() -> None:
+    from autointerp.engine.guard import guarded
+
+    async def forgets() -> None: ...
+
+    answer = await guarded(forgets, ai.Explanation, lambda why: ai.Explanation(None, failure=why))
+    assert answer.failure == "the plug-in returned None, no Explanation"

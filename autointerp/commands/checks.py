@@ -196,7 +196,8 @@ def check_sae(config: Config, *, deep: bool) -> Iterator[Check]:
         return
     spec = config.sae.load or ""
     if looks_remote(spec):
-        yield Check("sae", "not known", f"{spec}: fetched from the hub when the run begins")
+        text = f"{spec}: no such file or folder here, so it is taken as a hub id and fetched when the run begins"
+        yield Check("sae", "not known", text)
         return
     yield checked("sae", lambda: _format(config, spec, deep))
     yield from _widths(config)
@@ -222,6 +223,9 @@ def _widths(config: Config) -> Iterator[Check]:
         point = resolve_hook(hook, subject.layers).name
     except ConfigError:  # told by `check_hook`
         return
+    if sae.hook_name and not resolve_hook(hook, subject.layers).means(sae.hook_name):
+        text = f"the SAE says that it was trained on {sae.hook_name}, and subject.hook is {hook}"
+        yield Check("trained on", "not known", text)
     inner = point.endswith(("mlp.hook_pre", "mlp.hook_post"))
     width = subject.inner if inner else subject.width
     if width is None or point.endswith(tuple(name for name in USUAL if name.startswith("attn."))):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from autointerp.errors import AutointerpError
 
@@ -12,10 +12,14 @@ T = TypeVar("T")
 log = logging.getLogger("autointerp")
 
 
-async def guarded(call: Callable[[], Awaitable[T]], failed: Callable[[str], T]) -> T:
-    """A plug-in's own error is its feature's failure, with the reason; ours end the run."""
+async def guarded(call: Callable[[], Awaitable[T]], kind: type[T], failed: Callable[[str], T]) -> T:
+    """A plug-in's own error, or an answer that is no `kind`, is its feature's failure, with the reason; our errors end
+    the run."""
     try:
-        return await call()
+        answer: Any = await call()
+        if isinstance(answer, kind):
+            return answer
+        return failed(f"the plug-in returned {answer!r:.60}, no {kind.__name__}")
     except AutointerpError:
         raise
     except Exception as error:

@@ -82,7 +82,7 @@ def work(job: Job) -> None:
         options = {**given.options, **shown[1]}
         with asking.asked(llm, job.use.name, feature) as meter:
             explanation = await guarded(
-                lambda: given.explain(shown[0], llm, **options), lambda why: Explanation(None, failure=why)
+                lambda: given.explain(shown[0], llm, **options), Explanation, lambda why: Explanation(None, failure=why)
             )
         row = {
             "feature": feature,

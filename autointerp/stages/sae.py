@@ -86,16 +86,18 @@ def load(job: Job) -> None:
     sae = models.load_sae(job.session, wanted.load or "", wanted.format)
     subject = models.subject(job.session, sae.cfg.hook_name)
     require_width(sae, subject.d_hook, subject.hook.name)
+    warnings: list[str] = []
     if job.config.subject.hook and sae.cfg.hook_name and not subject.hook.means(sae.cfg.hook_name):
-        log.warning("SAE: it was trained on %s and reads %s here (subject.hook)", sae.cfg.hook_name, subject.hook)
+        warnings.append(f"it was trained on {sae.cfg.hook_name} and reads {subject.hook} here (subject.hook)")
     corpus, writes = Corpus(job.inputs["corpus"]), models.written(job.session, sae)
     outputs = _first_activations(corpus, writes, CHECK_TOKENS) if writes is not subject else None
     check = check_sae(sae, _first_activations(corpus, subject, CHECK_TOKENS), outputs)
-    for warning in check.warnings:
+    warnings += check.warnings
+    for warning in warnings:
         log.warning("SAE: %s", warning)
     about = {"cfg": asdict(sae.cfg), "content": models.identity(wanted.load or "")}
     (job.folder / "sae.json").write_text(json.dumps(about, indent=2, default=str))
-    job.facts |= {"l0": check.l0, "explained_variance": check.explained_variance, "warnings": list(check.warnings)}
+    job.facts |= {"l0": check.l0, "explained_variance": check.explained_variance, "warnings": warnings}
 
 
 def _first_activations(corpus: Corpus, subject: Subject, tokens: int) -> torch.Tensor:

@@ -86,7 +86,7 @@ def work(job: Job) -> None:
         with asking.asked(llm, job.use.name, feature) as meter:
             if text:
                 options = {**given.options, **others}
-                score = await guarded(lambda: given.score(text, examples, llm, **options), _failed(examples))
+                score = await guarded(lambda: given.score(text, examples, llm, **options), Score, _failed(examples))
             else:
                 score = _failed(examples)(failures[feature])
         return Rows(_rows({"feature": feature} | names, score), meter.retryable_failures)
