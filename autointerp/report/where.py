@@ -61,9 +61,8 @@ class _Where:
             case ast.Compare(left=left, ops=ops, comparators=rights):
                 pairs = zip([left, *rights[:-1]], ops, rights)
                 return reduce(self.pc.and_kleene, [self._compare(a, op, b) for a, op, b in pairs])
-        raise ConfigError(
-            f"--where: {ast.unparse(node)!r} is not understood; {_EXAMPLE}; a column whose name is no word needs a label in the config"
-        )
+        hint = "; a plug-in's own dotted name needs a label in the config" if isinstance(node, ast.Attribute) else ""
+        raise ConfigError(f"--where: {ast.unparse(node)!r} is not understood; {_EXAMPLE}{hint}")
 
     def _compare(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> Any:
         if isinstance(right, ast.Constant) and right.value is None:
