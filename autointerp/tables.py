@@ -104,7 +104,7 @@ COLUMNS: dict[str, dict[str, str]] = {
     "evaluation": {
         "metric": "text",
         "value": "real",
-        "low": "real",  # 95 % interval, bootstrapped over documents
+        "low": "real",  # 95 % interval over documents
         "high": "real",
         "n": "whole",  # tokens, documents or latents that it is over
         "note": "text",

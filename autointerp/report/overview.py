@@ -133,7 +133,7 @@ def notes(scores: Scores, scorers: Sequence[ScorerSummary], yes_or_no: Collectio
         )
     else:
         lines.append("No control was run: these scores have nothing to be held against.")
-    return [*lines, "Intervals are 95 %; of means, bootstrapped over features. Differences are paired by feature."]
+    return [*lines, "Intervals are 95 %, of means over features. Differences are paired by feature."]
 
 
 @dataclass(frozen=True)
