@@ -5,6 +5,7 @@ precision (AUPRC), F1 and IoU pass both of its sanity checks; recall, AUROC and 
 given beside them.
 """
 
+from autointerp.stats.agreement import correlation_interval, kappa, spearman, top_share
 from autointerp.stats.binary import binary_chance, binary_metrics, share_interval
 from autointerp.stats.calibration import (
     Calibration,
@@ -30,6 +31,7 @@ from autointerp.stats.ranking import (
     chance_corrected,
 )
 from autointerp.stats.student import LEVEL, RESAMPLES, student_t
+from autointerp.stats.variance import variance_components, variance_shares
 
 __all__ = [
     "LEAST_SEQUENCES",
@@ -46,8 +48,10 @@ __all__ = [
     "binary_metrics",
     "by_quantile",
     "chance_corrected",
+    "correlation_interval",
     "cosine",
     "fit_calibration",
+    "kappa",
     "mean_interval",
     "natural_average_precision",
     "natural_precision",
@@ -56,7 +60,11 @@ __all__ = [
     "pooled_pearson_interval",
     "probability_error",
     "share_interval",
+    "spearman",
     "student_t",
+    "top_share",
     "unpaired_difference",
+    "variance_components",
+    "variance_shares",
     "yes_rate",
 ]

@@ -1,0 +1,369 @@
+"""Explainers by judges by controls on many features: how much is an explanation worth, and what does the score hang on?
+
+    python benchmarks/campaign.py [--config reference] [--features 100] [--explainers default token_stats whole_words]
+        [--judges qwen2.5-coder-1.5b-instruct smollm2-135m] [--minutes 60]
+
+One run of the pipeline, RUNS/campaign, in as many parts as it takes: after `--minutes` it stops, writes what there is,
+and the same command goes on where it was. `--base-url` puts all judges behind an endpoint. It leaves campaign.json, .md
+and .png in `--out`:
+
+1. each explainer by each judge: mean, chance-corrected mean, control, and the ceilings and floors without a model;
+2. the first explainer less each other, less its control and less `lexical_shown`, paired by feature;
+3. how far the judges agree: on features (correlation of their scores) and on windows (kappa);
+4. the variance of a score split over features, windows, explainers and judges (`stats.variance_components`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import autointerp as ai
+from autointerp import stats
+from autointerp.errors import AutointerpError
+
+CONTROL = "other_feature"
+CEILINGS = ("lexical", "lexical_shown", "position", "constant")
+HALVES = 2  # groups of windows of a feature, each scored by itself
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="reference")
+    parser.add_argument("--features", type=int, default=100)
+    parser.add_argument("--explainers", nargs="+", default=["default", "token_stats", "whole_words"])
+    parser.add_argument("--judges", nargs="+", default=["qwen2.5-coder-1.5b-instruct", "smollm2-135m"])
+    parser.add_argument("--controls", nargs="*", default=[CONTROL])
+    parser.add_argument("--base-url", help="of an OpenAI-compatible endpoint that has all judges")
+    parser.add_argument("--minutes", type=float, default=60.0, help="then stop; run again to go on")
+    parser.add_argument("--run", type=Path, default=Path("results/campaign"), help="the run's folder")
+    parser.add_argument("--out", type=Path, default=Path("results/reference"))
+    options = parser.parse_args()
+    with time_limit(60 * options.minutes) as within:
+        run = ai.run(options.config, set=settings(options), out=options.run)
+    if within.over:
+        try:
+            run = ai.open_run(options.run)
+        except AutointerpError as error:
+            print(f"stopped after {options.minutes:g} minutes, and there is no table yet ({error}): run again to go on")
+            return
+    report = summary(run, [label(judge) for judge in options.judges])
+    keys = ("config", "features", "explainers", "judges")
+    given = " ".join(f"--{key} {' '.join(map(str, np.atleast_1d(getattr(options, key))))}" for key in keys)
+    about = {"command": f"python benchmarks/campaign.py {given}", "whole": not within.over}
+    write(about | report, options.out)
+    print((options.out / "campaign.md").read_text())
+    if within.over:
+        print("stopped for now: run again to go on")
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Of the config, what the campaign changes."""
+    where = {"base_url": options.base_url} if options.base_url else {}
+    judged = [
+        {"name": "detection", "label": label(judge), "llm": {"model": judge, **where}} for judge in options.judges
+    ]
+    return {
+        "name": "campaign",
+        "features.select": "random",
+        "features.count": options.features,
+        "explainers": options.explainers,
+        "scorers": [*judged, *CEILINGS],
+        "controls": options.controls,
+    }
+
+
+def label(judge: str) -> str:
+    return f"detection by {judge.rpartition('/')[2]}"
+
+
+class Within:
+    over = False
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[Within]:
+    """What is inside is interrupted after `seconds`, as by Ctrl-C, which a run takes up again."""
+    within = Within()
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    started = time.monotonic()
+    try:
+        yield within
+    except KeyboardInterrupt:
+        if time.monotonic() - started < seconds:  # the user's own Ctrl-C
+            raise
+        within.over = True
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# --- the figures ------------------------------------------------------------------------------
+
+
+def summary(run: ai.Run, judges: Sequence[str]) -> dict[str, Any]:
+    """All figures of a run, of what it has so far. `judges` are labels of scorers."""
+    scores = run.scores
+    present = [judge for judge in judges if judge in set(scores["scorer"])]
+    ceilings = [name for name in CEILINGS if name in set(scores["scorer"])]
+    explainers = list(dict.fromkeys(scores["explainer"]))
+    halves = half_scores(run, present)
+    return {
+        "asked": len(run.features),
+        "means": [mean_row(scores, e, s) for s in [*present, *ceilings] for e in explainers if s in present]
+        + [mean_row(scores, explainers[0], s) for s in ceilings],
+        "differences": differences(run, present),
+        "against ceilings": [against_ceiling(scores, explainers[0], j, c) for j in present for c in ceilings],
+        "agreement": [agreement(scores, run, *pair) for pair in combinations(present, 2)],
+        "variance": variance(halves, explainers, present),
+        "packages": run.info["packages"] if (run.folder / "run.json").exists() else {},
+        "revision": run.info["git"] if (run.folder / "run.json").exists() else None,
+    }
+
+
+def series(scores: Any, explainer: str, scorer: str, control: str | None = None, column: str = "corrected") -> Any:
+    rows = scores[(scores["explainer"] == explainer) & (scores["scorer"] == scorer)]
+    rows = rows[rows["control"].isna() if control is None else rows["control"] == control]
+    return rows.set_index("feature")[column].astype(float)
+
+
+def mean_row(scores: Any, explainer: str, scorer: str) -> dict[str, Any]:
+    """A mean over all features asked for: those without a value are counted beside it."""
+    own = series(scores, explainer, scorer)
+    controls = scores["control"].dropna().unique() if scorer not in CEILINGS else ()
+    return {
+        "scorer": scorer,
+        "explainer": explainer if scorer not in CEILINGS else None,
+        "value": mean_of(series(scores, explainer, scorer, column="value")),
+        "corrected": mean_of(own),
+        "corrected, missing as chance": rounded(float(own.fillna(0.0).mean())),
+        "yes_rate": rounded(float(series(scores, explainer, scorer, column="yes_rate").mean())),
+        "ece": rounded(float(series(scores, explainer, scorer, column="ece").mean())),
+        **{f"control {control}": mean_of(series(scores, explainer, scorer, control)) for control in controls},
+    }
+
+
+def mean_of(values: Any) -> dict[str, Any]:
+    kept = values.dropna().tolist()
+    low, high = stats.mean_interval(kept) or (None, None)
+    limits = {"mean": float(np.mean(kept)) if kept else None, "low": low, "high": high}
+    return {key: rounded(value) for key, value in limits.items()} | {"n": len(kept), "missing": len(values) - len(kept)}
+
+
+def differences(run: ai.Run, judges: Sequence[str]) -> list[dict[str, Any]]:
+    """The pairs of `run.compare`, over all windows and by quantile."""
+    table: Any = run.compare(by="explainer")
+    kept = table[table["scorer"].isin(judges)].drop(columns=["within", "paired", "n_a", "n_b"])
+    return [{key: rounded(value) for key, value in row.items()} for row in kept.astype(object).to_dict("records")]
+
+
+def against_ceiling(scores: Any, explainer: str, judge: str, ceiling: str) -> dict[str, Any]:
+    own, theirs = series(scores, explainer, judge), series(scores, explainer, ceiling)
+    features = own.index.union(theirs.index)
+    gap = stats.paired_difference(own.reindex(features).tolist(), theirs.reindex(features).tolist())
+    figures = {"difference": gap.mean, "low": gap.low, "high": gap.high, "wins": gap.wins, "losses": gap.losses}
+    named = {"scorer": judge, "a": explainer, "b": ceiling, "measure": "corrected"}
+    return named | {key: rounded(value) for key, value in figures.items()} | {"n": gap.n, "dropped": gap.dropped}
+
+
+# --- two judges -------------------------------------------------------------------------------
+
+
+def agreement(scores: Any, run: ai.Run, first: str, second: str) -> dict[str, Any]:
+    """Of features and explainers: correlations of their chance-corrected scores. Of windows: kappa at ½, and with Yes
+    for as large a share of the windows as fire, which no habit of saying Yes spoils."""
+    own = scores[scores["control"].isna()]
+    wide = own.pivot_table(index=["feature", "explainer"], columns="scorer", values="corrected")
+    row: dict[str, Any] = {"judges": [first, second]}
+    if first not in wide or second not in wide:
+        return row
+    pairs = wide[[first, second]].dropna()
+    for explainer in dict.fromkeys(own["explainer"]):
+        both = pairs[pairs.index.get_level_values("explainer") == explainer]
+        for name, measure in (("pearson", stats.pearson), ("spearman", stats.spearman)):
+            value = measure(both[first].to_numpy(), both[second].to_numpy())
+            low, high = stats.correlation_interval(value, len(both)) or (None, None)
+            limits = {"mean": rounded(value), "low": rounded(low), "high": rounded(high)}
+            row[f"{name}, {explainer}"] = limits | {"n": len(both)}
+    return row | of_windows(run, first, second)
+
+
+def of_windows(run: ai.Run, first: str, second: str) -> dict[str, Any]:
+    table = judged(run)
+    keys = ["feature", "explainer", "example"]
+    a, b = (table[table["scorer"] == name].set_index(keys)[["evidence", "truth"]] for name in (first, second))
+    both = a.join(b, rsuffix="_b", how="inner")
+    x, y = both["evidence"].to_numpy(), both["evidence_b"].to_numpy()
+    share = float(both["truth"].mean()) if len(both) else 0.0
+    return {
+        "kappa at ½": rounded(stats.kappa(x >= 0.5, y >= 0.5)),
+        "kappa at the base rate": rounded(stats.kappa(stats.top_share(x, share), stats.top_share(y, share))),
+        "pearson of probabilities": rounded(stats.pearson(x, y)),
+        "windows": len(both),
+    }
+
+
+def judged(run: ai.Run) -> Any:
+    """What was heard of the explanations themselves, with the judge's evidence."""
+    table: Any = run.judgements
+    table = table[table["control"].isna() & (table["status"] == "ok")]
+    return table.assign(evidence=table["probability"].fillna(table["prediction"]).astype(float))
+
+
+# --- what the score hangs on ------------------------------------------------------------------
+
+
+def half_scores(run: ai.Run, judges: Sequence[str]) -> dict[Any, float]:
+    """(feature, half of its windows, explainer, judge) -> chance-corrected value. The halves are the same windows for
+    all explainers and judges, dealt in turn from those that fire and from those that do not."""
+    table = judged(run)
+    table = table[table["scorer"].isin(judges)]
+    windows = table[["feature", "example", "truth"]].drop_duplicates().sort_values(["feature", "truth", "example"])
+    half = windows.groupby(["feature", "truth"]).cumcount() % HALVES
+    table = table.merge(windows.assign(half=half)[["feature", "example", "half"]], on=["feature", "example"])
+    values = {}
+    for key, rows in table.groupby(["feature", "half", "explainer", "scorer"]):
+        truth, score = rows["truth"].to_numpy() > 0, rows["evidence"].to_numpy()
+        value = stats.average_precision(truth, score)
+        corrected = stats.chance_corrected(value, stats.average_precision_chance(truth, score))
+        if corrected is not None:
+            values[key] = corrected
+    return values
+
+
+def variance(
+    halves: Mapping[tuple[int, int, str, str], float], explainers: Sequence[str], judges: Sequence[str]
+) -> Any:
+    """Components and shares of the variance of a score, of the features that have one in every cell."""
+    features = sorted({key[0] for key in halves})
+    cells = [[(f, h, e, j) for h in range(HALVES) for e in explainers for j in judges] for f in features]
+    whole = [[halves[cell] for cell in mine] for mine in cells if all(cell in halves for cell in mine)]
+    shape = (len(whole), HALVES, len(explainers), len(judges))
+    if min(shape) < 2:
+        return {"shape": shape, "why none": "two of each are needed: features, explainers and judges with all scores"}
+    components = stats.variance_components(np.reshape(whole, shape))
+    return {
+        "shape": shape,
+        "left out": len(features) - len(whole),
+        "components": {" × ".join(sorted(effect)): rounded(value, 5) for effect, value in components.items()},
+        "shares of a score on all windows": {
+            name: rounded(share) for name, share in stats.variance_shares(components, HALVES).items()
+        },
+    }
+
+
+def rounded(value: Any, digits: int = 4) -> Any:
+    """For JSON: floats rounded, nan and pandas' missing as None."""
+    if value is None or value is pd.NA or value != value:
+        return None
+    return round(float(value), digits) if isinstance(value, float | np.floating) else value
+
+
+# --- table and picture ------------------------------------------------------------------------
+
+
+def write(report: Mapping[str, Any], out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "campaign.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    (out / "campaign.md").write_text(page(report))
+    draw(report, out / "campaign.png")
+
+
+def page(report: Mapping[str, Any]) -> str:
+    lines = ["# Campaign", "", f"`{report['command']}`" + ("" if report["whole"] else " (not done yet)"), ""]
+    controls = sorted({key for row in report["means"] for key in row if key.startswith("control ")})
+    lines += table_lines(
+        ["scorer", "explainer", "value", "corrected", *controls, "yes-rate", "no value"],
+        [
+            [row["scorer"], row["explainer"] or "–", cell(row["value"]), cell(row["corrected"])]
+            + [cell(row.get(control)) for control in controls]
+            + [three(row["yes_rate"]), str(row["corrected"]["missing"])]
+            for row in report["means"]
+        ],
+    )
+    lines += ["", "Paired by feature, chance-corrected:", ""]
+    paired = [row for row in report["differences"] if row["quantile"] is None] + report["against ceilings"]
+    lines += table_lines(
+        ["judge", "", "measure", "difference", "won : lost", "features"],
+        [
+            [
+                *(row["scorer"], f"{row['a']} − {row['b']}", row["measure"]),
+                *(cell(row | {"mean": row["difference"]}), f"{row['wins']} : {row['losses']}", str(row["n"])),
+            ]
+            for row in paired
+        ],
+    )
+    for row in report["agreement"]:
+        told = {key: value for key, value in row.items() if key != "judges"}
+        lines += ["", f"Agreement of {row['judges'][0]} and {row['judges'][1]}:", ""]
+        lines += [f"- {key}: {cell(value) if isinstance(value, dict) else value}" for key, value in told.items()]
+    split = report["variance"]
+    lines += ["", "Variance of a score on all windows of a feature:", ""]
+    shares = split.get("shares of a score on all windows", {})
+    lines += [f"- {name}: {100 * share:.0f} %" for name, share in shares.items()] or [f"- {split['why none']}"]
+    return "\n".join(lines) + "\n"
+
+
+def table_lines(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(line) + " |" for line in [names, ["---"] * len(names), *rows]]
+
+
+def three(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def cell(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "–"
+    return three(row["mean"]) + ("" if row["low"] is None else f" [{three(row['low'])}, {three(row['high'])}]")
+
+
+def draw(report: Mapping[str, Any], path: Path) -> None:
+    """Left: corrected means with their controls; right: the split of the variance."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = report["means"]
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(11, 0.34 * len(rows) + 1.4), width_ratios=(2.2, 1), layout="constrained"
+    )
+    for place, row in enumerate(rows):
+        for key, colour in (("corrected", "#1f6fb4"), *((key, "#b0b0b0") for key in row if key.startswith("control "))):
+            point = row[key]
+            if point["mean"] is None:
+                continue
+            left.plot(point["mean"], place, "o", color=colour, markersize=5)
+            if point["low"] is not None:
+                left.hlines(place, point["low"], point["high"], color=colour, alpha=0.5, linewidth=3)
+    names = [" · ".join(filter(None, (row["scorer"], row["explainer"]))) for row in rows]
+    left.set_yticks(range(len(rows)), names)
+    left.invert_yaxis()
+    left.axvline(0, color="#222222", linewidth=0.8)
+    left.set_title("above chance, 95 % over features (grey: another feature's explanation)", fontsize=10, loc="left")
+    shares = report["variance"].get("shares of a score on all windows", {})
+    right.barh(list(shares), list(shares.values()), color="#1f6fb4", alpha=0.7)
+    right.invert_yaxis()
+    right.set_xlim(0, 1)
+    right.set_title("share of the variance of a score", fontsize=10, loc="left")
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(length=0, labelsize=9)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""The campaign's figures, on a run whose scores and judgements are planted."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import autointerp as ai
+from autointerp.tables import write_rows
+
+FILE = Path(__file__).parents[2] / "benchmarks" / "campaign.py"
+spec = importlib.util.spec_from_file_location("campaign", FILE)
+assert spec is not None
+assert spec.loader is not None
+campaign: Any = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(campaign)
+
+JUDGES = ["detection by large", "detection by small"]
+KNOWS = {"default": 2.0, "token_stats": 1.0}  # how far evidence of firing windows lies above that of silent ones
+FEATURES, WINDOWS = 20, 40
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> ai.Run:
+    """`small` says what `large` says and a little noise; lexical is told for all; one feature has no explanation."""
+    folder, rng = tmp_path_factory.mktemp("runs"), np.random.default_rng(0)
+    scores: list[dict[str, Any]] = []
+    judgements: list[dict[str, Any]] = []
+    for feature in range(FEATURES):
+        for explainer, known in KNOWS.items():
+            truth = np.arange(WINDOWS) % 2
+            heard = known * truth + rng.normal(0, 1, WINDOWS)
+            for judge in JUDGES:
+                evidence = 1 / (1 + np.exp(-heard - 3 * (judge == JUDGES[0]) - rng.normal(0, 0.1, WINDOWS)))
+                names = {"feature": feature, "explainer": explainer, "scorer": judge}
+                lost = feature == 3 and explainer == "default"
+                scores.append(names | {"corrected": None if lost else known / 4 + feature / 100, "value": 0.5})
+                scores.append(names | {"control": "other_feature", "corrected": 0.0, "value": 0.5})
+                judgements += [
+                    names
+                    | {"example": i, "truth": float(t), "probability": float(p), "prediction": 1.0, "status": "ok"}
+                    for i, (t, p) in enumerate(zip(truth, evidence))
+                    if not lost
+                ]
+            own = {"feature": feature, "explainer": explainer, "scorer": "lexical", "corrected": 0.3, "value": 0.6}
+            scores.append(own)
+    write_rows(folder / "scores.parquet", "scores", scores)
+    write_rows(folder / "judgements.parquet", "judgements", judgements)
+    write_rows(folder / "features.parquet", "selection", [{"feature": f, "status": "ok"} for f in range(FEATURES)])
+    return ai.Run(folder)
+
+
+@pytest.fixture(scope="module")
+def report(run: ai.Run) -> dict[str, Any]:
+    return campaign.summary(run, JUDGES)
+
+
+def test_means_count_what_is_missing_and_stand_beside_control_and_ceiling(report: dict[str, Any]):
+    row = next(row for row in report["means"] if (row["scorer"], row["explainer"]) == (JUDGES[0], "default"))
+    assert row["corrected"]["n"] == FEATURES - 1
+    assert row["corrected"]["missing"] == 1
+    assert row["corrected, missing as chance"] < row["corrected"]["mean"]
+    assert row["control other_feature"]["mean"] == 0
+    assert [r["corrected"]["mean"] for r in report["means"] if r["scorer"] == "lexical"] == [0.3]
+
+
+def test_explainers_and_ceilings_are_paired(report: dict[str, Any]):
+    gap = next(r for r in report["differences"] if r["b"] == "token_stats" and r["measure"] == "corrected")
+    assert gap["difference"] == pytest.approx(0.25)
+    above = next(r for r in report["against ceilings"] if r["scorer"] == JUDGES[0])
+    assert (above["b"], above["n"], above["dropped"]) == ("lexical", FEATURES - 1, 1)
+    assert above["difference"] == pytest.approx(0.2 + 0.095, abs=0.01)
+
+
+def test_a_judge_s_habit_of_yes_spoils_kappa_at_a_half_alone(report: dict[str, Any]):
+    (row,) = report["agreement"]
+    assert row["kappa at the base rate"] > 0.85
+    assert row["kappa at ½"] < 0.4
+    assert row["spearman, default"]["mean"] == pytest.approx(1)
+
+
+def test_the_variance_is_not_the_judges(report: dict[str, Any]):
+    split = report["variance"]
+    assert split["shape"] == (FEATURES - 1, 2, 2, 2)
+    assert split["left out"] == 1
+    shares = split["shares of a score on all windows"]
+    assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
+    assert shares["judge"] < 0.05 < shares["explainer"]
+
+
+def test_the_files_say_the_same(report: dict[str, Any], tmp_path: Path):
+    campaign.write({"command": "x", "whole": False} | report, tmp_path)
+    assert json.loads((tmp_path / "campaign.json").read_text())["asked"] == FEATURES
+    text = (tmp_path / "campaign.md").read_text()
+    assert "(not done yet)" in text
+    assert "| lexical | – | 0.600" in text
+    assert (tmp_path / "campaign.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_settings_name_each_judge_once():
+    options = SimpleNamespace(
+        base_url="http://h/v1", features=7, explainers=["default"], judges=["a/b", "c"], controls=[]
+    )
+    given = campaign.settings(options)
+    assert [scorer["label"] for scorer in given["scorers"][:2]] == ["detection by b", "detection by c"]
+    assert given["scorers"][0]["llm"] == {"model": "a/b", "base_url": "http://h/v1"}
+
+
+def test_the_time_limit_interrupts_and_gives_the_alarm_back():
+    before = signal.getsignal(signal.SIGALRM)
+    with campaign.time_limit(0.05) as within:
+        while True:
+            time.sleep(0.01)
+    assert within.over
+    assert signal.getsignal(signal.SIGALRM) is before
+    with pytest.raises(KeyboardInterrupt), campaign.time_limit(60):
+        raise KeyboardInterrupt
