@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,16 +16,14 @@ import pytest
 import autointerp as ai
 from autointerp.tables import write_rows
 
-FILE = Path(__file__).parents[2] / "benchmarks" / "campaign.py"
-spec = importlib.util.spec_from_file_location("campaign", FILE)
-assert spec is not None
-assert spec.loader is not None
-campaign: Any = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(campaign)
-
 JUDGES = ["detection by large", "detection by small"]
 KNOWS = {"default": 2.0, "token_stats": 1.0}  # how far evidence of firing windows lies above that of silent ones
 FEATURES, WINDOWS = 20, 40
+
+
+@pytest.fixture(scope="module")
+def campaign(benchmark: Callable[[str], Any]) -> Any:
+    return benchmark("campaign")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +57,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> ai.Run:
 
 
 @pytest.fixture(scope="module")
-def report(run: ai.Run) -> dict[str, Any]:
+def report(campaign: Any, run: ai.Run) -> dict[str, Any]:
     return campaign.summary(run, JUDGES)
 
 
@@ -96,7 +94,7 @@ def test_the_variance_is_not_the_judges(report: dict[str, Any]):
     assert shares["judge"] < 0.05 < shares["explainer"]
 
 
-def test_the_files_say_the_same(report: dict[str, Any], tmp_path: Path):
+def test_the_files_say_the_same(campaign: Any, report: dict[str, Any], tmp_path: Path):
     campaign.write({"command": "x", "whole": False} | report, tmp_path)
     assert json.loads((tmp_path / "campaign.json").read_text())["asked"] == FEATURES
     text = (tmp_path / "campaign.md").read_text()
@@ -105,7 +103,7 @@ def test_the_files_say_the_same(report: dict[str, Any], tmp_path: Path):
     assert (tmp_path / "campaign.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_settings_name_each_judge_once():
+def test_settings_name_each_judge_once(campaign: Any):
     options = SimpleNamespace(
         base_url="http://h/v1", features=7, explainers=["default"], judges=["a/b", "c"], controls=[]
     )
@@ -114,7 +112,7 @@ def test_settings_name_each_judge_once():
     assert given["scorers"][0]["llm"] == {"model": "a/b", "base_url": "http://h/v1"}
 
 
-def test_the_time_limit_interrupts_and_gives_the_alarm_back():
+def test_the_time_limit_interrupts_and_gives_the_alarm_back(campaign: Any):
     before = signal.getsignal(signal.SIGALRM)
     with campaign.time_limit(0.05) as within:
         while True:
