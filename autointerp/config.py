@@ -268,12 +268,18 @@ def resolve_config(raw: dict[str, Any], overrides: Mapping[str, Any], where: str
     return parse_config(raw, where=where)
 
 
+_PATHS = (("subject", "model"), ("corpus", "source"), ("sae", "load"), ("composites", "union"))
+
+
 def _anchor(raw: dict[str, Any], folder: Path) -> None:
     """Paths in the file that lie beside it are made independent of the working directory."""
-    for section, key in (("subject", "model"), ("corpus", "source"), ("sae", "load"), ("composites", "union")):
-        given = raw.get(section)
+    places = [(raw.get(section), key) for section, key in _PATHS]
+    for kind in ("explainers", "scorers", "controls"):
+        plugins = raw.get(kind)
+        places += [(plugin, "path") for plugin in plugins] if isinstance(plugins, list) else []
+    for given, key in places:
         path = given.get(key) if isinstance(given, dict) else None
-        if given is not None and isinstance(path, str) and not Path(path).exists() and (folder / path).exists():
+        if isinstance(given, dict) and isinstance(path, str) and not Path(path).exists() and (folder / path).exists():
             given[key] = str((folder / path).resolve())
 
 

@@ -1,6 +1,7 @@
 """Plug-ins: registries and decorators of explainers, scorers and controls, what they need, and their options.
 
-A plug-in's options are its keyword-only arguments; the config gives them beside its name.
+A plug-in's options are its keyword-only arguments; the config gives them beside its name. Of a `Path` the content is
+in the stage's key.
 
     @explainer("mine")
     async def explain(feature: FeatureEvidence, llm: LLM, *, examples: int = 20) -> Explanation: ...
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from autointerp.errors import ConfigError
@@ -58,6 +60,9 @@ explainers: Registry[Callable[..., Any]] = Registry(
         "default": "autointerp.explainers.default:explain",
         "whole_words": "autointerp.explainers.whole_words:explain",
         "token_stats": "autointerp.explainers.token_stats:explain",
+        "best_of": "autointerp.explainers.best_of:explain",
+        "revise": "autointerp.explainers.revise:explain",
+        "given": "autointerp.explainers.given:explain",
         "conjunction": "autointerp.explainers.constituents:conjunction",
         "disjunction": "autointerp.explainers.constituents:disjunction",
         "constituents": "autointerp.explainers.constituents:explain",
@@ -153,6 +158,8 @@ def bind_options(
             )
         except ValidationError as error:
             raise ConfigError(f"{kind} {name!r}, option {key!r}: {error.errors()[0]['msg']}") from None
+        if isinstance(bound[key], Path) and not bound[key].exists():
+            raise ConfigError(f"{kind} {name!r}, option {key!r}: there is no file or folder {str(value)!r}")
     if "seed" in wanted:
         bound["seed"] = seed
     missing = [k for k, p in wanted.items() if p.default is p.empty and k not in bound]

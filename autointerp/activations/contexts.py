@@ -336,27 +336,6 @@ def _silent(position: np.ndarray, windows: _Windows) -> np.ndarray:
     return position.searchsorted(windows.start) == position.searchsorted(windows.stop)
 
 
-class SilentWindows:
-    """Tells in which windows of other features a feature is silent."""
-
-    def __init__(self, corpus: Corpus, firings: Firings) -> None:
-        self._corpus, self._firings = corpus, firings
-        self._starts = content_starts(corpus)
-
-    def of(self, feature: int, windows: Sequence[Sequence[Context]]) -> list[tuple[Context, ...]]:
-        """Of each list those windows in which `feature` fires on no token."""
-        position, _ = self._firings.of([feature])[feature]
-        return [tuple(c for c in each if not self._fires(position, c)) for each in windows]
-
-    def _fires(self, position: np.ndarray, window: Context) -> bool:
-        corpus = self._corpus
-        first, last = corpus.documents.searchsorted([window.document, window.document + 1])
-        row = first + corpus.starts[first:last].searchsorted(window.position, side="right") - 1
-        low = int(self._starts[row]) + window.position - int(corpus.starts[row])
-        low, high = position.searchsorted([low, low + len(window.tokens)])
-        return bool(high > low)
-
-
 # --- contexts.parquet -------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from autointerp.explainers.words import token_uses
+from autointerp.explainers.words import token_uses, typical_words
 from autointerp.plugins import explainer
 from autointerp.prompting import on_one_line
 from autointerp.records import Explanation, FeatureEvidence
@@ -30,12 +30,13 @@ async def explain(
     """
     if not feature.token_stats:
         return Explanation(None, failure="no token statistics of the feature")
-    frequent = [use for use in token_uses(feature) if use.share >= min_share]
+    uses = token_uses(feature)
+    frequent = [use for use in uses if use.share >= min_share]
     if not frequent:
         return Explanation(None, failure=f"no token makes up {min_share:.0%} of the firings")
-    named = [use for use in frequent if use.specificity >= min_specificity][:tokens] or frequent[:1]
     if form == "words":
-        words = dict.fromkeys(on_one_line(name).strip() for use in named for name in use.names)
-        return Explanation(", ".join(word for word in words if word) or f'"{on_one_line(named[0].token)}"')
+        words = typical_words(uses, tokens, min_share=min_share, min_specificity=min_specificity)
+        return Explanation(", ".join(words) or f'"{on_one_line(frequent[0].token)}"')
+    named = [use for use in frequent if use.specificity >= min_specificity][:tokens] or frequent[:1]
     listed = [f'"{on_one_line(use.token)}" ({use.share:.0%} of firings)' for use in named]
     return Explanation(f"the token{'s' if len(listed) > 1 else ''} {', '.join(listed)}")

@@ -6,7 +6,7 @@ import random
 
 from autointerp.errors import AutointerpError
 from autointerp.explainers.default import ask, silent_contexts, spread
-from autointerp.explainers.words import on_whole_words, token_uses
+from autointerp.explainers.words import form_of, naming, on_whole_words, token_uses, typical_words
 from autointerp.plugins import explainer
 from autointerp.prompting import render
 from autointerp.records import LLM, Context, Explanation, FeatureEvidence
@@ -28,6 +28,8 @@ async def explain(
     promoted: int = 0,
     suppressed: int = 0,
     neighbours: int = 0,
+    words: int = 0,
+    hint: bool = True,
     reask: int = 1,
     seed: int,
 ) -> Explanation:
@@ -39,7 +41,9 @@ async def explain(
     of its tokens, each with its share of the firings and with how many of its own occurrences fire (38 of 38 says
     more than 12 %); `promoted` and `suppressed` of the tokens that its direction raises and lowers in the output
     (2501.08319: reading and writing side describe a feature better together); and two contexts of each of the first
-    `neighbours` features near it, from which it is to be told apart.
+    `neighbours` features near it, from which it is to be told apart. Behind the model's phrase come up to `words` of
+    the feature's typical words, as token_stats would list them. The `hint` says what form of answer the token counts
+    ask for (`words.form_of`), because a weak model gives every feature the same one.
     """
     lent = [context for near in feature.neighbours for context in near.contexts]
     if any(c.split != "train" for c in (*feature.activating, *feature.random, *feature.near, *lent)):
@@ -48,13 +52,15 @@ async def explain(
         return Explanation(None, failure="no train context in which the feature fires")
     rng = random.Random(f"{seed}:{feature.feature}")
     shown = on_whole_words if whole_words else _as_it_is
+    uses = token_uses(feature)
     messages = render(
         "explain_words",
         feature=feature,
         examples=[shown(context) for context in spread(feature.activating, examples, rng)],
         silent=silent_contexts(feature, silent, rng),
         show_activations=show_activations,
-        uses=[use for use in token_uses(feature) if use.share >= 0.01][:token_stats],
+        form=form_of(uses) if hint else None,
+        uses=[use for use in uses if use.share >= 0.01][:token_stats],
         promoted=[token for token, _ in feature.logits_up[:promoted]],
         suppressed=[token for token, _ in feature.logits_down[:suppressed]],
         neighbours=[
@@ -62,7 +68,8 @@ async def explain(
             for near in feature.neighbours[:neighbours]
         ],
     )
-    return await ask(messages, llm, reask)
+    explanation = await ask(messages, llm, reask)
+    return naming(explanation, typical_words(uses, words)) if words else explanation
 
 
 def _as_it_is(context: Context) -> Context:

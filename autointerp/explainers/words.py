@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
-from autointerp.records import Context, FeatureEvidence, TokenStat
+from autointerp.prompting import on_one_line
+from autointerp.records import Context, Explanation, FeatureEvidence, TokenStat
 
 _LONGEST = 8  # tokens of a word; more is no word
+_ONE = 0.7  # share of the firings from which a feature is one word's
+_SEVERAL = 0.3  # share of the firings that specific words make up together, from which a feature is theirs
+_SPECIFIC = 0.02  # share of a word's occurrences that fire, from which the word tells something
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,45 @@ def token_uses(feature: FeatureEvidence, most_words: int = 3) -> list[TokenUse]:
         for stat, share in shares(feature)
     ]
     return sorted(uses, key=lambda use: -use.share * use.specificity)
+
+
+def typical_words(
+    uses: Sequence[TokenUse], most: int, *, min_share: float = 0.05, min_specificity: float = _SPECIFIC
+) -> list[str]:
+    """The words of the first `most` tokens that are `min_share` of the firings and fire in `min_specificity` of their
+    occurrences; of the first frequent token alone where none is so specific."""
+    frequent = [use for use in uses if use.share >= min_share]
+    named = [use for use in frequent if use.specificity >= min_specificity][:most] or frequent[:1]
+    return [word for word in dict.fromkeys(on_one_line(name).strip() for use in named for name in use.names) if word]
+
+
+Form = Literal["word", "when", "kind", "topic"]
+
+
+def form_of(uses: Sequence[TokenUse]) -> Form:
+    """Which form of explanation the token counts ask for.
+
+    One word, upper and lower case together, that makes up `_ONE` of the firings is a ``word`` where at least half of
+    its occurrences fire, else the question is ``when`` it fires. Several specific words (`typical_words`) that make up
+    `_SEVERAL` are of a ``kind``. What else there is in common, a ``topic`` or a place, no count tells.
+    """
+    by_word: dict[str, list[TokenUse]] = {}
+    for use in uses:
+        by_word.setdefault(use.names[0].strip().casefold(), []).append(use)
+    most = max(by_word.values(), key=lambda same: sum(use.share for use in same), default=[])
+    if sum(use.share for use in most) >= _ONE:
+        fired, seen = sum(use.fired for use in most), sum(use.seen for use in most)
+        return "word" if 2 * fired >= seen else "when"
+    specific = sum(use.share for use in uses if use.specificity >= _SPECIFIC)
+    return "kind" if specific >= _SEVERAL else "topic"
+
+
+def naming(explanation: Explanation, words: Sequence[str]) -> Explanation:
+    """The explanation with these words behind it in parentheses, unless it has them all."""
+    text = explanation.text
+    if text is None or all(word.casefold() in text.casefold() for word in words):
+        return explanation
+    return replace(explanation, text=f"{text.rstrip('. ')} ({', '.join(words)})")
 
 
 def shares(feature: FeatureEvidence) -> list[tuple[TokenStat, float]]:

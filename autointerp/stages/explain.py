@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from autointerp.plugins import bind_options, explainers, needs
 from autointerp.progress import progress
 from autointerp.records import LLM, Explanation, FeatureEvidence
 from autointerp.stages.constituents import pair_of, reads
-from autointerp.stages.given import Maker, giver, makers_of, stages_of
+from autointerp.stages.given import Maker, giver, makers_of, nearby_windows, nearest_of, stages_of
 from autointerp.stages.plugin_section import code_of, plugin_section
 from autointerp.stages.select import ready
 from autointerp.tables import FeatureRows, append_rows
@@ -40,6 +41,7 @@ class Explaining:
     explain: Callable[..., Any]
     options: Mapping[str, Any]
     makers: Mapping[str, Maker]
+    neighbours: int = 0  # shown beside each feature's own evidence, as its option of that name says
     of: str | None = None
     pair: Pair = "own"
 
@@ -53,7 +55,7 @@ def uses(config: Config) -> Iterator[Use]:
         evidence = ["corpus", "harvest", "select", "directions", "contexts", *asked]
         of = reads(config, plugin)
         makers = makers_of(explain)
-        given = Explaining(plugin, explain, options, makers, of)
+        given = Explaining(plugin, explain, options, makers, _neighbours_shown(explain, options), of)
         if of is not None:
             evidence += ["reencode", f"explain/{of}"]
             given = replace(given, pair=pair_of(config, plugin))
@@ -65,6 +67,13 @@ def uses(config: Config) -> Iterator[Use]:
             given,
             plugins=(*code_of(config, plugin, explain), *makers.values()),
         )
+
+
+def _neighbours_shown(explain: Callable[..., Any], options: Mapping[str, Any]) -> int:
+    """The explainer's option `neighbours`, where it has one; what it needs by that name it is given by keyword."""
+    if "neighbours" in needs(explain) or "neighbours" not in inspect.signature(explain).parameters:
+        return 0
+    return int(options.get("neighbours", inspect.signature(explain).parameters["neighbours"].default))
 
 
 def work(job: Job) -> None:
@@ -130,7 +139,7 @@ Read = Callable[[Sequence[int]], dict[int, FeatureEvidence]]
 
 def _evidence_for(job: Job, given: Explaining) -> tuple[list[int], dict[int, str], Read]:
     """The features that the explainer is asked about, why the others are left out, and what it may see of each."""
-    features, read = ready(job.inputs["select"]), evidence_of(job.session, job.inputs)
+    features, read = ready(job.inputs["select"]), evidence_of(job.session, job.inputs, given.neighbours)
     if given.of is None:
         return features, {}, read
     from autointerp.composites.flagged import constituents_of, read_flagged
@@ -145,8 +154,9 @@ def _evidence_for(job: Job, given: Explaining) -> tuple[list[int], dict[int, str
     return [f for f in features if f not in skipped], skipped, with_parts
 
 
-def evidence_of(session: Session, inputs: Mapping[str, Path]) -> Read:
-    """What an explainer may see of each feature: contexts of the train split, token statistics, logit weights."""
+def evidence_of(session: Session, inputs: Mapping[str, Path], neighbours: int = 0) -> Read:
+    """What an explainer may see of each feature: contexts of the train split, token statistics, logit weights, and
+    the first `neighbours` of its decoder neighbours."""
     from autointerp.activations.contexts import read_contexts
     from autointerp.activations.evidence import EvidenceReader
 
@@ -169,7 +179,15 @@ def evidence_of(session: Session, inputs: Mapping[str, Path]) -> Read:
         evidence = reader.read(shown, logits_up=weights["up"], logits_down=weights["down"])
         return {each.feature: each for each in evidence}
 
-    return read
+    if not neighbours:
+        return read
+    nearest, windows = nearest_of(inputs), nearby_windows(session, inputs)
+
+    def with_neighbours(features: Sequence[int]) -> dict[int, FeatureEvidence]:
+        near = windows.of({f: nearest.get(f, [])[:neighbours] for f in features}, "train")
+        return {f: replace(each, neighbours=near[f]) for f, each in read(features).items()}
+
+    return with_neighbours
 
 
 def asks(config: Config, use: Use) -> Asks | None:
@@ -189,6 +207,10 @@ async def explained(use: Use, sample: Sample, llm: LLM | None) -> Explanation:
     evidence = sample.evidence
     if given.of is not None:
         evidence = replace(evidence, constituents=sample.parts(given.of, given.pair))
+    if given.neighbours:
+        shown = evidence.activating[:4]  # stand-ins for windows that are drawn when the stage runs
+        near = tuple(replace(each, contexts=shown) for each in sample.neighbours[: given.neighbours])
+        evidence = replace(evidence, neighbours=near)
     return await given.explain(evidence, llm, **given.options, **stand_ins(given.makers, sample))
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
 from autointerp.artifacts import Corpus, Firings
 from autointerp.engine import models
+from autointerp.engine.session import Session
 from autointerp.engine.stage import Job
 from autointerp.plugins import Need, given_by_keyword
-from autointerp.records import Constituent, Context, Neighbour, Split
+from autointerp.records import Constituent, Context, Split
+
+if TYPE_CHECKING:
+    from autointerp.activations.nearby import NearbyWindows
 
 # The stages whose files a need is made from, beside those that every plug-in's stage reads.
 STAGES: Mapping[Need, tuple[str, ...]] = {
@@ -93,34 +98,23 @@ def _embedder(job: Job, split: Split, explanations: Mapping[int, str | None]) ->
 
 
 def _neighbours(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:
-    """By decoder cosine, nearest first; windows are there of those that are explained too."""
-    from autointerp.activations.contexts import SilentWindows, read_contexts
-
-    nearest = nearest_of(job)
-    silent = SilentWindows(Corpus(job.inputs["corpus"]), Firings(job.inputs["harvest"]))
-
-    def make(features: Sequence[int]) -> dict[int, tuple[Neighbour, ...]]:
-        near = sorted({neighbour for feature in features for neighbour, _ in nearest.get(feature, ())})
-        contexts = read_contexts(job.inputs["contexts"] / "contexts.parquet", near)
-        firing = {n: [c for c in contexts.get(n, ()) if c.split == split and c.fires] for n in near}
-        return {
-            feature: tuple(
-                Neighbour(neighbour, cosine, explanations.get(neighbour), windows)
-                for (neighbour, cosine), windows in zip(
-                    nearest.get(feature, ()),
-                    silent.of(feature, [firing[neighbour] for neighbour, _ in nearest.get(feature, ())]),
-                )
-            )
-            for feature in features
-        }
-
-    return make
+    """By decoder cosine, nearest first."""
+    nearest, windows = nearest_of(job.inputs), nearby_windows(job.session, job.inputs)
+    return lambda features: windows.of({f: nearest.get(f, []) for f in features}, split, explanations)
 
 
-def nearest_of(job: Job) -> dict[int, list[tuple[int, float]]]:
+def nearby_windows(session: Session, inputs: Mapping[str, Path]) -> NearbyWindows:
+    from autointerp.activations.nearby import NearbyWindows
+
+    corpus, firings = Corpus(inputs["corpus"]), Firings(inputs["harvest"])
+    config = session.config
+    return NearbyWindows(corpus, firings, models.token_strings(session), config.contexts, config.seed)
+
+
+def nearest_of(inputs: Mapping[str, Path]) -> dict[int, list[tuple[int, float]]]:
     """feature -> its neighbours by decoder cosine, nearest first."""
     nearest: dict[int, list[tuple[int, float]]] = {}
-    table = pq.read_table(job.inputs["directions"] / "neighbours.parquet", columns=["feature", "neighbour", "cosine"])
+    table = pq.read_table(inputs["directions"] / "neighbours.parquet", columns=["feature", "neighbour", "cosine"])
     for feature, neighbour, cosine in zip(*(column.to_pylist() for column in table.columns)):
         nearest.setdefault(feature, []).append((neighbour, cosine))
     return nearest
@@ -154,7 +148,7 @@ def for_control(job: Job, pick: Callable[..., Any]) -> dict[str, Any]:
     """What a control asks for, of all features."""
     wanted, values = given_by_keyword(pick), {}
     if "neighbours" in wanted:
-        nearest = nearest_of(job)
+        nearest = nearest_of(job.inputs)
         values["neighbours"] = {f: [n for n, cosine in near if cosine >= NEAR] for f, near in nearest.items()}
     if "constituents" in wanted and "reencode" in job.inputs:
         table = pq.read_table(job.inputs["reencode"] / "composites.parquet", columns=["feature", "constituents"])

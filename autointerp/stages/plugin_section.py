@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from autointerp.config import Config, PluginConfig
 from autointerp.engine.asking import llm_config
 from autointerp.engine.models import identity
+from autointerp.hashing import fingerprint
 from autointerp.llm.registry import backend_of
 from autointerp.llm.registry import identity as llm_identity
 from autointerp.plugins import bind_options, needs
@@ -23,7 +25,8 @@ def plugin_section(config: Config, registry: Registry[Callable[..., Any]], plugi
     """Raises ConfigError for an unknown plug-in, an unknown or a missing option."""
     function = registry.get(plugin.name)
     options = bind_options(registry.kind, plugin.name, function, plugin.options, config.seed)
-    section: dict[str, Any] = {"name": plugin.name, "label": plugin.key, "options": options}
+    held = {name: fingerprint(value) if isinstance(value, Path) else value for name, value in options.items()}
+    section: dict[str, Any] = {"name": plugin.name, "label": plugin.key, "options": held}
     if "llm" in needs(function):
         section |= llm_section(config, plugin, getattr(inspect.getmodule(function), "PROMPTS", ()))
     return section

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autointerp.engine.estimate import rough_counter
 from autointerp.errors import AutointerpError
 from autointerp.explainers import default, token_stats, whole_words
-from autointerp.explainers.words import word_spans
+from autointerp.explainers.words import form_of, token_uses, word_spans
 from autointerp.plugins import bind_options, explainers, needs
 from autointerp.prompting import render
 from autointerp.records import Completion, Context, FeatureEvidence, Neighbour, TokenStat
@@ -177,14 +178,61 @@ async def test_neighbours_and_what_the_feature_writes_are_shown_where_asked():
     assert "wolf" not in llm.asked[1][0][-1].content
 
 
+def blank(**values):
+    names = ("examples", "silent", "uses", "promoted", "suppressed", "neighbours")
+    return dict.fromkeys(names, ()) | {"feature": None, "show_activations": False, "form": None} | values
+
+
 def test_worked_cases_answer_in_different_forms():
-    messages = render(
-        "explain_words", feature=None, examples=[], silent=[], uses=[], show_activations=False, promoted=[],
-        suppressed=[], neighbours=[],
-    )  # fmt: skip
-    answers = [m.content for m in messages if m.role == "assistant"]
-    assert len({answer.split()[1] for answer in answers}) == len(answers) == 3
+    answers = [m.content for m in render("explain_words", **blank()) if m.role == "assistant"]
+    assert len({answer.split()[1] for answer in answers}) == len(answers) == 5
     assert not any("the words" in answer for answer in answers)
+
+
+async def test_the_hint_says_which_form_the_token_counts_ask_for():
+    llm = Says(*["EXPLANATION: dogs"] * 3)
+    await whole_words.explain(evidence(), llm, seed=0)
+    await whole_words.explain(evidence(token_stats=(TokenStat(" the", 100, 9000, 1.0),)), llm, seed=0)
+    await whole_words.explain(evidence(), llm, hint=False, seed=0)
+    often, seldom, bare = (messages for messages, _ in llm.asked)
+    assert often[-1].content.endswith("Nearly always this one word. Which?")
+    assert "only in some places" in seldom[-1].content.splitlines()[-1]
+    assert often[:-1] == seldom[:-1]
+    assert not any("Which?" in message.content for message in bare)
+
+
+@pytest.mark.parametrize(
+    ("stats", "form"),
+    [
+        ([(" Such", 30, 31), (" such", 60, 60)], "word"),
+        ([(" to", 90, 9000)], "when"),
+        ([(" dog", 30, 40), (" cat", 20, 40), (" the", 20, 9000)], "kind"),
+        ([(" the", 30, 9000), (" of", 30, 9000)], "topic"),
+        ([], "topic"),
+    ],
+)
+def test_the_form_follows_from_share_and_specificity(stats, form):
+    seen = evidence(token_stats=tuple(TokenStat(*each, 1.0) for each in stats))
+    assert form_of(token_uses(seen)) == form
+
+
+async def test_typical_words_are_added_behind_the_phrase_unless_it_has_them():
+    pets = (TokenStat(" dog", 50, 80, 5.0), TokenStat(" cat", 40, 40, 2.0), TokenStat(" the", 10, 9000, 0.1))
+    llm = Says("EXPLANATION: pets.", "EXPLANATION: a dog or a Cat", Completion(None, failure="rate limited"))
+    seen = evidence(token_stats=pets)
+    assert (await whole_words.explain(seen, llm, words=3, seed=0)).text == "pets (cat, dog)"
+    assert (await whole_words.explain(seen, llm, words=3, seed=0)).text == "a dog or a Cat"
+    assert (await whole_words.explain(seen, llm, words=3, seed=0)).failure == "rate limited"
+
+
+async def test_the_prompt_is_short_and_what_all_features_share_stands_first():
+    window = Context(3, 0, "train", "activating", 0, 0, 0, (" word",) * 32, (0.0,) * 31 + (1.0,))
+    long = evidence(activating=(window,) * 20)
+    ask, other = Says("EXPLANATION: a"), Says("EXPLANATION: a")
+    await whole_words.explain(long, ask, seed=0)
+    await whole_words.explain(evidence(feature=4), other, seed=0)
+    assert rough_counter(ask.asked[0][0]) < 1600
+    assert ask.asked[0][0][:-1] == other.asked[0][0][:-1]
 
 
 def test_both_are_registered_and_take_their_options_from_a_config():

@@ -1,0 +1,75 @@
+"""A feature's neighbours, seen as an explainer or a judge needs them: windows in which they fire and it is silent.
+
+1. Windows are drawn around the neighbours' firings as a feature's own are (`contexts`), whether or not the neighbours
+   are themselves explained; each neighbour gives about twice its equal share of what a feature has of its own.
+2. Those in which the feature itself fires are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from autointerp.activations.contexts import TokenStrings, content_starts, sample_contexts
+from autointerp.artifacts import Corpus, Firings
+from autointerp.config import ContextsConfig
+from autointerp.records import Context, Neighbour, Split
+
+
+class NearbyWindows:
+    """Draws the windows of neighbours; what it holds does not grow with the features asked for."""
+
+    def __init__(
+        self, corpus: Corpus, firings: Firings, token_strings: TokenStrings, config: ContextsConfig, seed: int
+    ) -> None:
+        self._corpus, self._firings, self._strings, self._seed = corpus, firings, token_strings, seed
+        self._config = config
+        self._starts = content_starts(corpus)
+
+    def of(
+        self,
+        nearest: Mapping[int, Sequence[tuple[int, float]]],
+        split: Split,
+        explanations: Mapping[int, str | None] | None = None,
+    ) -> dict[int, tuple[Neighbour, ...]]:
+        """feature -> its neighbours with windows of `split`, in the order of `nearest` (neighbour, cosine)."""
+        wanted = sorted({neighbour for near in nearest.values() for neighbour, _ in near})
+        windows = self._drawn(wanted, split)
+        return {
+            feature: tuple(
+                Neighbour(neighbour, cosine, (explanations or {}).get(neighbour), shown)
+                for (neighbour, cosine), shown in zip(near, self._silent(feature, [windows[n] for n, _ in near]))
+            )
+            for feature, near in nearest.items()
+        }
+
+    def _drawn(self, latents: Sequence[int], split: Split) -> dict[int, list[Context]]:
+        """Windows in which each latent fires, strongest first."""
+        share = 2 / self._config.neighbours
+        own = {"train": self._config.train, "test": self._config.test_activating}
+        sizes = {kind: max(1, round(share * count)) if kind == split else 0 for kind, count in own.items()}
+        config = self._config.model_copy(
+            update={"train": sizes["train"], "test_activating": sizes["test"], "test_random": 0, "test_near": 0}
+        )
+        drawn: dict[int, list[Context]] = {latent: [] for latent in latents}
+        for context in sample_contexts(self._corpus, self._firings, latents, {}, self._strings, config, self._seed):
+            if context.split == split and context.fires:
+                drawn[context.feature].append(context)
+        return drawn
+
+    def _silent(self, feature: int, windows: Sequence[Sequence[Context]]) -> list[tuple[Context, ...]]:
+        """Of each list those windows in which `feature` fires on no token."""
+        position, _ = self._firings.of([feature])[feature]
+
+        def fires(window: Context) -> bool:
+            low = self._flat(window)
+            first, last = position.searchsorted([low, low + len(window.tokens)])
+            return bool(last > first)
+
+        return [tuple(window for window in each if not fires(window)) for each in windows]
+
+    def _flat(self, window: Context) -> int:
+        """Position of its first token in the corpus."""
+        corpus = self._corpus
+        first, last = corpus.documents.searchsorted([window.document, window.document + 1])
+        row = first + corpus.starts[first:last].searchsorted(window.position, side="right") - 1
+        return int(self._starts[row]) + window.position - int(corpus.starts[row])

@@ -1,0 +1,71 @@
+"""Windows of a feature's neighbours: where they fire and it is silent, of the split asked for."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autointerp.activations.contexts import held_out
+from autointerp.activations.nearby import NearbyWindows
+from autointerp.artifacts import Corpus, CorpusInfo, Firings
+from autointerp.config import ContextsConfig
+
+WORDS = ["<s>", " the", " cat", " dog", " bird"]
+
+
+@pytest.fixture
+def windows(planted_firings: tuple[Corpus, Firings]) -> NearbyWindows:
+    config = ContextsConfig(window=5, train=10, test_activating=20, neighbours=2)
+    return NearbyWindows(*planted_firings, lambda ids: [WORDS[i] for i in ids], config, 7)
+
+
+@pytest.fixture
+def planted_firings(tmp_path: Path) -> tuple[Corpus, Firings]:
+    """200 documents; latent 0 fires on " cat", 1 on " dog", 2 on " bird", and latent 3 never."""
+    import json
+
+    from safetensors.numpy import save_file
+
+    rng = np.random.default_rng(0)
+    rows = [[0, *rng.choice([1, 2, 3, 4], 20, p=[0.7, 0.1, 0.1, 0.1]).tolist()] for _ in range(200)]
+    tokens = np.concatenate(rows)
+    folder, fired = tmp_path / "corpus", tmp_path / "firings"
+    folder.mkdir()
+    fired.mkdir()
+    info = CorpusInfo("test", "test", 0, 21, 4200, 200, 200, "")
+    Corpus.save(folder, info, tokens, np.arange(201) * 21, np.arange(200), np.zeros(200))
+    position = [np.flatnonzero(tokens == word) for word in (2, 3, 4)] + [np.zeros(0, np.int64)]
+    counts = np.array([len(each) for each in position])
+    flat = np.concatenate(position).astype(np.int64)
+    shard = {"indptr": np.concatenate([[0], counts.cumsum()]), "position": flat, "activation": np.ones(len(flat), "f4")}
+    save_file(shard, fired / "shard-00000.safetensors")
+    np.save(fired / "counts.npy", counts)
+    np.save(fired / "peaks.npy", (counts > 0).astype(np.float32))
+    about = {"n_latents": 4, "n_tokens": 4000, "n_shards": 1, "hook": "h", "skip_bos": True}
+    (fired / "firings.json").write_text(json.dumps(about))
+    return Corpus(folder), Firings(fired)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_neighbours_fire_and_the_feature_is_silent_in_their_windows(windows: NearbyWindows, split) -> None:
+    near = windows.of({0: [(2, 0.9), (1, 0.5)], 1: [(0, 0.5)]}, split, {2: "birds"})
+    assert [(n.feature, n.similarity, n.explanation) for n in near[0]] == [(2, 0.9, "birds"), (1, 0.5, None)]
+    test = held_out(200, 0.5, 7)
+    for feature, own in ((0, " cat"), (1, " dog")):
+        for neighbour in near[feature]:
+            word = WORDS[2 + neighbour.feature]
+            assert neighbour.contexts
+            for context in neighbour.contexts:
+                assert own not in context.tokens
+                assert [a > 0 for a in context.activations] == [token == word for token in context.tokens]
+                assert (context.split, bool(test[context.document])) == (split, split == "test")
+
+
+def test_a_neighbour_that_never_fires_has_no_windows(windows: NearbyWindows) -> None:
+    (dead,) = windows.of({0: [(3, 0.9)]}, "train")[0]
+    assert dead.contexts == ()
+
+
+def test_windows_are_the_same_whoever_else_is_asked_about(windows: NearbyWindows) -> None:
+    alone = windows.of({0: [(1, 0.5)]}, "train")[0]
+    assert alone == windows.of({2: [(0, 0.1), (1, 0.2)], 0: [(1, 0.5)]}, "train")[0]
