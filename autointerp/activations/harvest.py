@@ -38,7 +38,7 @@ class Harvest:
 
     `activations` are the subject, or what `harvest_dense` wrote of this corpus: then no model is run. Rows of like
     length run together, padded on the right to at most `batch_tokens` tokens (one row at least); padding, and with
-    `skip_bos` each row's BOS, never reach the SAE.
+    `skip_bos` each row's BOS, never fire, and reach the SAE only where it is `contextual`.
     """
 
     corpus: Corpus
@@ -49,6 +49,7 @@ class Harvest:
     skip_bos: bool
     batch_tokens: int
     device: str | torch.device
+    contextual: bool = False  # encode_sparse is given whole rows [b, s, d], whose tokens it counts through
 
     @property
     def skip(self) -> int:
@@ -167,16 +168,20 @@ def _batches(
                     acts = torch.from_numpy(wanted.activations[stored.ravel()[kept]]).to(wanted.device, torch.float32)
                 else:
                     tokens = np.where(real, text[np.minimum(position, len(text) - 1)], 0).astype(np.int64)
-                    acts = wanted.activations(torch.from_numpy(tokens).to(wanted.device)).flatten(0, 1)
-                    if len(kept) < len(acts):
-                        acts = acts[torch.from_numpy(kept).to(acts.device)]
+                    acts = wanted.activations(torch.from_numpy(tokens).to(wanted.device))
+                    if not wanted.contextual:
+                        acts = acts.flatten(0, 1)
+                        acts = acts[torch.from_numpy(kept).to(acts.device)] if len(kept) < len(acts) else acts
                 if not torch.isfinite(acts.sum(dtype=torch.float32)):
                     raise AutointerpError(f"activations at {wanted.hook} are not finite: set subject.dtype to float32")
                 index, latent, value = wanted.encode_sparse(acts)
                 fires = value > 0
+                if wanted.contextual:  # the SAE saw BOS and padding, which only what comes after can depend on
+                    fires &= torch.from_numpy((real & (column >= skip)).ravel()).to(index.device)[index]
                 if not bool(fires.all()):
                     index, latent, value = index[fires], latent[fires], value[fires]
-                where = position.ravel()[kept][index.cpu().numpy()]
+                places = position.ravel() if wanted.contextual else position.ravel()[kept]
+                where = places[index.cpu().numpy()]
                 yield latent.cpu().numpy().astype(np.int64), where, value.float().cpu().numpy()
         bar.advance(int(lengths[rows].sum()))
 

@@ -41,7 +41,7 @@ class TextActivations:
                 tokens[i, : len(row)] = torch.tensor(row, dtype=torch.long)
             with self._lock, torch.inference_mode():
                 acts = subject.activations(tokens)
-                values = self._sae.encode(acts.flatten(0, 1))[:, feature].reshape(tokens.shape).float().cpu()
+                values = self._sae.encode(acts)[..., feature].float().cpu()
             for row, activation in zip(rows, values.tolist()):
                 pieces = subject.token_strings(row[len(bos) :])
                 results.append(TokenActivations(tuple(pieces), tuple(activation[len(bos) : len(row)])))

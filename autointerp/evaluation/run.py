@@ -116,7 +116,11 @@ def evaluate(
         skip: tokens at the start of each row that nothing is replaced on: 1 for BOS, else 0.
         seed: of the bootstrap over documents and of the null dictionaries.
         bar: advances by tokens.
+
+    Raises AutointerpError for a temporal SAE: tokens are measured one by one.
     """
+    if sae.is_contextual:
+        raise AutointerpError("a temporal SAE's codes depend on the tokens before: evaluate measures tokens one by one")
     measured = measure(
         rows,
         PatchedSubject(reads, writes),

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from autointerp.sae.model import SAE
 
 
+CONTEXT = 128  # tokens a row
+
+
 @dataclass(frozen=True)
 class SaeCheck:
     l0: float  # active latents a token
@@ -39,7 +42,12 @@ def require_width(sae: SAE, d: int, hook: str) -> None:
 
 @torch.no_grad()
 def check_sae(sae: SAE, activations: Tensor, outputs: Tensor | None = None, *, batch: int = 1024) -> SaeCheck:
-    """Encode and decode a few thousand activations [n, d_in]. A transcoder is measured against `outputs` [n, d_out]."""
+    """Encode and decode a few thousand activations [n, d_in]. A transcoder is measured against `outputs` [n, d_out].
+
+    Of a temporal SAE, whose codes depend on the tokens before, a batch is a row of text.
+    """
+    if sae.is_contextual:
+        batch = CONTEXT
     if activations.ndim != 2 or len(activations) == 0:
         raise AutointerpError(f"check_sae needs activations [n, d_in], got the shape {tuple(activations.shape)}")
     require_width(sae, activations.shape[1], "these activations")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from autointerp.errors import AutointerpError, ConfigError
+from autointerp.sae.formats import formats_of
 from autointerp.sae.formats.files import read_safetensors, read_torch
 from autointerp.sae.hub import looks_remote
 from autointerp.sae.load import load_sae
@@ -42,11 +43,11 @@ def load_decoders(specs: Sequence[str | Path], *, transpose: bool = False) -> li
 def _load(spec: str | Path, transpose: bool) -> tuple[Any, bool]:
     """The decoder, and whether it is a bare matrix, whose orientation the file does not tell."""
     path = Path(spec).expanduser()
-    if path.suffix not in BARE or not path.is_file():
+    if path.suffix not in BARE or not path.is_file() or formats_of(path):
         if not path.exists() and not looks_remote(str(spec)):
             raise ConfigError(f"no SAE and no file of decoder rows at {spec}")
         return load_sae(spec).W_dec, False
-    matrix, turned = _bare(path)  # of an SAE's own file, too: its decoder is all that is needed
+    matrix, turned = _bare(path)  # of a file out of an SAE's folder, too: its decoder is all that is needed
     if matrix.ndim != 2 or not all(matrix.shape):
         raise AutointerpError(f"{path} holds an array {list(matrix.shape)}, expected a matrix [latents, d_model]")
     if turned:

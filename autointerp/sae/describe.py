@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from autointerp.sae.formats.files import safetensors_shapes
 
 NOT_IN_KEYS = "no stage's work reads it"
 
@@ -67,7 +68,7 @@ def _decoder_shape(path: Path) -> tuple[int | None, int | None]:
     for file in files:
         shapes: Mapping[str, Any] = {}
         if file.suffix == ".safetensors":
-            shapes = _safetensors_shapes(file)
+            shapes = safetensors_shapes(file)
         elif file.suffix == ".npz":
             shapes = _npz_shapes(file)
         for name in ("W_dec", "w_dec"):
@@ -76,16 +77,6 @@ def _decoder_shape(path: Path) -> tuple[int | None, int | None]:
         if len(shapes.get("decoder.weight", ())) == 2:  # a linear layer's: [out, in]
             return shapes["decoder.weight"][1], shapes["decoder.weight"][0]
     return None, None
-
-
-def _safetensors_shapes(file: Path) -> dict[str, list[int]]:
-    try:
-        with open(file, "rb") as opened:
-            (length,) = struct.unpack("<Q", opened.read(8))
-            header = json.loads(opened.read(min(length, 1 << 24)))
-        return {name: about["shape"] for name, about in header.items() if isinstance(about, dict) and "shape" in about}
-    except (OSError, ValueError, struct.error):
-        return {}
 
 
 def _npz_shapes(file: Path) -> dict[str, tuple[int, ...]]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from autointerp.errors import AutointerpError
 from autointerp.registry import did_you_mean
+from autointerp.sae.contextual import Attention, Predictor, Pursuit, pursue
 
 Normalisation = Literal["none", "constant_norm_rescale", "layer_norm"]
 
@@ -39,6 +40,10 @@ class SAEConfig:
     context_size: int | None = None  # tokens in a training row
     prepend_bos: bool | None = None
     dataset: str | None = None
+    pursuit: Pursuit | None = None  # of matching_pursuit
+    attention: Attention | None = None  # of a temporal SAE: codes depend on the tokens before
+    # SAELens' expected_average_only_in: its list has the factor of some checkpoints, which then lies in no file
+    expects_average_norm: bool = False
 
     @property
     def unknown(self) -> tuple[str, ...]:
@@ -67,6 +72,7 @@ class Sparse(NamedTuple):
 class Architecture(NamedTuple):
     activate: Callable[[Tensor, SAE], Tensor]  # pre-activations [..., d_sae] -> codes [..., d_sae]
     tensors: tuple[str, ...] = ()  # [d_sae] vectors beside W_enc, W_dec, b_enc, b_dec
+    encode: Callable[[Tensor, SAE], Tensor] | None = None  # centred x [n, d_in] -> codes, where activate is not enough
 
 
 def _top(pre: Tensor, sae: SAE) -> tuple[Tensor, Tensor]:
@@ -97,12 +103,18 @@ def _gated(pre: Tensor, sae: SAE) -> Tensor:
     return torch.where(pre + sae.b_gate > 0, magnitude, 0.0)
 
 
+def _pursue(x: Tensor, sae: SAE) -> Tensor:
+    assert sae.cfg.pursuit is not None
+    return pursue(x, sae.W_dec, sae.cfg.pursuit)
+
+
 ARCHITECTURES: dict[str, Architecture] = {
     "relu": Architecture(lambda pre, sae: pre.relu()),
     "topk": Architecture(_topk),
     "groupmax": Architecture(_groupmax),
     "jumprelu": Architecture(_jumprelu, ("threshold",)),
     "gated": Architecture(_gated, ("r_mag", "b_mag", "b_gate")),
+    "matching_pursuit": Architecture(lambda pre, sae: pre.relu(), encode=_pursue),
 }
 
 
@@ -130,11 +142,15 @@ class SAE(nn.Module):
     def __init__(self, cfg: SAEConfig, tensors: dict[str, Tensor]) -> None:
         super().__init__()
         self.cfg = cfg
-        self._activate = architecture(cfg.architecture).activate
+        self._activate, _, self._encode = architecture(cfg.architecture)
         if cfg.architecture in ("topk", "groupmax") and not 1 <= (cfg.k or 0) <= cfg.d_sae:
             raise AutointerpError(
                 f"a {cfg.architecture} SAE of width {cfg.d_sae} needs k between 1 and its width, not {cfg.k}"
             )
+        self._predictor: Predictor | None = None
+        if cfg.attention is not None:
+            self._predictor = Predictor(cfg.attention, cfg.d_sae, tensors)
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("attn_layers.")}
         for name, tensor in _checked(cfg, tensors).items():
             self.register_buffer(name, tensor)
 
@@ -145,30 +161,37 @@ class SAE(nn.Module):
 
     def pre_activations(self, x: Tensor) -> Tensor:
         """[..., d_in] -> [..., d_sae], before the activation function."""
-        x, _ = self._normalise(x.to(self.W_enc.dtype))
-        if self.cfg.apply_b_dec_to_input:
-            x = x - self.b_dec
-        return x @ self.W_enc + self.b_enc
+        return self._new(self._centred(x)) @ self.W_enc + self.b_enc
 
     def encode(self, x: Tensor) -> Tensor:
-        """[..., d_in] -> codes [..., d_sae], zero or positive."""
+        """[..., d_in] -> codes [..., d_sae], zero or positive.
+
+        Where `is_contextual`, x is [..., tokens, d_in]: whole rows of text in their order.
+        """
+        if self._encode is not None:
+            x = self._centred(x)
+            return self._encode(x.reshape(-1, x.shape[-1]), self).reshape(*x.shape[:-1], -1)
         return self._activate(self.pre_activations(x), self)
 
     def encode_sparse(self, x: Tensor) -> Sparse:
-        """[n, d_in] -> the firings, sorted by token, without a dense code where the architecture allows it."""
-        pre = self.pre_activations(x)
+        """[n, d_in] -> the firings, sorted by token, without a dense code where the architecture allows it.
+
+        Of rows of text [rows, tokens, d_in] the tokens are counted through.
+        """
         if self.cfg.architecture == "topk":
-            values, indices = _top(pre, self)
+            values, indices = (part.flatten(0, -2) for part in _top(self.pre_activations(x), self))
             token, slot = values.nonzero(as_tuple=True)
             return Sparse(token, indices[token, slot], values[token, slot])
-        codes = self._activate(pre, self)
+        codes = self.encode(x).flatten(0, -2)
         token, latent = codes.nonzero(as_tuple=True)
         return Sparse(token, latent, codes[token, latent])
 
     def decode(self, codes: Tensor, x: Tensor | None = None) -> Tensor:
         """[..., d_sae] -> [..., d_out]. `x`, the input, is needed by an SAE that normalises each input by itself
-        and by a skip transcoder."""
+        and by a skip transcoder. To a temporal SAE's codes, which hold what is new in a token, x adds the rest."""
         out = codes @ self.W_dec + self.b_dec
+        if self._predictor is not None and x is not None:
+            out = out + self._predict(self._centred(x))[0]
         if not self.needs_input_to_decode:
             return out
         if x is None:
@@ -184,8 +207,10 @@ class SAE(nn.Module):
     def unexplained(self, x: Tensor, codes: Sparse) -> Tensor:
         """What `codes`, sorted by token, leave of x [n, d_in], in their scale: normalised x less what they decode to.
 
-        AutointerpError for a transcoder, which writes elsewhere than it reads.
+        AutointerpError for a transcoder, which writes elsewhere than it reads, and where `is_contextual`.
         """
+        if self.is_contextual:
+            raise AutointerpError("a temporal SAE's codes depend on the tokens before: tokens by themselves have none")
         if self.is_transcoder:
             raise AutointerpError("a transcoder writes elsewhere than it reads: nothing of its input is left over")
         starts = torch.searchsorted(codes.token_index, torch.arange(len(x), device=x.device))
@@ -204,8 +229,32 @@ class SAE(nn.Module):
         return self.cfg.d_out is not None or "W_skip" in self._buffers
 
     @property
+    def leaves_a_rest(self) -> bool:
+        """Its output is its input less something, token by token: what `unexplained` gives."""
+        return not (self.is_transcoder or self.is_contextual)
+
+    @property
+    def is_contextual(self) -> bool:
+        """A token's codes depend on the tokens before it: encode takes rows of text, not tokens in any order."""
+        return self._predictor is not None
+
+    @property
     def needs_input_to_decode(self) -> bool:
         return self.cfg.normalize_activations != "none" or "W_skip" in self._buffers
+
+    def _centred(self, x: Tensor) -> Tensor:
+        x, _ = self._normalise(x.to(self.W_enc.dtype))
+        return x - self.b_dec if self.cfg.apply_b_dec_to_input else x
+
+    def _new(self, x: Tensor) -> Tensor:
+        """What the tokens before do not predict of centred x."""
+        return x if self._predictor is None else self._predict(x)[1]
+
+    def _predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        assert self._predictor is not None
+        rows = x.reshape(-1, *x.shape[-2:])
+        predicted, left = self._predictor(rows, self.W_enc, self.W_dec)
+        return predicted.reshape(x.shape), left.reshape(x.shape)
 
     def _normalise(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         if self.cfg.normalize_activations == "constant_norm_rescale":

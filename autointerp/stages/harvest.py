@@ -60,6 +60,7 @@ def _wanted(job: Job) -> Harvest:
         skip_bos=corpus.info.bos_id is not None,
         batch_tokens=job.config.subject.batch_tokens,
         device=models.device(job.session),
+        contextual=sae.is_contextual,
     )
 
 

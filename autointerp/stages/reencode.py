@@ -52,7 +52,7 @@ def work(job: Job) -> None:
         seed=config.seed,
     )
     level = None
-    if gathered.latents and not sae.is_transcoder:
+    if gathered.latents and sae.leaves_a_rest:
         subject = models.subject(job.session, sae.cfg.hook_name)
         batch_tokens, device = config.subject.batch_tokens, models.device(job.session)
         project(gathered.latents, corpus, sae, subject, batch_tokens=batch_tokens, device=device)
@@ -84,7 +84,7 @@ def _lent(
     if not sums:
         return {}, {}
     union = models.load_sae(job.session, config.composites.union)
-    if sae.is_transcoder or union.is_transcoder:
+    if not (sae.leaves_a_rest and union.leaves_a_rest):
         return {}, {}
     return lent(
         sums,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autointerp.activations.dense import harvest_dense
-from autointerp.activations.harvest import Harvest, harvest, merge_shards, text_shards
+from autointerp.activations.harvest import Harvest, harvest, harvest_shard, merge_shards, shard_path, text_shards
 from autointerp.artifacts import Corpus, CorpusInfo, Firings
 from autointerp.engine.executor import Shard
 from autointerp.errors import AutointerpError
@@ -114,6 +114,23 @@ def dying(after: int):
         return subject(tokens)
 
     return activations
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=rows_of_tokens, bos=st.booleans(), skip_bos=st.booleans(), batch=st.integers(1, 60))
+def test_an_sae_that_reads_whole_rows_is_given_them(tmp_path_factory, rows, bos, skip_bos, batch) -> None:
+    folder = tmp_path_factory.mktemp("harvest")
+    corpus = corpus_of(folder / "corpus", rows, bos)
+
+    def encode(h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return encoder()(torch.stack([h, h.cumsum(1)], -1).flatten(0, 1))  # the sums are the encoder's own work
+
+    wanted = Harvest(corpus, lambda tokens: tokens.float(), encode, LATENTS, "h", skip_bos, batch, "cpu", True)
+    shards = text_shards(corpus, 20)
+    for number, (first, last) in enumerate(shards):
+        harvest_shard(wanted, first, last, shard_path(folder, number), Progress("harvest", 1, "tokens"))
+    merge_shards(wanted, folder, len(shards))
+    assert_planted(corpus, folder, skip_bos)
 
 
 @settings(deadline=None, max_examples=60)

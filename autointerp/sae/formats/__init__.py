@@ -39,7 +39,13 @@ FORMATS: Registry[Format] = Registry(
         "sparsify": "autointerp.sae.formats.sparsify:FORMAT",
         "dictionary_learning": "autointerp.sae.formats.dictionary_learning:FORMAT",
         "gemma_scope": "autointerp.sae.formats.gemma_scope:FORMAT",
+        "gemma_scope_2": "autointerp.sae.formats.gemma_scope_2:FORMAT",
+        "qwen_scope": "autointerp.sae.formats.qwen_scope:FORMAT",
         "llama_scope": "autointerp.sae.formats.llama_scope:FORMAT",
+        "circuit_transcoders": "autointerp.sae.formats.circuit_transcoders:FORMAT",
+        "linear_layers": "autointerp.sae.formats.linear_layers:FORMAT",
+        "attention_z": "autointerp.sae.formats.attention_z:FORMAT",
+        "temporal": "autointerp.sae.formats.temporal:FORMAT",
         "openai": "autointerp.sae.formats.openai:FORMAT",
     },
     _check,
@@ -52,15 +58,19 @@ def find_format(path: Path, name: str | None) -> tuple[str, Format]:
         return name, FORMATS.get(name)
     if not path.exists():
         raise ConfigError(f"no SAE at {path}")
-    found = [(known, FORMATS.get(known)) for known in FORMATS.names()]
-    found = [(known, format) for known, format in found if format.detect(path)]
-    if len(found) == 1:
-        return found[0]
+    fitting = formats_of(path)
+    if len(fitting) == 1:
+        return fitting[0], FORMATS.get(fitting[0])
     held = sorted(p.name + ("/" if p.is_dir() else "") for p in path.iterdir())[:12] if path.is_dir() else [path.name]
     what = f"{path}: "
-    if found:
-        raise ConfigError(f"{what}could be of the formats {', '.join(n for n, _ in found)}: name one (sae.format)")
+    if fitting:
+        raise ConfigError(f"{what}could be of the formats {', '.join(fitting)}: name one (sae.format)")
     raise ConfigError(
         f"{what}no known SAE format; found {', '.join(held) or 'an empty folder'}; "
         f"known formats: {', '.join(FORMATS.names())} (name one with sae.format)"
     )
+
+
+def formats_of(path: Path) -> list[str]:
+    """The formats that say that these files are theirs."""
+    return [name for name in FORMATS.names() if FORMATS.get(name).detect(path)]

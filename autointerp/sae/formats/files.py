@@ -1,8 +1,13 @@
-"""Read the files that SAE formats are made of (JSON, safetensors, pickles); a broken one is one clear line."""
+"""Read the files that SAE formats are made of (JSON, YAML, safetensors, pickles); a broken one is one clear line."""
 
 from __future__ import annotations
 
+import io
 import json
+import pickletools
+import struct
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +26,21 @@ def read_json(path: Path) -> dict[str, Any]:
         raise AutointerpError(f"{path} is not JSON ({error}): download it again") from error
     if not isinstance(value, dict):
         raise AutointerpError(f"{path} holds a {type(value).__name__}, expected an object")
+    return value
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        value = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise AutointerpError(f"{path} is missing") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first = (str(error).strip() or "?").splitlines()[0]
+        raise AutointerpError(f"{path} is not YAML ({first}): download it again") from error
+    if not isinstance(value, dict):
+        raise AutointerpError(f"{path} holds a {type(value).__name__}, expected keys and values")
     return value
 
 
@@ -47,7 +67,6 @@ def read_pickle(path: Path) -> dict[str, Any]:
 def read_torch(path: Path) -> Any:
     """A torch file of plain tensors, numbers and names. A pickle that would run code is refused, not run."""
     import pickle
-    import struct
 
     import torch
 
@@ -65,7 +84,6 @@ def read_torch(path: Path) -> Any:
 
 
 def read_npz(path: Path) -> dict[str, Tensor]:
-    import zipfile
     import zlib
 
     import numpy as np
@@ -82,7 +100,7 @@ def read_npz(path: Path) -> dict[str, Tensor]:
 
 def floats(stored: dict[str, Any], names: dict[str, str], path: Path) -> dict[str, Tensor]:
     """The tensors `names` {stored name: ours} as float32; a name that ends in ᵀ is transposed."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for theirs, ours in names.items():
         key = theirs.removesuffix("ᵀ")
         if not hasattr(stored.get(key), "shape"):
@@ -92,8 +110,44 @@ def floats(stored: dict[str, Any], names: dict[str, str], path: Path) -> dict[st
             if tensor.ndim != 2:
                 raise AutointerpError(f"{path}: {key} has the shape {tuple(tensor.shape)}, expected a matrix")
             tensor = tensor.T
-        found[ours] = tensor
-    return found
+        tensors[ours] = tensor
+    return tensors
+
+
+def exactly(stored: dict[str, Any], names: dict[str, str], path: Path) -> dict[str, Tensor]:
+    """`floats`, where the file holds no other tensor: one that is not known could change what the SAE computes."""
+    known = {name.removesuffix("ᵀ") for name in names}
+    if extra := sorted(stored.keys() - known):
+        raise AutointerpError(f"{path} holds {', '.join(extra[:6])}, which this format has no use for")
+    return floats(stored, names, path)
+
+
+def safetensors_shapes(path: Path) -> dict[str, list[int]]:
+    """Shapes of the tensors in a file by its header alone; {} where there is none that can be read: for `detect`."""
+    try:
+        with open(path, "rb") as opened:
+            (length,) = struct.unpack("<Q", opened.read(8))
+            header = json.loads(opened.read(min(length, 1 << 24)))
+        return {name: about["shape"] for name, about in header.items() if isinstance(about, dict) and "shape" in about}
+    except (OSError, ValueError, struct.error, AttributeError):
+        return {}
+
+
+def torch_names(path: Path) -> frozenset[str]:
+    """The strings in a torch file's pickle, tensor names among them, with nothing unpickled: for `detect`."""
+    try:
+        if not zipfile.is_zipfile(path):  # as torch wrote before 1.6: pickles end to end
+            with open(path, "rb") as opened:
+                return frozenset(text for _ in range(4) for text in _pickled_texts(opened))
+        with zipfile.ZipFile(path) as archive:
+            (name,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+            return frozenset(_pickled_texts(io.BytesIO(archive.read(name))))
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return frozenset()
+
+
+def _pickled_texts(opened: Any) -> Iterator[str]:
+    return (argument for _, argument, _ in pickletools.genops(opened) if isinstance(argument, str))
 
 
 def read_json_if(path: Path) -> dict[str, Any]:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 _NAMES = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
 _REPOSITORY = re.compile(r"gemma-scope-(\d+b)-(pt|it)-(res|att|mlp|transcoders)")
 _LAYER = re.compile(r"layer_(\d+)")
-_PLACES = {"res": "hook_resid_post", "att": "attn.hook_z", "mlp": "hook_mlp_out"}
+# A transcoder reads what the layer's last norm gives to the MLP, its weight applied (2408.05147, section 3.3).
+_PLACES = {"res": "hook_resid_post", "att": "attn.hook_z", "mlp": "hook_mlp_out", "transcoders": "mlp.hook_in"}
 
 
 class _GemmaScope:
@@ -33,9 +34,17 @@ class _GemmaScope:
         if factor is not None and not torch.allclose(factor, torch.ones_like(factor)):
             raise AutointerpError(f"{file} holds a scaling_factor other than 1, which is not supported")
         d_in, d_sae = weights["W_enc"].shape
-        repository, layer = _REPOSITORY.search(str(file.resolve().parent)), _LAYER.search(str(file.parent))
+        folder = str(file.absolute().parent)
+        repository, layer = _REPOSITORY.search(folder), _LAYER.search(folder)
         transcodes = repository is not None and repository[3] == "transcoders"
-        place = _PLACES.get(repository[3]) if repository else None
+        hook = f"blocks.{layer[1]}.{_PLACES[repository[3]]}" if layer and repository else None
+        if repository and repository[3] == "res" and "/embedding/" in folder:
+            # trained on the embedding before the model multiplies it by √d, which is what its hook shows
+            hook, weights["W_enc"], weights["W_dec"] = (
+                "hook_embed",
+                weights["W_enc"] / d_in**0.5,
+                weights["W_dec"] * d_in**0.5,
+            )
         return SAEConfig(
             architecture="jumprelu",
             d_in=d_in,
@@ -44,7 +53,7 @@ class _GemmaScope:
             dtype=dtype_name(stored["W_dec"]),
             apply_b_dec_to_input=False,
             d_out=weights["b_dec"].shape[0] if transcodes else None,
-            hook_name=f"blocks.{layer[1]}.{place}" if layer and place else None,
+            hook_name=hook,
             hook_name_out=f"blocks.{layer[1]}.hook_mlp_out" if layer and transcodes else None,
             model_name=f"google/gemma-2-{repository[1]}" + "-it" * (repository[2] == "it") if repository else None,
             context_size=1024,  # 2408.05147, section 3

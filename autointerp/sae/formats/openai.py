@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autointerp.errors import AutointerpError
-from autointerp.sae.formats.files import dtype_name, floats, read_pickle
+from autointerp.sae.formats.files import dtype_name, floats, read_pickle, torch_names
 from autointerp.sae.model import SAEConfig
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ _NAMES = {
 
 class _OpenAI:
     def detect(self, path: Path) -> bool:
-        """A lone .pt file. Which tensors it holds is seen at loading."""
-        return path.is_file() and path.suffix == ".pt" and not (path.parent / "config.json").exists()
+        return path.is_file() and path.suffix == ".pt" and {"pre_bias", "latent_bias"} <= torch_names(path)
 
     def load(self, path: Path) -> tuple[SAEConfig, dict[str, Tensor]]:
         stored = read_pickle(path)

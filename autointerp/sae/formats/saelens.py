@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ import torch
 
 from autointerp.artifacts import write_atomically
 from autointerp.errors import AutointerpError
+from autointerp.sae.contextual import Pursuit
+from autointerp.sae.formats import temporal
 from autointerp.sae.formats.files import dtype_name, field, read_json, read_json_if, read_safetensors
 from autointerp.sae.model import SAEConfig
 
@@ -30,6 +33,8 @@ _ARCHITECTURES = {
     "skip_transcoder": ("relu", True),
     "jumprelu_transcoder": ("jumprelu", True),
     "jumprelu_skip_transcoder": ("jumprelu", True),
+    "matching_pursuit": ("matching_pursuit", False),
+    "abstopk": ("topk", False),  # with each latent's two signs as two latents: see _signs_apart
 }
 
 
@@ -38,46 +43,105 @@ class _SaeLens:
         return (path / _WEIGHTS).is_file() and bool(read_json_if(path / "cfg.json"))
 
     def load(self, path: Path) -> tuple[SAEConfig, dict[str, Tensor]]:
-        file = path / "cfg.json"
-        raw = _modern(read_json(file))
-        stored = raw["architecture"]
-        if stored not in _ARCHITECTURES:
-            raise AutointerpError(
-                f"{file}: the SAELens architecture {stored!r} is not one of {', '.join(sorted(_ARCHITECTURES))}"
-            )
-        name, transcoder = _ARCHITECTURES[stored]
-        if raw.get("reshape_activations", "none") not in ("none", "hook_z"):
-            raise AutointerpError(f"{file}: unknown reshape_activations {raw['reshape_activations']!r}")
-        stored_tensors = read_safetensors(path / _WEIGHTS)
-        weights = {key: tensor.float() for key, tensor in stored_tensors.items()}
-        _fold(weights, raw)
-        if name == "gated":
-            weights["b_enc"] = torch.zeros_like(weights["b_gate"]) if "b_gate" in weights else torch.zeros(0)
-        if "W_skip" in weights:
-            weights["W_skip"] = weights["W_skip"].T
-        normalisation = raw.get("normalize_activations") or "none"
-        if normalisation == "expected_average_only_in":
-            normalisation = "none"  # SAELens folds the average norm into the weights before it saves
-        if normalisation not in ("none", "constant_norm_rescale", "layer_norm"):
-            raise AutointerpError(f"{file}: the input normalisation {normalisation!r} is not known")
-        metadata = raw["metadata"]
-        return SAEConfig(
-            architecture=name,
-            d_in=int(field(raw, "d_in", file)),
-            d_sae=int(field(raw, "d_sae", file)),
-            source_format="saelens",
-            dtype=dtype_name(stored_tensors["W_dec"]) if "W_dec" in stored_tensors else "unknown",
-            apply_b_dec_to_input=bool(field(raw, "apply_b_dec_to_input", file)) and not transcoder,
-            normalize_activations=normalisation,
-            k=int(field(raw, "k", file)) if name == "topk" else None,
-            d_out=int(field(raw, "d_out", file)) if transcoder else None,
-            hook_name=metadata.get("hook_name"),
-            hook_name_out=metadata.get("hook_name_out"),
-            model_name=metadata.get("model_name"),
-            context_size=metadata.get("context_size"),
-            prepend_bos=metadata.get("prepend_bos"),
-            dataset=metadata.get("dataset_path"),
-        ), weights
+        return converted(read_json(path / "cfg.json"), read_safetensors(path / _WEIGHTS), path / "cfg.json")
+
+
+def converted(raw: dict[str, Any], stored: dict[str, Tensor], file: Path) -> tuple[SAEConfig, dict[str, Tensor]]:
+    """From SAELens' config (of any version) and its module's tensors to ours. `file` is named in errors.
+
+    Raises AutointerpError for an architecture, a reshaping or a normalisation that is not known.
+    """
+    raw = _modern(raw)
+    dtype = dtype_name(stored["W_dec"]) if "W_dec" in stored else "unknown"
+    weights = {key: tensor.float() for key, tensor in stored.items()}
+    if raw["architecture"] == "temporal":
+        cfg, weights = _temporal(raw, weights, file, dtype)
+    elif raw["architecture"] in _ARCHITECTURES:
+        cfg, weights = _plain(raw, weights, file, dtype)
+    else:
+        known = ", ".join(sorted({*_ARCHITECTURES, "temporal"}))
+        raise AutointerpError(f"{file}: the SAELens architecture {raw['architecture']!r} is not one of {known}")
+    metadata = raw["metadata"]
+    facts = {
+        "hook_name": metadata.get("hook_name"),
+        "hook_name_out": metadata.get("hook_name_out"),
+        "model_name": metadata.get("model_name"),
+        "context_size": metadata.get("context_size"),
+        "prepend_bos": metadata.get("prepend_bos"),
+        "dataset": metadata.get("dataset_path"),
+    }
+    return replace(cfg, source_format="saelens", **facts), weights
+
+
+def _plain(
+    raw: dict[str, Any], weights: dict[str, Tensor], file: Path, dtype: str
+) -> tuple[SAEConfig, dict[str, Tensor]]:
+    """Of an architecture whose codes come from one product."""
+    name, transcoder = _ARCHITECTURES[raw["architecture"]]
+    if raw.get("reshape_activations", "none") not in ("none", "hook_z"):
+        raise AutointerpError(f"{file}: unknown reshape_activations {raw['reshape_activations']!r}")
+    _fold(weights, raw)
+    _complete(weights, raw)
+    normalisation = raw.get("normalize_activations") or "none"
+    average = normalisation == "expected_average_only_in"
+    if average:
+        normalisation = "none"  # SAELens folds the average norm into the weights before it saves
+    if normalisation not in ("none", "constant_norm_rescale", "layer_norm"):
+        raise AutointerpError(f"{file}: the input normalisation {normalisation!r} is not known")
+    d_sae = int(field(raw, "d_sae", file))
+    return SAEConfig(
+        architecture=name,
+        d_in=int(field(raw, "d_in", file)),
+        d_sae=2 * d_sae if raw["architecture"] == "abstopk" else d_sae,
+        source_format="saelens",
+        dtype=dtype,
+        apply_b_dec_to_input=bool(field(raw, "apply_b_dec_to_input", file)) and not transcoder,
+        normalize_activations=normalisation,
+        k=int(field(raw, "k", file)) if name == "topk" else None,
+        d_out=int(field(raw, "d_out", file)) if transcoder else None,
+        pursuit=_pursuit(raw) if name == "matching_pursuit" else None,
+        expects_average_norm=average,
+    ), weights
+
+
+def _complete(weights: dict[str, Tensor], raw: dict[str, Any]) -> None:
+    """Tensors that an architecture goes without, or has in another orientation, in ours."""
+    architecture = raw["architecture"]
+    if architecture == "gated":
+        weights["b_enc"] = torch.zeros_like(weights["b_gate"]) if "b_gate" in weights else torch.zeros(0)
+    if architecture == "matching_pursuit":
+        weights["W_enc"], weights["b_enc"] = weights["W_dec"].T, torch.zeros(len(weights["W_dec"]))
+        if not raw["apply_b_dec_to_input"]:  # what is not taken off the input is not added to the output either
+            weights["b_dec"] = torch.zeros_like(weights["b_dec"])
+    if architecture == "abstopk":
+        _signs_apart(weights)
+    if "W_skip" in weights:
+        weights["W_skip"] = weights["W_skip"].T
+
+
+def _signs_apart(weights: dict[str, Tensor]) -> None:
+    """An AbsTopK SAE (2510.00404) fires with both signs. Latent i keeps what is positive, latent d_sae + i fires where
+    i is negative, with the opposite direction: the k strongest of both are the k of greatest magnitude."""
+    for name, dim in (("W_enc", 1), ("b_enc", 0), ("W_dec", 0)):
+        weights[name] = torch.cat([weights[name], -weights[name]], dim)
+
+
+def _pursuit(raw: dict[str, Any]) -> Pursuit:
+    return Pursuit(
+        steps=int(raw.get("max_iterations") or raw["d_in"]),
+        residual=float(raw.get("residual_threshold", 1e-2)),
+        stop_when_stable=bool(raw.get("stop_on_duplicate_support", True)),
+    )
+
+
+def _temporal(
+    raw: dict[str, Any], weights: dict[str, Tensor], file: Path, dtype: str
+) -> tuple[SAEConfig, dict[str, Tensor]]:
+    normalisation = raw.get("normalize_activations") or "none"
+    if normalisation not in ("none", "constant_scalar_rescale") or not raw["apply_b_dec_to_input"]:
+        raise AutointerpError(f"{file}: a temporal SAE with the input normalisation {normalisation!r} is not known")
+    factor = raw["activation_normalization_factor"] if normalisation == "constant_scalar_rescale" else 1.0
+    return temporal.configured({**raw, "scaling_factor": factor}, weights, file, dtype)
 
 
 def _modern(raw: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,8 @@ class _Sparsify:
             raise AutointerpError(f"{file}: the activation {activation!r} is neither topk nor groupmax")
         stored = read_safetensors(path / "sae.safetensors")
         names = {"encoder.weightᵀ": "W_enc", "encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
+        if "decoder.weight" in stored:  # of a linear layer, as its first versions had
+            names["decoder.weightᵀ"] = names.pop("W_dec")
         if "W_skip" in stored:
             names["W_skipᵀ"] = "W_skip"
         weights = floats(stored, names, path / "sae.safetensors")
@@ -35,7 +37,7 @@ class _Sparsify:
             d_in=d_in,
             d_sae=int(raw.get("num_latents") or d_in * int(field(raw, "expansion_factor", file))),
             source_format="sparsify",
-            dtype=dtype_name(stored["W_dec"]),
+            dtype=dtype_name(stored["encoder.weight"]),
             apply_b_dec_to_input=not transcodes,
             k=int(field(raw, "k", file)),
             d_out=weights["b_dec"].shape[0] if transcodes else None,
