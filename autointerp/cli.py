@@ -125,14 +125,22 @@ def doctor(config: ConfigArgument, set: Set = None, out: Out = None, verbose: Ve
 def table(
     run: RunArgument,
     sort: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Highest first; the first scorer without it.")
+        str | None,
+        typer.Option(
+            metavar="[-]COLUMN", help="Highest first, with a minus lowest first; the first scorer without it."
+        ),
+    ] = None,
+    ascending: Annotated[bool, typer.Option("--ascending", help="Lowest first.")] = False,
+    explainer: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Whose explanations and scores; the config's first without it.")
     ] = None,
     where: Annotated[
         str | None,
         typer.Option(
             metavar="EXPRESSION",
-            help="Rows on which it holds: comparisons, and/or/not, in, + - * /, 'text' in column. "
-            "A missing value satisfies none but `column is None`.",
+            help="Rows on which it holds: comparisons, and/or/not or & | ~, in, + - * /, abs, 'text' in column; also "
+            "columns of scores.parquet (detection_f1); `a-name` in backquotes. A missing value "
+            "satisfies none but `column is None`.",
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="At most so many rows.")] = None,
@@ -145,7 +153,16 @@ def table(
     """Print the scored explanation table of a run."""
     from autointerp.report import print_table
 
-    print_table(run, sort_by=sort, condition=where, limit=limit, format=format.value, raw_cells=raw_cells)
+    print_table(
+        run,
+        explainer=explainer,
+        sort_by=sort,
+        ascending=ascending,
+        condition=where,
+        limit=limit,
+        format=format.value,
+        raw_cells=raw_cells,
+    )
 
 
 @command("compare demo other-judge --by judge --scorer detection")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from autointerp.errors import ConfigError
+from autointerp.report.columns import features_by, names_in, with_columns
 from autointerp.report.figures import ScorerSummary, scorers_of, summarise
 from autointerp.report.folder import RunFolder, so_far
 from autointerp.report.text import colours, harmless, interval, note, number, verdict, width_of
@@ -47,8 +48,20 @@ def _columns(table: pa.Table) -> list[_Column]:
     if "composite" in table.column_names and table["composite"].null_count < len(table):
         short = [(row["composite"] or "–").replace("_", " ") for row in rows]
         columns.append(_Column("composite", [verdict(row) or "–" for row in rows], False, 3, short))
+    for name in _asked_for(table):
+        columns.append(_Column(name, [number(row[name]) for row in rows], keep=8))
     columns.append(_Column("explanation", [note(row) for row in rows], False))
     return columns
+
+
+_BESIDE = ("low", "high", "control", "corrected", "n_scored", "n_unscored")  # a scorer's columns in features.parquet
+
+
+def _asked_for(table: pa.Table) -> list[str]:
+    """The columns of scorers that the command named beyond those of features.parquet."""
+    scorers = scorers_of(table)
+    own = {f"{scorer}_{beside}" for scorer in scorers for beside in _BESIDE}
+    return [n for n in table.column_names if n not in own and n.startswith(tuple(f"{scorer}_" for scorer in scorers))]
 
 
 def _scorer_columns(scorer: str, rows: list[dict[str, Any]], keep: int) -> list[_Column]:
@@ -148,7 +161,9 @@ def _mean_line(s: ScorerSummary) -> str:
 def print_table(
     run: str | Path,
     *,
+    explainer: str | None = None,
     sort_by: str | None = None,
+    ascending: bool = False,
     condition: str | None = None,
     limit: int | None = None,
     format: Format = "table",
@@ -157,12 +172,16 @@ def print_table(
 ) -> None:
     """Print the scored explanation table of a run, as wide as the terminal, or as data.
 
+    `explainer`: whose explanations and scores; the config's first without it. `sort_by` and `condition` may name what
+    `with_columns` adds.
     The lines below sum up the rows that `condition` chose, whatever `limit` shows of them. Of a run that is not done
     one more line says so, on stderr where the output is data. `raw_cells`: as in `_csv`.
     """
     stream = out or sys.stdout
     folder = RunFolder(run)
-    chosen = select(folder.features, sort_by, condition)
+    features, asked = features_by(folder, explainer), (sort_by or "").removeprefix("-")
+    features = with_columns(folder, features, [asked, *names_in(condition or "")], explainer)
+    chosen = select(features, sort_by, condition, ascending=ascending)
     shown = chosen if limit is None else chosen.slice(0, limit)
     if format == "table":
         _print_text(chosen, shown, stream)

@@ -88,19 +88,27 @@ def _features(config: Config, folders: Mapping[str, Path], out: Path) -> Frame:
     """The rows of features.parquet. The first explainer of the config is the one a row shows."""
     import pandas as pd
 
-    shown = config.explainers[0].key
-    features: Frame = pd.read_parquet(folders["select"] / "selection.parquet").rename(columns={"failure": "_unfit"})
-    columns = ["feature", "explanation", "explainer", "status", "failure"]
-    mine = pd.read_parquet(out / "explanations.parquet", columns=columns, filters=[("explainer", "==", shown)])
-    features = features.merge(mine.rename(columns={"status": "_explained"}), on="feature", how="left")
-    columns = ["feature", "scorer", "control", "value", "low", "high", "corrected", "n_scored", "n_unscored", "failure"]
-    scores = pd.read_parquet(out / "scores.parquet", columns=columns, filters=[("explainer", "==", shown)])
-    for scorer in config.scorers:
-        features = features.merge(_wide(scores, scorer.key), on="feature", how="left")
+    features: Frame = pd.read_parquet(folders["select"] / "selection.parquet")
     if "reencode" in folders and (folders["reencode"] / "composites.parquet").is_file():
         features = features.merge(_composites(folders, out), on="feature", how="left")
     else:
         features["composite"] = features["constituents"] = None
+    return explained_by(features, out, config.explainers[0].key, [scorer.key for scorer in config.scorers])
+
+
+def explained_by(features: Frame, tables: Path, explainer: str, scorers: Sequence[str]) -> Frame:
+    """`features`, rows of selection.parquet with what the composite check says, with an explainer's texts and scores:
+    those of explanations.parquet and scores.parquet in the folder `tables`. The form of features.parquet."""
+    import pandas as pd
+
+    features = features.rename(columns={"failure": "_unfit"})
+    columns = ["feature", "explanation", "explainer", "status", "failure"]
+    mine = pd.read_parquet(tables / "explanations.parquet", columns=columns, filters=[("explainer", "==", explainer)])
+    features = features.merge(mine.rename(columns={"status": "_explained"}), on="feature", how="left")
+    columns = ["feature", "scorer", "control", "value", "low", "high", "corrected", "n_scored", "n_unscored", "failure"]
+    scores = pd.read_parquet(tables / "scores.parquet", columns=columns, filters=[("explainer", "==", explainer)])
+    for scorer in scorers:
+        features = features.merge(_wide(scores, scorer), on="feature", how="left")
     features["failure"] = features["_unfit"].fillna(features["failure"])
     features.loc[features["_explained"] == "failed", "status"] = "failed"
     features["failure"] = features["failure"].fillna(_unscored(scores, features))

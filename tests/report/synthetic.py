@@ -101,7 +101,7 @@ def write_run(
                     value = row[f"{scorer}_control" if control else scorer]
                     rows["scores"].append({
                         "feature": f, "explainer": explainer, "scorer": scorer, "control": control, "value": value,
-                        "low": None if value is None else value - 0.1, "high": None if value is None else value + 0.05,
+                        "corrected": value, "low": None if value is None else value - 0.1, "high": None if value is None else value + 0.05,
                         "n_scored": 0 if value is None else 20, "n_unscored": 20 if value is None else 1, "base_rate": 0.5,
                         "f1": value, "auprc": value, "pearson": None, "failure": FAILURE if value is None and said else None,
                     })  # fmt: skip

@@ -17,6 +17,7 @@ from rich.cells import cell_len
 from synthetic import write_run
 
 from autointerp.errors import AutointerpError, ConfigError
+from autointerp.report.columns import features_by
 from autointerp.report.figures import mean_interval, summarise
 from autointerp.report.folder import RunFolder, find_run
 from autointerp.report.tables import lay_out, print_table
@@ -89,6 +90,52 @@ def test_sorting_puts_missing_scores_last_and_breaks_ties_by_feature(features: p
         sort(features, "detecton")
 
 
+def test_sorting_goes_both_ways_with_missing_values_last(features: pa.Table):
+    for rising in (sort(features, "-detection"), sort(features, "detection", ascending=True)):
+        values = rising["detection"].to_pylist()
+        assert values[:-4] == sorted(values[:-4])
+        assert values[-4:] == [None] * 4
+    falling = sort(features, "-feature")["feature"].to_pylist()
+    assert falling == sorted(falling, reverse=True)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "two", explainers=("default", "token_stats"))
+
+
+def test_the_table_of_another_explainer_has_its_texts_and_scores(two: Path):
+    folder = RunFolder(two)
+    other = {row["feature"]: row for row in features_by(folder, "token_stats").to_pylist()}
+    own = {row["feature"]: row for row in folder.features.to_pylist()}
+    assert other.keys() == own.keys()
+    scored = {row["feature"]: row for row in folder.rows("scores") if row["explainer"] == "token_stats"
+              and row["scorer"] == "detection" and row["control"] is None}  # fmt: skip
+    for feature, row in other.items():
+        assert row["firings"] == own[feature]["firings"]
+        unfit = own[feature]["status"] in ("dead", "too_rare")
+        assert row["status"] == (own[feature]["status"] if unfit else "ok")  # where the other failed, this one did not
+        if row["status"] == "ok":
+            assert row["explanation"].startswith("tokens ")
+            assert row["detection"] == scored[feature]["value"]
+            assert row["detection_low"] == scored[feature]["low"]
+        else:
+            assert row["failure"]
+    assert features_by(folder, "default") is folder.features
+    with pytest.raises(ConfigError, match="did you mean 'token_stats'"):
+        features_by(folder, "token_stat")
+
+
+def test_a_measure_or_control_of_the_scores_is_a_column_where_it_is_named(two: Path, capsys):
+    print_table(two, explainer="token_stats", sort_by="-detection_f1", condition="detection_other_feature > .5")
+    heading, first, *_ = capsys.readouterr().out.splitlines()
+    assert "detection_f1" in heading
+    assert "detection_other_feature" in heading
+    assert "tokens 7" in first  # the lowest that has a score
+    with pytest.raises(ConfigError, match="no column 'detection_f2'; did you mean"):
+        print_table(two, sort_by="detection_f2")
+
+
 @pytest.mark.parametrize(
     ("expression", "chosen"),
     [
@@ -104,6 +151,11 @@ def test_sorting_puts_missing_scores_last_and_breaks_ties_by_feature(features: p
         ("-feature < -75", [80]),
         ("firings / 2 > 220", [80]),
         ("status in ['dead', 'failed']", [59, 73]),
+        ("(detection > .9) & (composite == 'composite')", [10]),
+        ("(detection > .92) | (status == 'dead')", [3, 59]),
+        ("~(detection > .8) & (status == 'ok')", [38, 45, 52]),
+        ("abs(detection - .95) < .01", [3]),
+        ("`feature` == 3 or explanation == 'a `b` c'", [3]),
     ],
 )
 def test_where_chooses_rows(features: pa.Table, expression: str, chosen: list[int]):
@@ -115,7 +167,11 @@ def test_where_chooses_rows(features: pa.Table, expression: str, chosen: list[in
     [
         ("detecton > 1", "did you mean 'detection'"),
         ("__import__('os').system('true')", "not understood"),
-        ("feature.real == 1", "not understood"),
+        ("feature.real == 1", "no column 'feature.real'"),
+        ("detection > .9 & status == 'ok'", "bind before comparisons"),
+        ("abs(detection, 1) > 0", "not understood"),
+        ("`no such` > 1", "no column 'no such'"),
+        ("~feature", "types"),
         ("[f for f in feature]", "not understood"),
         ("feature ** 9 > 1", "not understood"),
         ("detection > 'a'", "types"),
