@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from autointerp.errors import AutointerpError, ConfigError
@@ -58,12 +57,12 @@ def _beside(file: str) -> list[str]:
     return [f"{folder}/{beside}".lstrip("/") for beside in names] if "." in name else []
 
 
-def _download(spec: str, repo: str, revision: str | None, target: str | None, patterns: Sequence[str] | None) -> Path:
+def _download(spec: str, repo: str, revision: str | None, target: str | None, patterns: list[str] | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        root = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns and [*patterns]))
+        root = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except (RepositoryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise AutointerpError(f"cannot fetch {spec!r} from the hub ({repo}): {first}") from error
