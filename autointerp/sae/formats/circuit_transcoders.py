@@ -1,5 +1,8 @@
-"""SAE formats of circuit-tracer's transcoders: ``layer_N.safetensors`` (mwhanna's), and ``W_enc_N.safetensors`` beside
-``W_dec_N.safetensors`` of a cross-layer transcoder (mntss'); ReLU; the repository's ``config.yaml`` says the model."""
+"""SAE formats of circuit-tracer's transcoders, one layer's (mwhanna's) and cross-layer ones (mntss').
+
+``layer_N.safetensors``, or ``W_enc_N.safetensors`` beside ``W_dec_N.safetensors``; ReLU; the repository's ``config.yaml``
+says the model.
+"""
 
 from __future__ import annotations
 

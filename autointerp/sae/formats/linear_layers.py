@@ -1,5 +1,7 @@
-"""SAE format of two linear layers in one torch file: Goodfire's, and qresearch's for DeepSeek R1; ReLU, no b_dec
-subtracted; the file's name says the model and the layer."""
+"""SAE format of two linear layers in one torch file: Goodfire's, and qresearch's for DeepSeek R1.
+
+ReLU; b_dec is not subtracted from the input. The file's name says the model and the layer.
+"""
 
 from __future__ import annotations
 
