@@ -1,6 +1,6 @@
 """SAE formats of circuit-tracer's transcoders, one layer's (mwhanna's) and cross-layer ones (mntss').
 
-``layer_N.safetensors``, or ``W_enc_N.safetensors`` beside ``W_dec_N.safetensors``; ReLU; the repository's ``config.yaml``
+``layer_N.safetensors``, or ``W_enc_N.safetensors`` beside ``W_dec_N.safetensors``; ReLU; ``config.yaml``
 says the model.
 """
 
