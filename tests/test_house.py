@@ -10,7 +10,9 @@ from statistics import median
 import pytest
 
 ROOT = Path(__file__).parents[1] / "autointerp"
-GROUND = "records config registry plugins artifacts tables prompting answers stats progress resources hashing errors"
+GROUND = (
+    "records config registry plugins artifacts tables prompting answers stats progress resources hashing memory errors"
+)
 FLOORS = (
     set(GROUND.split()),
     {"catalog"},

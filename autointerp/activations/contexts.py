@@ -37,7 +37,7 @@ TokenStrings = Callable[[Sequence[int]], list[str]]
 _CANDIDATES = 2048  # windows considered for the strata of one feature
 _TRIES = 32  # silent candidates drawn for each silent window wanted
 _SAME_PLACE = 64  # rows, at least, among which a random window's place in its document is matched
-_CHUNK_FIRINGS = 8_000_000  # firings in memory at once
+_CHUNK_FIRINGS = 2_000_000  # firings in memory at once
 _ROW_GROUP = 2048  # contexts; a feature's are never split over row groups
 
 
@@ -109,19 +109,24 @@ def sample_contexts(
     firings and its neighbours, and on no other feature asked for.
     """
     sampler = _Sampler(corpus, token_strings, config, seed)
-    near = {i: [j for j in neighbours.get(i, ()) if j != i][: config.neighbours] for i in latents}
-    for chunk in chunks(latents, near, firings.counts):
-        fired = firings.of(sorted({*chunk, *(j for i in chunk for j in near[i])}))
+
+    def near(latent: int) -> list[int]:
+        return [other for other in neighbours.get(latent, ()) if other != latent][: config.neighbours]
+
+    for chunk in chunks(latents, firings.counts, near):
+        fired = firings.of(sorted({*chunk, *(other for latent in chunk for other in near(latent))}))
         for latent in chunk:
-            yield from sampler.contexts(latent, *fired[latent], [fired[j][0] for j in near[latent]])
+            yield from sampler.contexts(latent, *fired[latent], [fired[other][0] for other in near(latent)])
 
 
-def chunks(latents: Sequence[int], near: Mapping[int, Sequence[int]], counts: np.ndarray) -> Iterator[list[int]]:
-    """Runs of latents whose firings, with those of their neighbours, fit in memory together."""
+def chunks(
+    latents: Sequence[int], counts: np.ndarray, near: Callable[[int], Sequence[int]] = lambda latent: ()
+) -> Iterator[list[int]]:
+    """Runs of latents whose firings, with those of the latents `near` each, fit in memory together."""
     chunk: list[int] = []
     held = 0
     for latent in latents:
-        need = int(counts[[latent, *near.get(latent, ())]].sum())
+        need = int(counts[[latent, *near(latent)]].sum())
         if chunk and held + need > _CHUNK_FIRINGS:
             yield chunk
             chunk, held = [], 0

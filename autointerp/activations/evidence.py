@@ -44,7 +44,7 @@ class EvidenceReader:
     def token_tables(self, features: Sequence[int]) -> dict[int, tuple[TokenStat, ...]]:
         """Every token on which each feature fires in train documents."""
         tables = {}
-        for chunk in chunks(list(features), {}, self._firings.counts):
+        for chunk in chunks(list(features), self._firings.counts):
             for feature, (position, activation) in self._firings.of(chunk).items():
                 counted = self._counted(position)
                 ids = self._corpus.tokens[position[counted]]
@@ -65,7 +65,7 @@ class EvidenceReader:
     ) -> Iterator[FeatureEvidence]:
         """The evidence on each feature of `contexts`, in that order; contexts of the test split are left out."""
         firings, corpus = self._firings, self._corpus
-        for chunk in chunks(list(contexts), {}, firings.counts):
+        for chunk in chunks(list(contexts), firings.counts):
             for feature, (position, activation) in firings.of(chunk).items():
                 counted = self._counted(position)
                 ids = corpus.tokens[position[counted]]

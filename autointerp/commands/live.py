@@ -33,6 +33,7 @@ from autointerp.engine.dag import Dag, Done, Node
 from autointerp.engine.store import Manifest, Store
 from autointerp.errors import ConfigError
 from autointerp.llm.registry import prices
+from autointerp.memory import give_back_memory
 from autointerp.progress import FILE, Asked, RunProgress, standing_of
 from autointerp.report import write_report
 from autointerp.stages import BY_KIND, TABLES, uses
@@ -221,6 +222,7 @@ class LiveTables:
             log.debug("the tables so far could not be written", exc_info=True)
             return False
         finally:
+            give_back_memory()
             self._ended = self._now()
             self._took = self._ended - begun
 

@@ -119,7 +119,7 @@ def gather(
     gathered = Gathered(tested, _no_sums(table, firings.counts, sae, seed) if sums else {}, [])
     latents, turn = gathered.latents, row_order(corpus, seed)
     near = {f: latent.others for f, latent in latents.items()}
-    for chunk in chunks(list(latents), near, firings.counts):
+    for chunk in chunks(list(latents), firings.counts, lambda latent: near.get(latent, ())):
         fired = firings.of(sorted({*chunk, *(other for f in chunk for other in near[f])}))
         for f in chunk:
             most = tokens if f in sums else CONFIRM_TOKENS

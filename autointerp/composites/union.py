@@ -113,7 +113,7 @@ def _tested(
 ) -> dict[int, np.ndarray]:
     """The strong tokens [t] of each latent that are looked at."""
     tested: dict[int, np.ndarray] = {}
-    for chunk in chunks(features, {f: [] for f in features}, firings.counts):
+    for chunk in chunks(features, firings.counts):
         for f, (position, activation) in firings.of(chunk).items():
             strong = position[strong_tokens(activation)]
             tested[f] = strong[draw(corpus.row_of(strong), turn, tokens)]

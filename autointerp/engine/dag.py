@@ -20,6 +20,7 @@ from typing import Any, Literal
 from autointerp.engine.store import Manifest, Store
 from autointerp.errors import AutointerpError
 from autointerp.hashing import digest
+from autointerp.memory import give_back_memory
 from autointerp.progress import clock
 
 NOT_IN_KEYS = "it decides when a stage runs, not what the stage writes"
@@ -175,6 +176,7 @@ class Dag:
             contents = {name: before[name].manifest.content for name in node.needs}  # type: ignore[union-attr]
             started = time.monotonic()
             done = node.work(folder, inputs)
+            give_back_memory()
             return self.store.complete(
                 node.name,
                 standing.key,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,21 +30,37 @@ def work(job: Job) -> None:
     from autointerp.activations.contexts import sample_contexts, write_contexts
 
     features = ready(job.inputs["select"])
-    near: dict[int, list[int]] = {feature: [] for feature in features}
-    table = pq.read_table(job.inputs["directions"] / "neighbours.parquet", columns=["feature", "neighbour"])
-    for feature, neighbour in zip(*(column.to_pylist() for column in table.columns)):
-        near[feature].append(neighbour)
     with progress("contexts", len(features), "features") as bar:
         contexts = sample_contexts(
             Corpus(job.inputs["corpus"]),
             Firings(job.inputs["harvest"]),
             features,
-            near,
+            _Neighbours(job.inputs["directions"] / "neighbours.parquet"),
             models.token_strings(job.session),
             job.config.contexts,
             job.config.seed,
         )
         write_contexts(_counting(contexts, bar), job.folder / "contexts.parquet")
+
+
+class _Neighbours(Mapping[int, Sequence[int]]):
+    """feature -> its decoder neighbours, nearest first, from arrays: a list a feature would be many times as large."""
+
+    def __init__(self, file: Path) -> None:
+        table = pq.read_table(file, columns=["feature", "neighbour"])
+        self._feature, self._neighbour = (column.to_numpy() for column in table.columns)
+
+    def __getitem__(self, feature: int) -> list[int]:
+        low, high = self._feature.searchsorted([feature, feature + 1])
+        if low == high:
+            raise KeyError(feature)
+        return self._neighbour[low:high].tolist()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(dict.fromkeys(self._feature.tolist()))
+
+    def __len__(self) -> int:
+        return len(set(self._feature.tolist()))
 
 
 def _counting(contexts: Iterator[Context], bar: Progress) -> Iterator[Context]:

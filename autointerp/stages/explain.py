@@ -184,7 +184,7 @@ def evidence_of(session: Session, inputs: Mapping[str, Path], neighbours: int = 
     nearest, windows = nearest_of(inputs), nearby_windows(session, inputs)
 
     def with_neighbours(features: Sequence[int]) -> dict[int, FeatureEvidence]:
-        near = windows.of({f: nearest.get(f, [])[:neighbours] for f in features}, "train")
+        near = windows.of({f: near[:neighbours] for f, near in nearest(features).items()}, "train")
         return {f: replace(each, neighbours=near[f]) for f, each in read(features).items()}
 
     return with_neighbours

@@ -15,6 +15,7 @@ from autointerp.engine.session import Session
 from autointerp.engine.stage import Job
 from autointerp.plugins import Need, given_by_keyword
 from autointerp.records import Constituent, Context, Split
+from autointerp.tables import FeatureRows, compute
 
 if TYPE_CHECKING:
     from autointerp.activations.nearby import NearbyWindows
@@ -100,7 +101,7 @@ def _embedder(job: Job, split: Split, explanations: Mapping[int, str | None]) ->
 def _neighbours(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:
     """By decoder cosine, nearest first."""
     nearest, windows = nearest_of(job.inputs), nearby_windows(job.session, job.inputs)
-    return lambda features: windows.of({f: nearest.get(f, []) for f in features}, split, explanations)
+    return lambda features: windows.of(nearest(features), split, explanations)
 
 
 def nearby_windows(session: Session, inputs: Mapping[str, Path]) -> NearbyWindows:
@@ -111,13 +112,17 @@ def nearby_windows(session: Session, inputs: Mapping[str, Path]) -> NearbyWindow
     return NearbyWindows(corpus, firings, models.token_strings(session), config.contexts, config.seed)
 
 
-def nearest_of(inputs: Mapping[str, Path]) -> dict[int, list[tuple[int, float]]]:
-    """feature -> its neighbours by decoder cosine, nearest first."""
-    nearest: dict[int, list[tuple[int, float]]] = {}
-    table = pq.read_table(inputs["directions"] / "neighbours.parquet", columns=["feature", "neighbour", "cosine"])
-    for feature, neighbour, cosine in zip(*(column.to_pylist() for column in table.columns)):
-        nearest.setdefault(feature, []).append((neighbour, cosine))
-    return nearest
+def nearest_of(inputs: Mapping[str, Path]) -> Callable[[Sequence[int]], dict[int, list[tuple[int, float]]]]:
+    """Of some features: feature -> its neighbours and their decoder cosines, nearest first."""
+    rows = FeatureRows(inputs["directions"] / "neighbours.parquet")
+
+    def read(features: Sequence[int]) -> dict[int, list[tuple[int, float]]]:
+        nearest: dict[int, list[tuple[int, float]]] = {feature: [] for feature in features}
+        for row in rows.read(features).to_pylist():
+            nearest[row["feature"]].append((row["neighbour"], row["cosine"]))
+        return nearest
+
+    return read
 
 
 def _shown(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:
@@ -148,8 +153,7 @@ def for_control(job: Job, pick: Callable[..., Any]) -> dict[str, Any]:
     """What a control asks for, of all features."""
     wanted, values = given_by_keyword(pick), {}
     if "neighbours" in wanted:
-        nearest = nearest_of(job.inputs)
-        values["neighbours"] = {f: [n for n, cosine in near if cosine >= NEAR] for f, near in nearest.items()}
+        values["neighbours"] = _near_ones(job.inputs["directions"] / "neighbours.parquet")
     if "constituents" in wanted and "reencode" in job.inputs:
         table = pq.read_table(job.inputs["reencode"] / "composites.parquet", columns=["feature", "constituents"])
         values["constituents"] = {f: parts for f, parts in zip(*(c.to_pylist() for c in table.columns)) if parts}
@@ -157,6 +161,16 @@ def for_control(job: Job, pick: Callable[..., Any]) -> dict[str, Any]:
         table = pq.read_table(job.inputs["select"] / "selection.parquet", columns=["feature", "frequency"])
         values["frequencies"] = dict(zip(*(column.to_pylist() for column in table.columns)))
     return values
+
+
+def _near_ones(file: Path) -> dict[int, list[int]]:
+    """feature -> its neighbours of a cosine of `NEAR` or more, of the features that have any."""
+    table = pq.read_table(file, columns=["feature", "neighbour", "cosine"])
+    near: dict[int, list[int]] = {}
+    table = table.filter(compute().greater_equal(table["cosine"], NEAR))
+    for feature, neighbour in zip(*(table[name].to_pylist() for name in ("feature", "neighbour"))):
+        near.setdefault(feature, []).append(neighbour)
+    return near
 
 
 def _constituents(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:

@@ -22,6 +22,7 @@ from autointerp.stages.constituents import reads
 from autointerp.stages.contexts import held_out
 from autointerp.stages.given import Maker, for_control, giver, makers_of, stages_of
 from autointerp.stages.plugin_section import code_of, plugin_section
+from autointerp.tables import compute
 
 log = logging.getLogger("autointerp")
 
@@ -109,10 +110,11 @@ def _texts(job: Job, given: Scoring) -> tuple[dict[int, str | None], dict[int, s
     """The text that each feature is judged by, and why one has none."""
     columns = ["feature", "explanation", "status", "failure"]
     table = pq.read_table(job.inputs[f"explain/{given.explainer}"] / "explanations.parquet", columns=columns)
-    rows = [row for row in table.to_pylist() if row["status"] != "not_composite"]
-    texts: dict[int, str | None] = {row["feature"]: row["explanation"] for row in rows}
+    table = table.filter(compute().not_equal(table["status"], "not_composite"))
+    written = [table[name].to_pylist() for name in ("feature", "explanation", "failure")]
+    texts: dict[int, str | None] = dict(zip(*written[:2]))
     if given.pick is None:
-        return texts, {row["feature"]: f"no explanation: {row['failure']}" for row in rows}
+        return texts, {feature: f"no explanation: {why}" for feature, text, why in zip(*written) if not text}
     known = {feature: text for feature, text in texts.items() if text}
     others: dict[int, str | None] = dict.fromkeys(texts)
     others |= given.pick(sorted(known), known, **(given.pick_options or {}), **for_control(job, given.pick))

@@ -11,7 +11,7 @@ from autointerp.config import Config
 from autointerp.engine.estimate import Amount, Sizes
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.errors import AutointerpError
-from autointerp.tables import write_rows
+from autointerp.tables import compute, write_rows
 
 
 def uses(config: Config) -> Iterator[Use]:
@@ -71,7 +71,10 @@ def selected(folder: Path) -> list[dict[str, Any]]:
 
 def ready(folder: Path) -> list[int]:
     """The selected features that fire often enough."""
-    return [row["feature"] for row in selected(folder) if row["status"] == "ok"]
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(folder / "selection.parquet", columns=["feature", "status"])
+    return table.filter(compute().equal(table["status"], "ok"))["feature"].to_pylist()
 
 
 def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
