@@ -62,6 +62,7 @@ explainers: Registry[Callable[..., Any]] = Registry(
         "token_stats": "autointerp.explainers.token_stats:explain",
         "best_of": "autointerp.explainers.best_of:explain",
         "revise": "autointerp.explainers.revise:explain",
+        "self_explain": "autointerp.explainers.self_explain:explain",
         "given": "autointerp.explainers.given:explain",
         "conjunction": "autointerp.explainers.constituents:conjunction",
         "disjunction": "autointerp.explainers.constituents:disjunction",

@@ -1,7 +1,7 @@
 """A feature's neighbours, seen as an explainer or a judge needs them: windows in which they fire and it is silent.
 
 1. Windows are drawn around the neighbours' firings as a feature's own are (`contexts`), whether or not the neighbours
-   are themselves explained; each neighbour gives about twice its equal share of what a feature has of its own.
+   are themselves explained: of each about twice its equal share of what a feature has of its own, at least `LEAST`.
 2. Those in which the feature itself fires are left out.
 """
 
@@ -13,6 +13,8 @@ from autointerp.activations.contexts import TokenStrings, content_starts, sample
 from autointerp.artifacts import Corpus, Firings
 from autointerp.config import ContextsConfig
 from autointerp.records import Context, Neighbour, Split
+
+LEAST = 4  # windows drawn of a neighbour
 
 
 class NearbyWindows:
@@ -46,7 +48,7 @@ class NearbyWindows:
         """Windows in which each latent fires, strongest first."""
         share = 2 / self._config.neighbours
         own = {"train": self._config.train, "test": self._config.test_activating}
-        sizes = {kind: max(1, round(share * count)) if kind == split else 0 for kind, count in own.items()}
+        sizes = {kind: max(LEAST, round(share * count)) if kind == split else 0 for kind, count in own.items()}
         config = self._config.model_copy(
             update={"train": sizes["train"], "test_activating": sizes["test"], "test_random": 0, "test_near": 0}
         )

@@ -29,7 +29,7 @@ async def explain(
     llm: LLM,
     *,
     candidates: int = 4,
-    bases: Sequence[Base] = ("whole_words", "default"),
+    bases: tuple[Base, ...] = ("whole_words", "default"),
     examples: int = 12,
     words: int = 0,
     mode: Mode = "auto",

@@ -38,7 +38,7 @@ Row = dict[str, Any]
 
 @explainer("given", needs=())
 async def explain(
-    feature: FeatureEvidence, llm: None, *, path: Path, only: Mapping[str, str] | None = None
+    feature: FeatureEvidence, llm: None, *, path: Path, only: dict[str, str] | None = None
 ) -> Explanation:
     """The explanation that `path` has of the feature; no model. The content of `path` is in the stage's key.
 
