@@ -33,6 +33,8 @@ class SubjectConfig(Section):
     revision: str | None = None  # of the hub's repository
     hook_out: str | None = None  # where a transcoder's output belongs; None: what it was trained on
     batch_tokens: int = Field(default=8192, ge=1)  # tokens in one forward pass
+    # trained; redrawn:SEED: every tensor drawn anew with its own mean and spread; redrawn_blocks:SEED: embeddings kept
+    weights: str = Field(default="trained", pattern=r"^(trained|redrawn(_blocks)?:[0-9]+)$")
 
 
 class CorpusConfig(Section):
@@ -60,6 +62,12 @@ class SaeConfig(Section):
         if (self.load is None) == (self.train is None):
             raise ValueError("give exactly one of sae.load and sae.train")
         return self
+
+
+class RedrawnSae(SaeConfig):
+    """The run's own SAE with its directions drawn anew: of the control `random_sae`, and in no file."""
+
+    seed: int
 
 
 class FeaturesConfig(Section):

@@ -91,7 +91,11 @@ scorers: Registry[Callable[..., Any]] = Registry(
 controls: Registry[Callable[..., Any]] = Registry(
     "control",
     "autointerp.controls",
-    {"other_feature": "autointerp.controls.other_feature:pick"},
+    {
+        "other_feature": "autointerp.controls.other_feature:pick",
+        "redrawn_subject": "autointerp.controls.redrawn_subject:change",
+        "random_sae": "autointerp.controls.random_sae:change",
+    },
     _callable,
 )
 
@@ -110,8 +114,23 @@ def scorer(name: str, *, needs: Collection[Need] = ("llm",)) -> Callable[[Any], 
     return _decorate(scorers, name, needs)
 
 
-def control(name: str, *, needs: Collection[Need] = ()) -> Callable[[Any], Any]:
-    return _decorate(controls, name, needs)
+def control(name: str, *, needs: Collection[Need] = (), runs_again: bool = False) -> Callable[[Any], Any]:
+    """Register a control: which other explanation each feature is scored with.
+
+    With `runs_again` it says instead how the run is made again: it takes the run's Config and returns the changed one.
+    The stages that the change reaches are done once more, and their scores stand in tables of their own.
+    """
+
+    def add(target: Any) -> Any:
+        target.runs_again = runs_again
+        return _decorate(controls, name, needs)(target)
+
+    return add
+
+
+def runs_again(control: Callable[..., Any]) -> bool:
+    """Whether a control is the run made again, and not another explanation."""
+    return getattr(control, "runs_again", False)
 
 
 def _decorate(registry: Registry[Any], name: str, needs: Collection[Need]) -> Callable[[Any], Any]:

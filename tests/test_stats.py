@@ -291,3 +291,16 @@ def test_unpaired_difference_is_welch_s():
     assert (gap.low, gap.high) == pytest.approx((theirs.low, theirs.high), rel=0.02)
     assert stats.unpaired_difference([], [1.0]) == stats.Unpaired(None, None, None)
     assert stats.unpaired_difference([2.0], [1.0, 1.0]) == stats.Unpaired(1.0, None, None)
+
+
+@pytest.mark.parametrize(("n_a", "n_b"), [(12, 12), (8, 60), (60, 25)])
+def test_an_interval_of_two_means_over_different_features_holds_the_truth(n_a: int, n_b: int) -> None:
+    """Scores near 1 with a tail to lower ones, against wider ones: neither spread nor number is the same."""
+    rng = np.random.default_rng(n_a)
+    held = 0
+    for _ in range(2000):
+        difference = stats.unpaired_difference(rng.beta(8, 2, n_a).tolist(), rng.beta(3, 2, n_b).tolist())
+        assert difference.low is not None
+        assert difference.high is not None
+        held += difference.low <= 0.8 - 0.6 <= difference.high
+    assert 0.93 <= held / 2000 <= 0.97

@@ -109,7 +109,7 @@ def _stages(config: Config, told: Collection[str]) -> Iterator[Check]:
 
 def _asks(config: Config, use: Use) -> Asks | None:
     declared = stage_of(use.name).asks
-    return declared(config, use) if declared else None
+    return declared(use.config(config), use) if declared else None
 
 
 def _models(config: Config, wanted: Sequence[LLMConfig] | None) -> list[Check]:
@@ -165,4 +165,4 @@ def _bytes(
     for name in to_do:
         amount = stage_of(name).amount
         if amount is not None:
-            yield name, amount(config, used[name], known.sizes).bytes
+            yield name, amount(used[name].config(config), used[name], known.sizes).bytes

@@ -23,6 +23,8 @@ from autointerp.config import Config
 from autointerp.engine.store import Store
 from autointerp.progress import FILE
 from autointerp.registry import did_you_mean
+from autointerp.report.controls import compared
+from autointerp.report.folder import RunFolder
 from autointerp.resources import cache_dir
 
 if TYPE_CHECKING:
@@ -175,6 +177,7 @@ def describe(config: Config, stages: dict[str, Any], folder: Path, started: floa
         "seconds": round(time.time() - started, 1),
         "bos": stages["corpus"]["facts"].get("bos_id"),
         "stages": stages,
+        "controls": [row.as_json() for row in compared(RunFolder(folder))],
         "usage": count_usage(folder),
     }
 

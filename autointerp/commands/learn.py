@@ -21,7 +21,7 @@ from autointerp.engine import speeds
 from autointerp.engine.dag import Dag, Node
 from autointerp.engine.estimate import Asks, rough_counter
 from autointerp.engine.session import Session
-from autointerp.engine.stage import Use
+from autointerp.engine.stage import Use, plain
 from autointerp.engine.store import Manifest
 from autointerp.stages import stage_of, uses
 
@@ -54,12 +54,12 @@ class Learner:
         self.uses = self.uses or uses(self.config, tuple(self.dag.nodes))
         use, declared = self.uses[name], stage_of(name)
         known = Known(self.config, self.session, self.uses, self._inputs, "")
-        asks = declared.asks(self.config, use) if declared.asks else None
+        asks = declared.asks(use.config(self.config), use) if declared.asks else None
         if asks is not None:
             return self._of_requests(use, asks, known, seconds, seen)
         if declared.amount is None:
             return {}
-        amount = declared.amount(self.config, use, known.sizes)
+        amount = declared.amount(use.config(self.config), use, known.sizes)
         device = speeds.likely_device(self.config.subject.device)
         return {speeds.of_amount(declared.kind, amount, device): seconds / amount.number} if amount.number else {}
 
@@ -131,7 +131,7 @@ class _Requests:
 
 def _kind(use: Use) -> str:
     """Without the explainer and the control: ``score/detection``."""
-    return "/".join(use.name.split("/")[:2])
+    return "/".join(plain(use.name).split("/")[:2])
 
 
 def _of_length(use: Use, asks: Asks, folder: Path) -> dict[str, float]:

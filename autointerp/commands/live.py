@@ -36,7 +36,7 @@ from autointerp.llm.registry import prices
 from autointerp.memory import give_back_memory
 from autointerp.progress import FILE, Asked, RunProgress, standing_of
 from autointerp.report import write_report
-from autointerp.stages import BY_KIND, TABLES, uses
+from autointerp.stages import TABLES, stage_of, uses
 from autointerp.stages.tables import assemble, sources
 from autointerp.tables import concat, write_stream
 
@@ -94,7 +94,7 @@ class Live:
     def begun(self, stage: str, folder: Path) -> None:
         self.worked = True
         self.progress.begin(stage)
-        if BY_KIND[stage.split("/")[0]].resumable:
+        if stage_of(stage).resumable:
             self._folders[stage] = folder
         self._write_standing()
         self._shown()
@@ -246,7 +246,7 @@ class LiveTables:
         return True
 
     def _unchanged(self, table: str, marks: Mapping[str, Any]) -> Path | None:
-        made_of_others = table in ("features", "composites")
+        made_of_others = table not in marks or table in ("features", "composites")
         if self._earlier is None or made_of_others or self._marks.get(table) != marks.get(table):
             return None
         return self._earlier / f"{table}.parquet"

@@ -27,7 +27,7 @@ from autointerp.engine.estimate import Asks, Population, Sample
 from autointerp.engine.executor import records
 from autointerp.engine.session import Session
 from autointerp.engine.speeds import Speeds
-from autointerp.engine.stage import Use
+from autointerp.engine.stage import Use, plain
 from autointerp.errors import ConfigError
 from autointerp.llm import registry
 from autointerp.stages import nodes, stage_of, uses
@@ -176,7 +176,7 @@ class _Estimate:
         standing, use, declared = self.standings[name], self.uses[name], stage_of(name)
         if standing.state == "done":
             return PlannedStage(name, "done", None)
-        asks = declared.asks(self.config, use) if declared.asks else None
+        asks = declared.asks(use.config(self.config), use) if declared.asks else None
         if asks is None:
             seconds, measured = self._working(use)
             return PlannedStage(name, standing.state, standing.why, seconds=seconds, measured=measured)
@@ -261,7 +261,7 @@ class _Estimate:
         declared = stage_of(use.name)
         if declared.amount is None:
             return 0.0, True
-        amount = declared.amount(self.config, use, self.known.sizes)
+        amount = declared.amount(use.config(self.config), use, self.known.sizes)
         measured = self.speeds.of(speeds.of_amount(declared.kind, amount, self.device))
         if measured is not None:
             return measured * amount.number, True
@@ -279,14 +279,14 @@ class _Estimate:
         if not rehearsal.is_served_here(llm):
             return asked.calls * API_SECONDS / llm.concurrency, False
         # The shared beginning is read once; what is left of a prompt is about a third.
-        fresh = asked.prompt if name.startswith("explain/") else asked.prompt / 3
+        fresh = asked.prompt if plain(name).startswith("explain/") else asked.prompt / 3
         faster = GPU if speeds.likely_device(llm.device) != "cpu" else os.cpu_count() or 1
         return (fresh / PROMPT_TOKENS + asked.answer / ANSWER_TOKENS) / faster, False
 
 
 def _kind(name: str) -> str:
     """Without the explainer and the control: ``score/detection``."""
-    return "/".join(name.split("/")[:2])
+    return "/".join(plain(name).split("/")[:2])
 
 
 def _money(llm: LLMConfig, asked: _Requests) -> float | None:

@@ -62,7 +62,7 @@ def prompts(config: Config, feature: int | None = None, out: Path | None = None)
 def _views(config: Config, session: Session, use: Use, sample: Sample) -> Iterator[PromptView]:
     asks = stage_of(use.name).asks
     asked = asks(config, use) if asks else None
-    if asked is None or getattr(use.given, "control", None) is not None:
+    if asked is None or use.under is not None or getattr(use.given, "control", None) is not None:
         return
     count = rehearsal.counter(asked.llm)
     requests = rehearsal.rehearse(session, use, sample, asked.llm)

@@ -208,6 +208,8 @@ def tables_page() -> str:
             columns = _feature_columns(beside)
         elif name == "scores":
             parts.append("A row for each feature, explainer, scorer and control; each scorer's metrics follow.")
+        elif name.startswith("control_"):
+            parts.append("The same of controls that run the pipeline again, whose features are others.")
         elif name == "composites":
             parts.append(_composites_columns())
         parts += [rows_of(["column", "type", "meaning"], columns)] if columns else []

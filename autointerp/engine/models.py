@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autointerp.catalog import entries, resolve
+from autointerp.config import RedrawnSae
 from autointerp.engine.session import Session
 from autointerp.errors import AutointerpError, ConfigError
 from autointerp.hashing import fingerprint
@@ -59,9 +60,8 @@ def subject(session: Session, hook: str | None) -> Subject:
     wanted = session.config.subject.hook or hook
     if wanted is None:
         raise ConfigError("subject.hook is missing, and the SAE's files do not say what it was trained on")
-    return session.once(
-        f"subject at {wanted}", lambda: load_subject(session.config.subject, subject_folder(session), wanted)
-    )
+    made = f"subject at {wanted}, weights {session.config.subject.weights}"
+    return session.once(made, lambda: load_subject(session.config.subject, subject_folder(session), wanted))
 
 
 def load_sae(session: Session, folder_or_spec: str | Path, format: str | None = None) -> SAE:
@@ -71,7 +71,16 @@ def load_sae(session: Session, folder_or_spec: str | Path, format: str | None = 
 
 
 def open_sae(session: Session, folder: Path) -> SAE:
-    """The SAE that the run trained into `folder`, or the one that its config names."""
+    """The SAE that the run trained or redrew into `folder`, or the one that its config names."""
+    if isinstance(session.config.sae, RedrawnSae):
+        from autointerp.sae.redraw import read_redrawn
+
+        return read_redrawn(folder, device(session))
+    return own_sae(session, folder)
+
+
+def own_sae(session: Session, folder: Path) -> SAE:
+    """The same before its directions are redrawn."""
     wanted = session.config.sae
     if wanted.load is None:
         return load_sae(session, folder)

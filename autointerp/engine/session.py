@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
 from pathlib import Path
@@ -31,6 +32,14 @@ class Session:
         self._kept: dict[str, Any] = {}
         self._open = AsyncExitStack()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._root = self
+
+    def under(self, config: Config) -> Session:
+        """The same session with another config, for what is done again under a change: its loop, its language models
+        and all that was loaded once are shared."""
+        other = copy.copy(self)
+        other.config = config
+        return other
 
     def once(self, name: str, make: Callable[[], T]) -> T:
         """What `make` made when it was first asked for by this name."""
@@ -48,15 +57,16 @@ class Session:
         The loop is one for the whole run, so that connections outlive a stage, and runs in a thread of its own, so
         that a caller may be inside a running loop, as in a notebook.
         """
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            Thread(target=self._loop.run_forever, name="autointerp-requests", daemon=True).start()
-        task = asyncio.run_coroutine_threadsafe(work, self._loop)
+        root = self._root
+        if root._loop is None:
+            root._loop = asyncio.new_event_loop()
+            Thread(target=root._loop.run_forever, name="autointerp-requests", daemon=True).start()
+        task = asyncio.run_coroutine_threadsafe(work, root._loop)
         try:
             return task.result()
         except BaseException:  # Ctrl-C in the waiting thread: what is under way ends before we go on
             task.cancel()
-            asyncio.run_coroutine_threadsafe(_settled(), self._loop).result()
+            asyncio.run_coroutine_threadsafe(_settled(), root._loop).result()
             raise
 
     def __enter__(self) -> Session:

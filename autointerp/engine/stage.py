@@ -16,6 +16,14 @@ from autointerp.engine.estimate import Amount, Asks, Sample, Sizes
 from autointerp.engine.session import Session
 from autointerp.records import LLM
 
+RUN = "run:"  # before the name of a use that a branch needs of the run itself
+
+
+def plain(use: str) -> str:
+    """A use's name without its branch: ``redrawn_subject:harvest`` -> ``harvest``."""
+    branch, colon, rest = use.partition(":")
+    return rest if colon and "/" not in branch else use
+
 
 @dataclass(frozen=True)
 class Use:
@@ -26,6 +34,10 @@ class Use:
     section: Mapping[str, Any] = field(default_factory=dict)  # of the config and the world outside: all it depends on
     given: Any = None  # what tells this use from the stage's others, for its work: a plug-in, say
     plugins: tuple[Callable[..., Any], ...] = ()  # whose code counts beside the stage's own
+    under: Config | None = None  # of a branch: the config that it is made with; None: the run's
+
+    def config(self, run: Config) -> Config:
+        return self.under or run
 
 
 @dataclass

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from autointerp.artifacts import write_atomically
 from autointerp.errors import ConfigError
 from autointerp.report import overview
+from autointerp.report.controls import compared
 from autointerp.report.feature import Window, fired, gather, level, notes_of
 from autointerp.report.figures import bounds, numbers, scorers_of, summarise
 from autointerp.report.folder import RunFolder, so_far
@@ -81,6 +82,7 @@ def render(run: RunFolder) -> str:
             ranges=ranges,
             notes=overview.notes(scores, summary.scorers, {row.scorer for row in judged}),
             explainers=overview.explainers(scores),
+            again=compared(run),
             judged=judged,
             unread=unread,
             composites=overview.composites(run),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from autointerp.errors import ConfigError
 from autointerp.report.columns import features_by, names_in, with_columns
+from autointerp.report.controls import control_lines
 from autointerp.report.figures import ScorerSummary, scorers_of, summarise
 from autointerp.report.folder import RunFolder, so_far
 from autointerp.report.text import colours, harmless, interval, note, number, verdict, width_of
@@ -184,7 +185,7 @@ def print_table(
     chosen = select(features, sort_by, condition, ascending=ascending)
     shown = chosen if limit is None else chosen.slice(0, limit)
     if format == "table":
-        _print_text(chosen, shown, stream)
+        _print_text(chosen, shown, control_lines(folder, chosen["feature"].to_pylist(), explainer), stream)
     else:
         print_data(shown, format, raw_cells, stream)
     if unfinished := so_far(folder.path):
@@ -192,7 +193,7 @@ def print_table(
         print(unfinished, file=stream if format == "table" else sys.stderr)
 
 
-def _print_text(chosen: pa.Table, shown: pa.Table, out: TextIO) -> None:
+def _print_text(chosen: pa.Table, shown: pa.Table, controls: Sequence[str], out: TextIO) -> None:
     lines, dropped = lay_out(shown, width_of(out))
     bold, dim, plain = ("\033[1m", "\033[2m", "\033[0m") if colours(out) else ("", "", "")
     print(f"{bold}{lines[0]}{plain}", file=out)
@@ -201,7 +202,7 @@ def _print_text(chosen: pa.Table, shown: pa.Table, out: TextIO) -> None:
     print(file=out)
     if len(shown) < len(chosen):
         print(f"{len(shown)} of {len(chosen)} rows shown", file=out)
-    for line in footer(chosen):
+    for line in [*footer(chosen), *controls]:
         print(line, file=out)
     if dropped:
         print(

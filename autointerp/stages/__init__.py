@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from autointerp.engine import keys
 from autointerp.engine.dag import Done, Node
-from autointerp.engine.stage import Job, Stage, Use
+from autointerp.engine.stage import Job, Stage, Use, plain
 from autointerp.errors import ConfigError
 from autointerp.registry import did_you_mean
-from autointerp.stages import tables
+from autointerp.stages import branches, tables
 
 if TYPE_CHECKING:
     from autointerp.config import Config
@@ -54,12 +54,13 @@ BY_KIND = {stage.kind: stage for stage in STAGES}
 TABLES: tuple[str, ...] = (
     "features",
     *dict.fromkeys(name for stage in STAGES if stage.kind != "evaluate" for name in stage.tables),
+    *(f"control_{name}" for name in tables.OF_BRANCHES.values()),
 )
 
 
 def stage_of(use: str) -> Stage:
     """The declaration of which ``score/detection/default`` is a use."""
-    return BY_KIND[use.split("/")[0]]
+    return BY_KIND[plain(use).split("/")[0]]
 
 
 def uses(config: Config, targets: Sequence[str] = ("tables",)) -> dict[str, Use]:
@@ -70,6 +71,8 @@ def uses(config: Config, targets: Sequence[str] = ("tables",)) -> dict[str, Use]
     """
     known: dict[str, Use] = {}
     for stage in STAGES:
+        if stage.kind == "tables":
+            known |= branches.uses_of(_BEFORE, config)
         known |= stage.named(config)
         if set(known).issuperset(targets) and "tables" not in targets:
             break
@@ -107,6 +110,8 @@ def _code_of(plugin: object) -> Mapping[str, str]:
 
 
 def _run(session: Session, stage: Stage, use: Use, folder: Path, inputs: Mapping[str, Path]) -> Done:
+    if use.under is not None:  # its work knows nothing of branches
+        session, inputs = session.under(use.under), {plain(name): path for name, path in inputs.items()}
     job = Job(session, use, folder, inputs)
     resumed = any(folder.iterdir())
     stage.work(job)

@@ -27,9 +27,15 @@ def subject_section(config: Config) -> dict[str, Any]:
     return {"model": models.identity(config.subject.model, config.subject.revision)}
 
 
+def weights_section(config: Config) -> dict[str, Any]:
+    """What the section of a stage that reads the subject's weights holds of it."""
+    redrawn = {} if config.subject.weights == "trained" else {"weights": config.subject.weights}
+    return subject_section(config) | redrawn
+
+
 def numbers_section(config: Config) -> dict[str, Any]:
     """What the section of a stage that runs the subject holds of it."""
-    return subject_section(config) | {"dtype": config.subject.dtype, "hook": config.subject.hook}
+    return weights_section(config) | {"dtype": config.subject.dtype, "hook": config.subject.hook}
 
 
 def work(job: Job) -> None:

@@ -9,7 +9,7 @@ from autointerp.config import Config
 from autointerp.engine import models
 from autointerp.engine.estimate import Amount, Sizes, subject_of
 from autointerp.engine.stage import Job, Stage, Use
-from autointerp.stages.corpus import subject_section
+from autointerp.stages.corpus import weights_section
 from autointerp.stages.select import ready
 from autointerp.tables import write_stream
 
@@ -24,7 +24,7 @@ LOGITS = 10  # tokens kept at each end of a feature's logit weights
 
 def uses(config: Config) -> Iterator[Use]:
     near = {"neighbours": config.contexts.neighbours}
-    yield Use("directions", ("sae", "select"), subject_section(config) | near)
+    yield Use("directions", ("sae", "select"), weights_section(config) | near)
 
 
 def work(job: Job) -> None:

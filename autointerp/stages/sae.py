@@ -9,10 +9,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from autointerp.artifacts import Corpus
-from autointerp.config import Config, problem
+from autointerp.config import Config, RedrawnSae, problem
 from autointerp.engine import models
 from autointerp.engine.estimate import Amount, Sizes, sae_of, subject_of
-from autointerp.engine.stage import Job, Stage, Use
+from autointerp.engine.stage import RUN, Job, Stage, Use
 from autointerp.errors import ConfigError
 from autointerp.evaluation.rows import held_out_of
 from autointerp.stages.corpus import numbers_section
@@ -26,10 +26,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("autointerp")
 
 CHECK_TOKENS = 4096  # on which a loaded SAE's L0 and explained variance are looked at
+REDRAW_TOKENS = 16_384  # on which redrawn latents are made to fire as often as the SAE's own
 
 
 def uses(config: Config) -> Iterator[Use]:
-    if config.sae.train is not None:
+    if isinstance(config.sae, RedrawnSae):
+        section = numbers_section(config) | {"redrawn": config.sae.seed}
+        yield Use("sae", ("corpus", f"{RUN}sae"), section, draw_anew, (draw_anew,))
+    elif config.sae.train is not None:
         yield Use("sae", ("corpus", "activations"), {"train": train_config(config).model_dump()}, train, (train,))
     else:
         section = {"sae": models.identity(config.sae.load or ""), "format": config.sae.format}
@@ -52,7 +56,7 @@ def train_config(config: Config) -> TrainConfig:
 
 
 def work(job: Job) -> None:
-    job.use.given(job)  # train or load: neither's code counts in the other's key
+    job.use.given(job)  # train, load or draw_anew: none's code counts in another's key
 
 
 def train(job: Job) -> None:
@@ -100,6 +104,22 @@ def load(job: Job) -> None:
     job.facts |= {"l0": check.l0, "explained_variance": check.explained_variance, "warnings": warnings}
 
 
+def draw_anew(job: Job) -> None:
+    """The run's own SAE with other directions, for the control `random_sae`."""
+    from autointerp.sae.check import check_sae
+    from autointerp.sae.redraw import redraw, save_redrawn
+
+    assert isinstance(job.config.sae, RedrawnSae)
+    sae = models.own_sae(job.session, job.inputs["sae"])
+    subject = models.subject(job.session, sae.cfg.hook_name)
+    activations = _first_activations(Corpus(job.inputs["corpus"]), subject, REDRAW_TOKENS)
+    redrawn, l0, own_l0 = redraw(sae, activations, job.config.sae.seed)
+    save_redrawn(redrawn, job.folder)
+    job.facts |= {"l0": l0, "own_l0": own_l0}
+    if not sae.is_transcoder:
+        job.facts |= {"explained_variance": check_sae(redrawn, activations[:CHECK_TOKENS]).explained_variance}
+
+
 def _first_activations(corpus: Corpus, subject: Subject, tokens: int) -> torch.Tensor:
     """[n, d] activations of the first rows of the corpus, BOS left out as in the harvest."""
     import torch
@@ -118,6 +138,8 @@ TRAINED_PER_SECOND = 3e10  # multiplications of one core
 
 
 def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
+    if isinstance(config.sae, RedrawnSae):
+        return Amount(REDRAW_TOKENS, "tokens", f"drawing {sae_of(config)} anew", guess=3e-3)
     if config.sae.train is None:
         return Amount(CHECK_TOKENS, "tokens", f"loading {sae_of(config)}", guess=1e-3)
     wanted = train_config(config)

@@ -15,7 +15,7 @@ from autointerp.engine.estimate import UNWRITTEN, Amount, Asks, Sample, Sizes, s
 from autointerp.engine.executor import Rows, each_feature, forget_shards, merge_parts, part_files
 from autointerp.engine.guard import guarded
 from autointerp.engine.stage import Job, Stage, Use
-from autointerp.plugins import bind_options, controls, explainers, needs, scorers
+from autointerp.plugins import bind_options, controls, explainers, needs, runs_again, scorers
 from autointerp.progress import progress
 from autointerp.records import LLM, Context, Judgement, Score
 from autointerp.stages.constituents import reads
@@ -57,6 +57,8 @@ def uses(config: Config) -> Iterator[Use]:
             for control in config.controls:
                 section = judged | {"control": plugin_section(config, controls, control)}
                 pick = controls.get(control.name)
+                if runs_again(pick):
+                    continue
                 reencode = ("reencode",) if "constituents" in needs(pick) and config.composites.enabled else ()
                 asked = (*stages_of(needs(pick) & {"frequencies"}), *reencode)
                 asked += ("directions",) if "neighbours" in needs(pick) else ()

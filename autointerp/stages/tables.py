@@ -18,8 +18,11 @@ from autointerp.composites.evidence import PAIRS
 from autointerp.config import Config
 from autointerp.engine.estimate import Amount, Sizes
 from autointerp.engine.executor import part_files
-from autointerp.engine.stage import Job, Stage, Use
+from autointerp.engine.stage import Job, Stage, Use, plain
+from autointerp.stages import branches
 from autointerp.tables import COLUMNS, concat
+
+OF_BRANCHES = {"explain": "explanations", "score": "scores"}  # tables that have a sibling, control_…, of branches
 
 Frame: TypeAlias = Any  # a pandas.DataFrame: its own types call every second column an array
 
@@ -29,7 +32,8 @@ def uses_of(stages: Sequence[Stage], config: Config) -> Iterator[Use]:
     shown = {kind: [p.key for p in getattr(config, kind)] for kind in ("explainers", "scorers", "controls")}
     read = [stage for stage in stages if stage.kind == "select" or (stage.tables and stage.kind != "evaluate")]
     names = [use.name for stage in read for use in stage.uses(config)]
-    used = {"explain", "score", *(name.split("/")[0] for name in names)}  # these two have tables in every run
+    names += [name for name in branches.uses_of(stages, config) if _of_branch(name) is not None]
+    used = {"explain", "score", *(plain(name).split("/")[0] for name in names)}  # these two have tables in every run
     given = {stage.kind: stage.tables for stage in read if stage.kind in used}
     yield Use("tables", tuple(names), shown, given)
 
@@ -60,6 +64,7 @@ def assemble(
             shutil.copyfile(files[0], path)
         else:
             concat(files, table, path)
+    write_of_branches(folders, out)
     features = _features(config, folders, out)
     features.to_parquet(out / "features.parquet", index=False)
     return {"features": len(features), "status": features["status"].value_counts().to_dict()}
@@ -77,6 +82,29 @@ def sources(folders: Mapping[str, Path], tables: Mapping[str, Sequence[str]]) ->
         ]
         for table in names
     }
+
+
+def _of_branch(use: str) -> str | None:
+    """The table whose sibling a use of a branch has rows for; None for a use of the run itself."""
+    return OF_BRANCHES.get(plain(use).split("/")[0]) if plain(use) != use else None
+
+
+def write_of_branches(folders: Mapping[str, Path], out: Path) -> None:
+    """What controls that run the pipeline again explained and scored, each row with its control's name; no table where
+    there is no such control."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows: dict[str, list[pa.Table]] = {}
+    for use, folder in folders.items():
+        name = _of_branch(use)
+        for file in _files(folder, name) if name else ():
+            part = pq.read_table(file)
+            label = pa.array([use.partition(":")[0]] * len(part), pa.string())
+            part = part.drop_columns(["control"]) if "control" in part.column_names else part
+            rows.setdefault(f"control_{name}", []).append(part.add_column(0, "control", label))
+    for name, parts in rows.items():
+        pq.write_table(pa.concat_tables(parts, promote_options="default"), out / f"{name}.parquet")
 
 
 def _files(folder: Path, table: str) -> list[Path]:

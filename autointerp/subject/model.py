@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from autointerp.config import SubjectConfig
 from autointerp.errors import AutointerpError, ConfigError
 from autointerp.subject.hooks import ResolvedHook, resolve_hook
+from autointerp.subject.redraw import redraw
 from autointerp.subject.tokens import TokenText, bos_of, load_tokenizer
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ def load_subject(config: SubjectConfig, folder: Path, hook: str | None) -> Subje
     tokenizer = load_tokenizer(folder)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        if config.weights != "trained":
+            redraw(loaded, config.weights)
         loaded.to(device).eval()
         bridge = TransformerBridge.boot_transformers(
             str(folder), hf_model=loaded, tokenizer=tokenizer, device=device, dtype=dtype

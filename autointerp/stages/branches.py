@@ -1,0 +1,89 @@
+"""Branches: the uses of stages that a control makes once more, under a changed config.
+
+1. A control that runs the pipeline again gives a changed config (`plugins.control`).
+2. The stages say their uses in that config. Those that explanations and scores need are taken.
+3. A use that the change does not reach, such as the corpus, is the run's own: its section, its code and its inputs are
+   the same. Every other one is another use, whose name begins with the control's: ``redrawn_subject:harvest``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from autointerp.config import Config
+from autointerp.engine.stage import RUN, Stage, Use
+from autointerp.errors import ConfigError
+from autointerp.plugins import bind_options, controls, runs_again
+
+NOT_IN_KEYS = "the uses that it makes hold in their sections what they depend on"
+
+TARGETS = ("explain", "score")  # the stages whose uses a branch is made for
+
+
+def branches(config: Config) -> Iterator[tuple[str, Config]]:
+    """The label of each control that runs the pipeline again, and the config that it does so with."""
+    for plugin in config.controls:
+        change = controls.get(plugin.name)
+        if not runs_again(change):
+            continue
+        if ":" in plugin.key:
+            raise ConfigError(f"controls: {plugin.key!r} becomes a part of stages' names: give it a label without ':'")
+        options = bind_options("control", plugin.name, change, plugin.options, config.seed)
+        changed: Config = change(config, **options)
+        yield plugin.key, changed.model_copy(update={"controls": [], "features": _drawn(config)})
+
+
+def uses_of(stages: Sequence[Stage], config: Config) -> dict[str, Use]:
+    """The uses of all branches by name, in the order of the stages. Raises ConfigError."""
+    made: dict[str, Use] = {}
+    own = _named(stages, config)
+    for label, changed in branches(config):
+        made |= _Branch(label, changed, own, _named(stages, changed)).uses()
+    return made
+
+
+def _drawn(config: Config) -> object:
+    """Features by the run's rule; as many at random where the run names them one by one."""
+    wanted = config.features
+    if wanted.ids is None:
+        return wanted
+    return wanted.model_copy(update={"ids": None, "select": "random", "count": len(set(wanted.ids))})
+
+
+def _named(stages: Iterable[Stage], config: Config) -> dict[str, Use]:
+    return {name: use for stage in stages for name, use in stage.named(config).items()}
+
+
+class _Branch:
+    def __init__(self, label: str, config: Config, own: Mapping[str, Use], changed: Mapping[str, Use]) -> None:
+        """`own` and `changed`: the uses in the run's config and in the branch's."""
+        self.label, self.config, self.own, self.changed = label, config, own, changed
+        self._names: dict[str, str] = {}
+
+    def uses(self) -> dict[str, Use]:
+        for name in self.changed:
+            if name.split("/")[0] in TARGETS:
+                self._place(name)
+        return {
+            placed: replace(use, name=placed, needs=self._needs(use), under=self.config)
+            for name, use in self.changed.items()
+            if (placed := self._names.get(name, name)) != name
+        }
+
+    def _place(self, name: str) -> str:
+        """The name in the DAG of a use that the branch calls `name`."""
+        if name.startswith(RUN):
+            return name.removeprefix(RUN)
+        if name not in self._names:
+            use = self.changed[name]
+            self._names[name] = name if self._is_own(use) else f"{self.label}:{name}"
+        return self._names[name]
+
+    def _needs(self, use: Use) -> tuple[str, ...]:
+        return tuple(map(self._place, use.needs))
+
+    def _is_own(self, use: Use) -> bool:
+        needs = self._needs(use)  # placed in any case
+        own = self.own.get(use.name)
+        return own is not None and (own.needs, own.section, own.plugins) == (needs, use.section, use.plugins)
