@@ -136,11 +136,6 @@ COLUMNS: dict[str, dict[str, str]] = {
     },
 }
 
-# Of the controls that run the pipeline again; the metrics of each scorer follow in control_scores.
-for _name in ("explanations", "scores"):
-    _own = {column: kind for column, kind in COLUMNS[_name].items() if column != "control"}
-    COLUMNS[f"control_{_name}"] = {"control": "text", **_own}
-
 
 def schema(table: str) -> pa.Schema:
     """The columns of a table that `COLUMNS` names."""

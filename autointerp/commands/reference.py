@@ -209,7 +209,11 @@ def tables_page() -> str:
         elif name == "scores":
             parts.append("A row for each feature, explainer, scorer and control; each scorer's metrics follow.")
         elif name.startswith("control_"):
-            parts.append("The same of controls that run the pipeline again, whose features are others.")
+            own = name.removeprefix("control_")
+            text = (
+                f"The rows of controls that run the pipeline again: the columns of `{own}`, and `control` always there."
+            )
+            parts.append(f"{text} Their features are others than the run's.")
         elif name == "composites":
             parts.append(_composites_columns())
         parts += [rows_of(["column", "type", "meaning"], columns)] if columns else []
