@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 from autointerp.errors import ConfigError
 from autointerp.registry import did_you_mean
 from autointerp.report.arms import FIFTH, Arm, Values, arms_of, columns_of
+from autointerp.report.folder import find_run, so_far
 from autointerp.report.tables import print_data
 from autointerp.report.text import aligned, number, visible
 from autointerp.stats import paired_difference, unpaired_difference
@@ -235,12 +236,14 @@ def print_comparison(
 ) -> None:
     """Print `compare` as lines to read, or all its columns as data."""
     stream, rows = out or sys.stdout, compare(*runs, by=by, scorer=scorer, measure=measure, against=against)
+    unfinished = [f"{run}: {standing}" for run in runs if (standing := so_far(find_run(run)))]
     if format != "table":
         print_data(as_table(rows), format, False, stream)
+        print("\n".join(unfinished), end="\n" * bool(unfinished), file=sys.stderr)
         return
     for (name, within), those in groupby(rows, key=lambda row: (row["scorer"], row["within"])):
         print("\n".join([f"{visible(name)} · {visible(within)}", *_lines(list(those))]), end="\n\n", file=stream)
-    print("\n".join(_notes(rows)), file=stream)
+    print("\n".join([*_notes(rows), *unfinished]), file=stream)
 
 
 def as_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import autointerp as ai
 from autointerp.cli import app
 from autointerp.errors import AutointerpError, ConfigError
+from autointerp.progress import Standing
 from autointerp.report.compare import COLUMNS, compare, print_comparison
 
 Change = Callable[[dict[str, Any]], dict[str, Any] | None]
@@ -158,6 +159,17 @@ def test_an_open_run_compares_as_a_data_frame(run: Path):
     assert list(frame.columns) == list(COLUMNS)
     assert frame.query("b == 'token_stats' and measure == 'corrected'")["wins"].item() == 26
     assert "<table" in str(frame._repr_html_())
+
+
+def test_a_run_that_is_not_done_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    going_on = with_scores(tmp_path / "going-on", planted)
+    Standing("score/detection/default", 3, 4, "2026", 1, "elsewhere", 0.0, stopped=True).write(going_on)
+    print_comparison(going_on)
+    assert str(going_on) in capsys.readouterr().out.splitlines()[-1]
+    print_comparison(going_on, format="json")
+    told = capsys.readouterr()
+    assert json.loads(told.out)
+    assert str(going_on) in told.err
 
 
 @pytest.mark.parametrize(
