@@ -12,7 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from autointerp.commands.shell import STOPPED, failures, logged, overrides, redact
+from autointerp.commands.shell import STOPPED, failures, logged, overrides
+from autointerp.errors import ConfigError
+from autointerp.redact import redact
 
 app = typer.Typer(
     help="Explain the features of sparse autoencoders, and say how far each explanation can be trusted.",
@@ -88,18 +90,30 @@ def run(
     set: Set = None,
     out: Out = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done: the same as plan.")] = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed",
+            help="Ask again for every failed row, whatever its reason; without it only for what may pass.",
+        ),
+    ] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run the pipeline: what is done already is kept, what is stale or missing is done."""
+    """Run the pipeline: what is done already is kept, what is stale or missing is done.
+
+    Exits with 1 where no feature could be explained, or none scored by one of the scorers.
+    """
     if dry_run:
-        _print_plan(config, set, out)
+        _print_plan(config, set, out, retry_failed)
         return
     from autointerp.commands.run import run as run_pipeline
     from autointerp.report import print_table
 
-    folder = run_pipeline(config, set=overrides(set), out=out).folder
-    print_table(folder, limit=50)
-    print(f"report: {folder / 'report.html'}")
+    ended = run_pipeline(config, set=overrides(set), out=out, retry_failed=retry_failed)
+    print_table(ended.folder, limit=50)
+    print(f"report: {ended.folder / 'report.html'}")
+    if ended.total_failures:  # the run has said which
+        raise typer.Exit(1)
 
 
 @command("plan demo --set features.count=200")
@@ -365,9 +379,12 @@ def _version(
 # --- printing ---------------------------------------------------------------------------------
 
 
-def _print_plan(config: str, set: list[str] | None, out: Path | None) -> None:
+def _print_plan(config: str, set: list[str] | None, out: Path | None, retry_failed: bool = False) -> None:
     from autointerp.commands.plan import plan as make_plan
     from autointerp.commands.printed import plan_text
     from autointerp.config import load_config
 
-    print(redact(plan_text(make_plan(load_config(config, overrides(set)), out))))
+    made = make_plan(load_config(config, overrides(set)), out, retry_failed=retry_failed)
+    print(redact(plan_text(made)))
+    if made.problems:
+        raise typer.Exit(ConfigError.exit_code)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from autointerp.errors import ConfigError
+from autointerp.redact import has_key_prefix, looks_like_key, secret_name
 from autointerp.registry import did_you_mean, look_in
 
 NOT_IN_KEYS = "a stage's key holds the values of its section, not the code that read them"
-
-SECRET = re.compile(
-    r"auth|key|token|secret|password|cookie|credential", re.IGNORECASE
-)  # in names of headers and options
 
 
 class Section(BaseModel):
@@ -102,7 +100,7 @@ class LLMConfig(Section):
     base_url: str | None = None  # any OpenAI-compatible endpoint
     api_key_env: str | None = "OPENAI_API_KEY"  # the variable's name, never the key
     headers: dict[str, str] = {}  # sent with each request; "$NAME" stands for an environment variable
-    extra_body: dict[str, Any] = {}  # keys that are added to each request's JSON
+    extra_body: dict[str, Any] = {}  # keys that are added to each request's JSON; "$NAME" as in headers
     reasoning_effort: str | None = None  # of models that think first
     answer_tokens: int | None = Field(default=None, ge=1)  # most tokens of an answer; None: as each plug-in asks
     concurrency: int = Field(default=16, ge=1)  # requests in flight at most; falls and rises with rate limits
@@ -124,17 +122,36 @@ class LLMConfig(Section):
     @field_validator("api_key_env")
     @classmethod
     def names_a_variable(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+        if value is None or value in os.environ:
+            return value
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) or looks_like_key(value):
             raise ValueError("this is the name of an environment variable that holds the key, not the key itself")
         return value
 
-    @field_validator("headers")
+    @field_validator("headers", "extra_body")
     @classmethod
-    def secrets_are_variables(cls, value: dict[str, str]) -> dict[str, str]:
-        for name, text in value.items():
-            if SECRET.search(name) and not text.startswith("$"):
+    def secrets_are_variables(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name, text in _texts(value):
+            if (secret_name(name) or has_key_prefix(text)) and not text.startswith("$"):
                 raise ValueError(f"write the value of {name!r} as $NAME, an environment variable: it may be a secret")
         return value
+
+
+# keys of `llm` that hold secrets by right, or are checked by a rule of their own
+PRIVATE = frozenset({"base_url", "server_args", "env", "headers", "extra_body", "api_key_env"})
+
+
+def _texts(value: Any, name: str = "", but: frozenset[str] = frozenset()) -> Iterator[tuple[str, str]]:
+    """Each text in a section, with the name of its key; sections called as in `but` left out."""
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            if key not in but:
+                yield from _texts(part, str(key), but)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _texts(part, name, but)
 
 
 class PluginConfig(Section):
@@ -232,6 +249,15 @@ class Config(Section):
         if not self.composites.enabled and (wanted == "composites" or self.features.constituents):
             raise ValueError(f"features asks for {wanted}, and composites.enabled is false")
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def holds_no_key(cls, raw: Any) -> Any:
+        """Names and options stand in tables, reports and logs. What goes to a server alone has places of its own."""
+        for name, text in _texts(raw, but=PRIVATE):
+            if has_key_prefix(text):
+                raise ValueError(f"the value of {name!r} looks like a key: keep it in an environment variable")
+        return raw
 
     @field_validator("explainers", "scorers", "controls")
     @classmethod

@@ -125,15 +125,20 @@ class Endpoint:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._socket.bind(("127.0.0.1", port))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
-        routes = [
+        config = uvicorn.Config(
+            Starlette(routes=self.routes()), log_level="critical", lifespan="off", timeout_keep_alive=60
+        )
+        self.server = uvicorn.Server(config)
+        self._thread: threading.Thread | None = None
+
+    def routes(self) -> list[Route]:
+        return [
             Route("/health", lambda request: Response()),
             Route("/v1/models", self._list),
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
             Route("/v1/messages", self._chat, methods=["POST"]),  # Anthropic's form
+            Route("/v1beta/models/{model}", self._chat, methods=["POST"]),  # Gemini's
         ]
-        config = uvicorn.Config(Starlette(routes=routes), log_level="critical", lifespan="off", timeout_keep_alive=60)
-        self.server = uvicorn.Server(config)
-        self._thread: threading.Thread | None = None
 
     def run(self) -> None:
         self._socket.listen(2048)
@@ -184,13 +189,13 @@ class Endpoint:
             self._held.set()
         self._tell()
         try:
-            return await self._one(request, json.loads(raw))
+            return await self._one(request, _as_chat(request, json.loads(raw)))
         finally:
             self.in_flight -= 1
             self._tell()
 
     async def _one(self, request: Request, body: dict[str, Any]) -> Response:
-        keys = (request.headers.get("authorization"), request.headers.get("x-api-key"))
+        keys = tuple(request.headers.get(name) for name in ("authorization", "x-api-key", "x-goog-api-key"))
         if self.key and not {f"Bearer {self.key}", self.key}.intersection(keys):
             return failure(401, f"Incorrect API key provided: {request.headers.get('authorization')}")
         if self.models is not None and body["model"] not in self.models:
@@ -232,7 +237,9 @@ class Endpoint:
                 self._answered_twice.set()
         reply = self._reply(body, said, digest, probe)
         if request.url.path.endswith("/messages"):
-            reply = _as_messages(reply)
+            reply = as_messages(reply)
+        if request.url.path.startswith("/v1beta"):
+            reply = _as_gemini(reply)
         if self._log:  # before it is sent: what is sent is in the log, whoever is killed
             self._log.write(json.dumps({"hash": digest, "probe": probe}).encode() + b"\n")
         return JSONResponse(reply)
@@ -295,7 +302,7 @@ class Endpoint:
         return reply
 
 
-def _as_messages(reply: dict[str, Any]) -> dict[str, Any]:
+def as_messages(reply: dict[str, Any]) -> dict[str, Any]:
     """A chat completion in Anthropic's form."""
     choice, usage = reply["choices"][0], reply["usage"]
     return {
@@ -305,6 +312,45 @@ def _as_messages(reply: dict[str, Any]) -> dict[str, Any]:
         "stop_reason": "max_tokens" if choice["finish_reason"] == "length" else "end_turn",
         "usage": {"input_tokens": usage["prompt_tokens"], "output_tokens": usage["completion_tokens"]},
     }
+
+
+def _as_chat(request: Request, body: dict[str, Any]) -> dict[str, Any]:
+    """A request in Gemini's form as one for a chat completion; any other as it is."""
+    if not request.url.path.startswith("/v1beta"):
+        return body
+    asked, system = body.get("generationConfig", {}), body.get("systemInstruction", {}).get("parts", [])
+    turns = [{"role": "system", "content": part["text"]} for part in system]
+    for turn in body["contents"]:
+        text = "".join(part["text"] for part in turn["parts"])
+        turns.append({"role": {"model": "assistant"}.get(turn["role"], "user"), "content": text})
+    names = {"maxOutputTokens": "max_tokens", "temperature": "temperature", "seed": "seed", "stopSequences": "stop"}
+    made = {ours: asked[theirs] for theirs, ours in names.items() if theirs in asked}
+    made |= {"model": request.path_params["model"].partition(":")[0], "messages": turns}
+    if asked.get("responseLogprobs"):
+        made |= {"logprobs": True, "top_logprobs": asked["logprobs"]}
+    return made
+
+
+def _as_gemini(reply: dict[str, Any]) -> dict[str, Any]:
+    """A chat completion in Gemini's form."""
+    choice, usage = reply["choices"][0], reply["usage"]
+    candidate: dict[str, Any] = {
+        "content": {"role": "model", "parts": [{"text": choice["message"]["content"]}]},
+        "finishReason": "MAX_TOKENS" if choice["finish_reason"] == "length" else "STOP",
+    }
+    if "logprobs" in choice:
+        tokens = choice["logprobs"]["content"]
+        tops = [[_as_token(other) for other in token["top_logprobs"]] for token in tokens]
+        candidate["logprobsResult"] = {
+            "chosenCandidates": [_as_token(token) for token in tokens],
+            "topCandidates": [{"candidates": top} for top in tops],
+        }
+    counts = {"promptTokenCount": usage["prompt_tokens"], "candidatesTokenCount": usage["completion_tokens"]}
+    return {"candidates": [candidate], "usageMetadata": counts}
+
+
+def _as_token(entry: dict[str, Any]) -> dict[str, Any]:
+    return {"token": entry["token"], "logProbability": entry["logprob"]}
 
 
 def failure(status: int, said: str, *, headers: dict[str, str] | None = None, **more: str) -> Response:

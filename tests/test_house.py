@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "autointerp"
 GROUND = (
-    "records config registry plugins artifacts tables prompting answers stats progress resources hashing memory errors"
+    "records config registry plugins artifacts tables prompting answers stats progress resources hashing memory"
+    " errors redact"
 )
 FLOORS = (
     set(GROUND.split()),

@@ -46,7 +46,7 @@ def checked_nodes(config: Config, session: Session, targets: Sequence[str] = ALL
     except ConfigError:
         raise_for(examine(config, session, targets, probe=True))
         raise
-    standings = Dag(made, store()).standings()
+    standings = Dag(made, store(), retry_failed=session.retry_failed).standings()
     if any(standing.state != "done" for standing in standings.values()):
         raise_for(examine(config, session, targets, standings, probe=True))
     return made

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import platform
-import re
 import subprocess
 import sys
 import time
@@ -19,9 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from autointerp.artifacts import write_atomically
+from autointerp.commands.totals import total_failures
 from autointerp.config import Config
 from autointerp.engine.store import Store
 from autointerp.progress import FILE
+from autointerp.redact import public_config, redact
 from autointerp.registry import did_you_mean
 from autointerp.report.controls import compared
 from autointerp.report.folder import RunFolder
@@ -61,6 +62,11 @@ class Run:
     def info(self) -> dict[str, Any]:
         """run.json."""
         return json.loads((self.folder / "run.json").read_text())
+
+    @property
+    def total_failures(self) -> list[str]:
+        """What explained or scored no feature at all, a line each; empty where all is well."""
+        return total_failures(self.folder)
 
     def show(self, feature: int) -> FeatureCard:
         """One feature: its contexts, explanations, scores, neighbours and logits, as a notebook or a terminal shows
@@ -136,21 +142,9 @@ def is_complete(folder: Path) -> bool:
 
 
 def write_config(folder: Path, config: Config) -> None:
-    text = yaml.safe_dump(_without_secrets(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
+    """config.yaml: the config as resolved, but for what may be a secret."""
+    text = yaml.safe_dump(public_config(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
     write_atomically(folder / "config.yaml", lambda path: path.write_text(text))
-
-
-def _without_secrets(value: Any) -> Any:
-    """The config without what may hold a secret: a server's environment, its API key, credentials in an address."""
-    if isinstance(value, dict):
-        hidden = {key: dict.fromkeys(part, "hidden") if key == "env" and part else part for key, part in value.items()}
-        return {key: _without_secrets(part) for key, part in hidden.items()}
-    if isinstance(value, list):
-        keys = {i + 1 for i, part in enumerate(value) if part == "--api-key"}
-        return ["hidden" if i in keys else _without_secrets(part) for i, part in enumerate(value)]
-    if isinstance(value, str):
-        return re.sub(r"(--api-key=).*", r"\1hidden", re.sub(r"://[^/@\s]+@", "://hidden@", value))
-    return value
 
 
 def write_usage(folder: Path) -> None:
@@ -163,7 +157,7 @@ def write_usage(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    text = json.dumps(value, indent=2, default=str)
+    text = redact(json.dumps(value, indent=2, default=str))
     write_atomically(path, lambda temporary: temporary.write_text(text))
 
 

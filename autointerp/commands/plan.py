@@ -120,15 +120,16 @@ def seconds_per_use(plan: Plan) -> Mapping[str, float]:
     return {stage.name: stage.seconds for stage in plan.stages}
 
 
-def plan(config: Config, out: str | Path | None = None) -> Plan:
+def plan(config: Config, out: str | Path | None = None, *, retry_failed: bool = False) -> Plan:
     """The DAG with each stage's standing and what the part still to do will cost. Nothing is sent, nothing is written.
+    With `retry_failed` failed rows are to do, whatever their reason.
 
     Raises what is wrong with a config of which no plan can be made; `Plan.problems` is what else is wrong.
     """
     folder = run_folder(config, out)
-    with Session(config, folder / "usage.jsonl") as session:
+    with Session(config, folder / "usage.jsonl", retry_failed=retry_failed) as session:
         try:
-            dag = Dag(nodes(config, session), store())
+            dag = Dag(nodes(config, session), store(), retry_failed=retry_failed)
         except ConfigError:
             raise_for(examine(config, session, deep=False))
             raise
@@ -224,7 +225,7 @@ class _Estimate:
         prompt *= self._counted(use.name, asks.llm)
         scale = (features - self._kept(standing)) / len(samples)
         if standing.state == "retry" and standing.manifest is not None and calls:
-            scale = standing.manifest.to_retry / calls
+            scale = self.dag.to_ask_again(standing.manifest) / calls
         return _Requests(calls * scale, prompt * scale, answer * scale)
 
     def samples(self, about: Population) -> list[Sample]:

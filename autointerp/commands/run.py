@@ -37,20 +37,28 @@ from autointerp.stages.tables import copy_tables
 log = logging.getLogger("autointerp")
 
 
-def run(config: str | Path | Config, *, set: Mapping[str, Any] | None = None, out: str | Path | None = None) -> Run:
+def run(
+    config: str | Path | Config,
+    *,
+    set: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    retry_failed: bool = False,
+) -> Run:
     """Run the DAG of a config and return the run. What is done already, in this run or another, is not done again.
 
-    It may be called where an event loop runs, as in a notebook; `arun` lets that loop go on meanwhile.
+    With `retry_failed` every failed row is asked for again, whatever its reason. Without it only what may pass is.
+    It may be called where an event loop runs, as in a notebook; `arun` lets that loop go on meanwhile. What failed
+    altogether is in `Run.total_failures`.
     """
     resolved = config if isinstance(config, Config) else load_config(config, set)
     folder = run_folder(resolved, out)
     started = time.time()
     whole, before = is_complete(folder), previous_stages(folder)
-    with session_in(resolved, folder) as session:
+    with session_in(resolved, folder, retry_failed) as session:
         checked = checked_nodes(resolved, session)
         live = Live(resolved, folder, store())
-        dag = Dag(live.watched(checked), live.store)
-        live.expect(dag, before, lambda: seconds_per_use(plan(resolved, out)))
+        dag = Dag(live.watched(checked), live.store, retry_failed=retry_failed)
+        live.expect(dag, before, lambda: seconds_per_use(plan(resolved, out, retry_failed=retry_failed)))
         session.on_shard = live.shard_kept
         learner = Learner(resolved, session, dag)
 
@@ -70,14 +78,21 @@ def run(config: str | Path | Config, *, set: Mapping[str, Any] | None = None, ou
             live.finish()
         else:
             log.info("nothing to do: every stage is done")
-    return Run(folder)
+    made = Run(folder)
+    for failure in made.total_failures:
+        log.error("%s", failure)
+    return made
 
 
 async def arun(
-    config: str | Path | Config, *, set: Mapping[str, Any] | None = None, out: str | Path | None = None
+    config: str | Path | Config,
+    *,
+    set: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    retry_failed: bool = False,
 ) -> Run:
     """`run`, awaited: the caller's event loop goes on meanwhile."""
-    return await asyncio.to_thread(run, config, set=set, out=out)
+    return await asyncio.to_thread(run, config, set=set, out=out, retry_failed=retry_failed)
 
 
 def run_targets(
@@ -100,13 +115,16 @@ def run_targets(
 
 
 @contextmanager
-def session_in(config: Config, folder: Path) -> Iterator[Session]:
+def session_in(config: Config, folder: Path, retry_failed: bool = False) -> Iterator[Session]:
     """The session of a run in `folder`, which no other process may work in meanwhile."""
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / ".lock", timeout=0), Session(config, folder / "usage.jsonl") as session:
+        with (
+            FileLock(folder / ".lock", timeout=0),
+            Session(config, folder / "usage.jsonl", retry_failed=retry_failed) as session,
+        ):
             yield session
     except Timeout:
         raise AutointerpError(f"another process is running in {folder}: wait for it, or give --out") from None

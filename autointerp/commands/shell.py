@@ -14,6 +14,7 @@ from typing import Any
 import typer
 
 from autointerp.errors import AutointerpError, ConfigError, Problems
+from autointerp.redact import redact
 
 STOPPED = 130  # the exit code after Ctrl-C, as shells have it
 
@@ -86,11 +87,3 @@ def _fail(lines: Sequence[str], code: int, verbose: bool) -> None:
     for line in lines:
         print(redact(f"autointerp: {' '.join(line.split())}"), file=sys.stderr)
     raise typer.Exit(code)
-
-
-def redact(text: str) -> str:
-    """`text` without the values of environment variables that name a key, token, secret or password."""
-    for name, value in os.environ.items():
-        if len(value) >= 8 and any(word in name.upper() for word in ("KEY", "TOKEN", "SECRET", "PASSWORD")):
-            text = text.replace(value, f"[{name}]")
-    return text

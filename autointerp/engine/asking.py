@@ -58,9 +58,11 @@ def client(session: Session, plugin: PluginConfig) -> Client:
 
 
 def width(config: Config, plugin: PluginConfig) -> int:
-    """Features in work at one time: enough to keep `concurrency` requests in flight."""
+    """Features in work at one time: enough to keep as many requests in flight as may be."""
+    from autointerp.llm.registry import concurrency
+
     llm = plugin.llm or config.llm
-    return 64 if llm is None else max(2, llm.concurrency)
+    return 64 if llm is None else max(2, concurrency(llm))
 
 
 @contextmanager

@@ -27,6 +27,7 @@ NOT_IN_KEYS = "it decides when a stage runs, not what the stage writes"
 
 log = logging.getLogger("autointerp")
 
+FAILED = ("failed", "unscored_examples")  # facts of a stage that count its rows without a result
 REPAIRS = 3  # times that a stage's artifact is made again in one run before that is an error
 
 
@@ -66,7 +67,9 @@ class Standing:
 
 
 class Dag:
-    def __init__(self, nodes: Sequence[Node], store: Store) -> None:
+    def __init__(self, nodes: Sequence[Node], store: Store, *, retry_failed: bool = False) -> None:
+        """`retry_failed`: a stage with failed rows is not done, whatever their reason."""
+        self._retry_failed = retry_failed
         self.nodes = {node.name: node for node in nodes}
         self.store = store
         order = TopologicalSorter({node.name: node.needs for node in nodes}).static_order()
@@ -99,6 +102,8 @@ class Dag:
             return Standing(node, "stale" if ran else "to do", why, key, None)
         if manifest.to_retry:
             return Standing(node, "retry", f"{manifest.to_retry} failed for a reason that may pass", key, manifest)
+        if failed := self.to_ask_again(manifest):
+            return Standing(node, "retry", f"{failed} failed and are asked for again", key, manifest)
         return Standing(node, "done", None, key, manifest)
 
     def _changed(self, node: Node, earlier: str, before: Mapping[str, Standing]) -> str:
@@ -109,6 +114,12 @@ class Dag:
         now = self._parts(node, {name: before[name].manifest.content for name in node.needs})  # type: ignore[union-attr]
         changed = [part for part in sorted({*now, *made.parts}) if now.get(part) != made.parts.get(part)]
         return f"changed: {', '.join(changed[:4])}{' …' if len(changed) > 4 else ''}" if changed else "made again"
+
+    def to_ask_again(self, manifest: Manifest) -> int:
+        """How many of an artifact's items are tried again: those that may pass, or all that failed."""
+        if self._retry_failed:
+            return manifest.to_retry + sum(manifest.facts.get(name) or 0 for name in FAILED)
+        return manifest.to_retry
 
     @staticmethod
     def _key(node: Node, contents: Mapping[str, str]) -> str:
@@ -170,7 +181,9 @@ class Dag:
         assert standing.key is not None
         with self.store.writing(node.name, standing.key, resumable=node.resumable) as folder:
             already = self.store.find(node.name, standing.key)
-            if already is not None and not already.to_retry:  # another process finished it while this one waited
+            if already is not None and not self.to_ask_again(
+                already
+            ):  # another process finished it while this one waited
                 return already
             inputs = {name: self.folder(before[name]) for name in node.needs}
             contents = {name: before[name].manifest.content for name in node.needs}  # type: ignore[union-attr]

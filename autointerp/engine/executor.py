@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from autointerp.artifacts import write_atomically
 from autointerp.hashing import digest
+from autointerp.llm.again import Which, again
 from autointerp.tables import concat, write_rows
 
 if TYPE_CHECKING:
@@ -43,10 +44,12 @@ class Shard:
 
 @dataclass
 class Rows:
-    """What one feature adds to the stage's tables, and how many of its requests may succeed later."""
+    """What one feature adds to the stage's tables, how many of its requests may succeed later, and how many of its rows
+    have a failure in the place of a result."""
 
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     to_retry: int = 0
+    failed: int = 0
 
 
 def each_shard(
@@ -161,7 +164,7 @@ async def _each_feature(
             if ended_by:
                 raise ended_by[0]
             try:
-                rows = await work(feature, given)
+                rows = await _rows(lambda: work(feature, given), session.retry_failed)
             except BaseException as error:
                 ended_by.append(error)
                 raise
@@ -198,6 +201,21 @@ async def _each_feature(
         await asyncio.gather(*under_way)
     finally:
         await _end(under_way)
+
+
+async def _rows(work: Callable[[], Awaitable[Rows]], retry_failed: bool) -> Rows:
+    """What a feature adds; with `retry_failed` made again while rows of it failed: of fresh answers in the place of
+    those that said nothing or could not be read and, where each could, of fresh answers alone."""
+    rows = await work()
+    which: Sequence[Which] = ("unread", "all") if retry_failed else ()
+    for answers in which:
+        if not rows.failed:
+            break
+        with again(answers) as renewed:
+            rows = await work()
+        if renewed.asked:
+            break
+    return rows
 
 
 async def _whole(call: Callable[..., None], *given: Any) -> None:

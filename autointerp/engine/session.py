@@ -25,8 +25,9 @@ class Session:
     so that a stage's key holds just the code of what the stage asks for.
     """
 
-    def __init__(self, config: Config, journal: Path) -> None:
+    def __init__(self, config: Config, journal: Path, *, retry_failed: bool = False) -> None:
         self.config = config
+        self.retry_failed = retry_failed  # failed rows are asked for again, whatever their reason
         self.journal = journal  # usage, a line a request
         self.on_shard: Callable[[], None] | None = None  # called when a shard of features is kept: tables may grow
         self._kept: dict[str, Any] = {}

@@ -105,6 +105,9 @@ class RequestCache:
         checksum = _checksum(identity, name, text)
         self._run("INSERT OR REPLACE INTO learnt VALUES (?, ?, ?, ?)", identity, name, text, checksum)
 
+    def unlearn(self, identity: str, name: str) -> None:
+        self._run("DELETE FROM learnt WHERE identity = ? AND name = ?", identity, name)
+
     def close(self) -> None:
         with self._lock:
             self._closed = True
@@ -221,3 +224,7 @@ class Memory(UserDict[str, Any]):
     def __setitem__(self, key: str, item: Any) -> None:
         self._cache.learn(self._identity, key, item)
         super().__setitem__(key, item)
+
+    def __delitem__(self, key: str) -> None:
+        self._cache.unlearn(self._identity, key)
+        super().__delitem__(key)

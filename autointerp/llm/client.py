@@ -17,6 +17,7 @@ import tenacity
 from autointerp.answers import clean, sendable
 from autointerp.config import LLMConfig
 from autointerp.errors import AutointerpError
+from autointerp.llm.again import renewal
 from autointerp.llm.backend import (
     Backend,
     Choose,
@@ -83,12 +84,11 @@ class Client:
         seed: int = 0,
         backoff: float = 1.0,
         prices: Prices | None = None,
-        retry_failed: bool = False,
     ) -> None:
         """`backoff`: seconds of the first pause between attempts, doubling from there, with full jitter.
-        `prices`: None where they are not known. `retry_failed`: ask again where a kept answer cannot be read."""
+        `prices`: None where they are not known."""
         self._backend, self._config, self._cache, self._seed, self._backoff = backend, config, cache, seed, backoff
-        self._retry_failed = retry_failed
+        self._renewed: set[str] = set()  # keys of requests that were asked again
         self._limiter = Limiter(config.concurrency)
         self._budget = Budget(config, prices)
         for row in read_usage(journal):  # the limits are those of the run, however often it is taken up again
@@ -198,7 +198,7 @@ class Client:
         if kept is not None:
             raw, seconds = kept
             reply = self._read(raw, request)
-            if reply.failure is None or not (reply.retryable or self._retry_failed):
+            if not (reply.retryable or self._renews(key, request, reply)):
                 self._count(request, _Outcome(reply, seconds, 0), cached=True)
                 return reply
         flight = self._flights.get(key)
@@ -218,6 +218,15 @@ class Client:
         if not first:
             self._count(request, replace(outcome, attempts=0), cached=True)
         return outcome.reply
+
+    def _renews(self, key: str, request: Request, reply: Reply) -> bool:
+        """Whether a kept answer is asked for again: once a run, where a failed row is made anew."""
+        wanted = renewal()
+        if wanted is None or key in self._renewed or not wanted.wants(request, reply):
+            return False
+        self._renewed.add(key)
+        wanted.asked += 1
+        return True
 
     def _take_off(self, key: str, request: Request, most_tokens: int) -> _Flight:
         # prompt tokens are not known before: three characters each is more than any usual text needs

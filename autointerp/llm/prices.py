@@ -42,11 +42,14 @@ def check_limits(config: LLMConfig, prices: Prices | None) -> None:
         )
 
 
-def listed_prices(model: str, base_url: str) -> Prices | None:
-    """Those of the model at that provider, without any request; None where they are not listed."""
+def listed_prices(model: str, base_url: str | None, provider: str | None = None) -> Prices | None:
+    """Those of the model at a provider, known by its address or its name, without any request; None where they are not
+    listed."""
     from genai_prices import Usage, calc_price
 
     def price(usage: Usage) -> float:
+        if provider is not None:
+            return float(calc_price(usage, model, provider_id=provider).total_price) * 1e6 / _PROMPT
         return float(calc_price(usage, model, provider_api_url=base_url).total_price) * 1e6 / _PROMPT
 
     try:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from autointerp.config import LLMConfig
+from autointerp.errors import ConfigError
 from autointerp.llm.backend import Backend, BackendKind
 from autointerp.llm.prices import Prices, check_limits, with_given
 from autointerp.records import Capability
-from autointerp.registry import Registry
+from autointerp.registry import Registry, did_you_mean
 
 NOT_IN_KEYS = "a key holds the backend that was looked up, and what it answers of itself"
 
@@ -32,7 +33,11 @@ backends: Registry[type[BackendKind]] = Registry(
     "autointerp.backends",
     {
         "openai": "autointerp.llm.backends.openai:OpenAIBackend",
+        "openai-batch": "autointerp.llm.backends.openai_batch:OpenAIBatchBackend",
         "anthropic": "autointerp.llm.backends.anthropic:AnthropicBackend",
+        "anthropic-batch": "autointerp.llm.backends.anthropic_batch:AnthropicBatchBackend",
+        "gemini": "autointerp.llm.backends.gemini:GeminiBackend",
+        "litellm": "autointerp.llm.backends.litellm:LiteLLMBackend",
         "vllm": "autointerp.llm.backends.vllm:VllmBackend",
         "local": "autointerp.llm.backends.local:LocalBackend",
     },
@@ -88,9 +93,22 @@ def prices(config: LLMConfig) -> Prices | None:
     return with_given(config, backend_of(config).prices(config))
 
 
+COLLECTED = 10_000  # requests in flight at most of a backend that collects them: waiting costs nothing there
+
+
+def concurrency(config: LLMConfig) -> int:
+    """Requests in flight at most: the config's, and more for a backend that submits many together (`collects`)."""
+    return max(config.concurrency, COLLECTED if getattr(backend_of(config), "collects", False) else 0)
+
+
 def check(config: LLMConfig, catalogue: Sequence[str] = ()) -> None:
     """Raise ConfigError for what can be known wrong before anything is paid for: a key that is missing in the
     environment, a folder that is not there, a package that is not installed. `catalogue`: names of models it has."""
+    word, colon, _ = config.model.partition(":")
+    if colon and backend_name(config) == "local" and config.backend is None and not Path(config.model).exists():
+        raise ConfigError(
+            f"llm.model {config.model!r}: no LLM backend is named {word!r}{did_you_mean(word, backends.names())}"
+        )
     backend_of(config).check(config, catalogue)
     check_limits(config, prices(config))
 

@@ -105,7 +105,7 @@ def work(job: Job) -> None:
             "failure": explanation.failure,
             "raw": explanation.raw,
         }
-        return Rows({"explanations": [row]}, meter.retryable_failures)
+        return Rows({"explanations": [row]}, meter.retryable_failures, explanation.text is None)
 
     width = asking.width(job.config, given.plugin)
     with progress(job.use.name, len(features), "features") as bar:

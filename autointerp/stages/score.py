@@ -92,7 +92,8 @@ def work(job: Job) -> None:
                 score = await guarded(lambda: given.score(text, examples, llm, **options), Score, _failed(examples))
             else:
                 score = _failed(examples)(failures[feature])
-        return Rows(_rows({"feature": feature} | names, score), meter.retryable_failures)
+        failed = (score.value is None) + sum(judgement.status == "failed" for judgement in score.judgements)
+        return Rows(_rows({"feature": feature} | names, score), meter.retryable_failures, failed)
 
     width = asking.width(job.config, given.plugin)
     with progress(job.use.name, len(texts), "features") as bar:
@@ -167,7 +168,7 @@ def _conclude(job: Job, features: int) -> None:
     if reasons:
         lost = len(reasons)
         log.warning("%s: %d of %d features have no score, for example: %s", job.use.name, lost, features, reasons[0])
-    job.facts |= {"features": features, "unscored_examples": unscored}
+    job.facts |= {"features": features, "failed": len(reasons), "unscored_examples": unscored}
 
 
 def asks(config: Config, use: Use) -> Asks | None:

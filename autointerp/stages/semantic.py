@@ -48,7 +48,7 @@ def work(job: Job) -> None:
     async def judged(feature: int, _: None) -> Rows:
         with asking.asked(llm, "semantic", feature) as counts:
             rows = [await judge_pair(feature, pair, flagged, llm) for pair in PAIRS]
-        return Rows({"semantic": rows}, counts.retryable_failures)
+        return Rows({"semantic": rows}, counts.retryable_failures, sum("failure" in row for row in rows))
 
     composites, width = sorted(flagged.parts["own"]), asking.width(job.config, plugin)
     with progress("semantic", len(composites), "composites") as bar:
@@ -56,7 +56,7 @@ def work(job: Job) -> None:
     merge_parts(job.folder, ["semantic"])
     forget_shards(job.folder, files=True)
     rows = pq.read_table(job.folder / "semantic.parquet").to_pylist()
-    job.facts |= {"explainer": explainer} | entailed(rows)
+    job.facts |= {"explainer": explainer, "failed": sum(row["failure"] is not None for row in rows)} | entailed(rows)
 
 
 def asks(config: Config, use: Use) -> Asks:

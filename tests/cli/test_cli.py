@@ -156,10 +156,10 @@ def test_no_secret_reaches_errors_tracebacks_or_the_log(config: str, monkeypatch
 def test_run_logs_to_stderr_and_ends_with_table_and_report(config: str, folder: Path, monkeypatch: pytest.MonkeyPatch):
     asked: list[Any] = []
 
-    def run(config: str, *, set: dict[str, Any], out: Path | None) -> SimpleNamespace:
+    def run(config: str, *, set: dict[str, Any], out: Path | None, retry_failed: bool) -> SimpleNamespace:
         asked.append((set, out))
         logging.getLogger("autointerp").info("harvest: 5 tokens")
-        return SimpleNamespace(folder=folder)
+        return SimpleNamespace(folder=folder, total_failures=[])
 
     monkeypatch.setattr("autointerp.commands.run.run", run)
     result = call("run", config, "--set", "features.ids=[1, 2]", "--set", "name=x", "--out", "there")
@@ -178,8 +178,9 @@ def test_plan_says_what_is_to_do_and_what_it_costs(config: str, monkeypatch: pyt
         PlannedStage("explain/x", "stale", "llm.model changed", 1200, 34000, 560, "at most", None, 75.0, False),
     ]
     made = Plan(stages, ["no key is set"])
-    monkeypatch.setattr("autointerp.commands.plan.plan", lambda config, out: made)
+    monkeypatch.setattr("autointerp.commands.plan.plan", lambda config, out, *, retry_failed: made)
     result = call(*command, config)
+    assert result.exit_code == 2, "something is wrong with the config"
     assert result.stdout.splitlines() == [
         "stage      state  cost                                                            time            why",
         "corpus     done",

@@ -17,6 +17,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from test_client import ask, ask_many, contents, echo, opened
 
 from autointerp.errors import AutointerpError, EndpointDown
+from autointerp.llm.again import again
 from autointerp.llm.backend import FinalFailure, RateLimited, RequestFailed, RetryableFailure
 from autointerp.llm.backends import openai
 from autointerp.llm.backends.failures import Failures, Refused
@@ -356,8 +357,11 @@ async def test_an_unreadable_answer_is_kept_and_asked_again_on_demand_only(tmp_p
         async with opened(endpoint.url, tmp_path) as llm:
             assert await llm.complete(ask("q")) == first
         assert not endpoint.requests
-        async with opened(endpoint.url, tmp_path, retry_failed=True) as llm:
-            assert (await llm.complete(ask("q"))).text == "heard q"
+        async with opened(endpoint.url, tmp_path) as llm:
+            with again("unread") as renewed:
+                assert (await llm.complete(ask("q"))).text == "heard q"
+                assert (await llm.complete(ask("q"))).text == "heard q"
+        assert (renewed.asked, len(endpoint.requests)) == (1, 1)
 
 
 async def test_a_damaged_answer_is_asked_for_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -29,9 +29,7 @@ def ask(text: str) -> list[Message]:
     return [Message("system", "Repeat."), Message("user", text)]
 
 
-def opened(
-    url: str, folder: Path, *, seed: int = 0, backoff: float = 0.001, retry_failed: bool = False, **options: Any
-) -> Client:
+def opened(url: str, folder: Path, *, seed: int = 0, backoff: float = 0.001, **options: Any) -> Client:
     config = LLMConfig.model_validate({"model": "test-model", "base_url": url, "logprobs": False, **options})
     return Client(
         OpenAIBackend(config),
@@ -40,7 +38,6 @@ def opened(
         journal=folder / "usage.jsonl",
         seed=seed,
         backoff=backoff,
-        retry_failed=retry_failed,
     )
 
 

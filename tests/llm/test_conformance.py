@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from batch_endpoint import serving_batches
 from conformance import conforms
 from endpoint import serving
 from test_local_backend import save
 from test_registry import MINE
 
 from autointerp.config import LLMConfig
+from autointerp.errors import ConfigError
+from autointerp.llm.backends import batches
+from autointerp.llm.registry import check
 
 SLOTS = {"Yes": 0.7, "No": 0.3}
 
@@ -32,6 +37,41 @@ async def test_anthropics_api_conforms(tmp_path: Path) -> None:
         await conforms(LLMConfig(model="anthropic:claude", base_url=base), tmp_path)
         assert all({"model", "messages", "max_tokens"} <= set(body) for body in endpoint.requests)
         assert all(message["role"] != "system" for body in endpoint.requests for message in body["messages"])
+
+
+async def test_geminis_api_conforms(tmp_path: Path) -> None:
+    with serving(models=("gem",)) as endpoint:
+        base = endpoint.url.removesuffix("/v1")
+        await conforms(LLMConfig(model="gemini:gem", base_url=base, logprobs=True), tmp_path / "probabilities")
+    with serving(models=("gem",), logprobs=0) as endpoint:
+        endpoint.refuses = {"seed": "seed is not supported"}
+        base = endpoint.url.removesuffix("/v1")
+        await conforms(LLMConfig(model="gemini:gem", base_url=base), tmp_path / "text")
+
+
+async def test_what_litellm_reaches_conforms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_KEY", "sk-for-litellm")
+    with serving(key="sk-for-litellm") as endpoint:
+        asked = LLMConfig(model="litellm:openai/test-model", base_url=endpoint.url, api_key_env="A_KEY", logprobs=True)
+        await conforms(asked, tmp_path)
+        monkeypatch.delenv("A_KEY")
+        with pytest.raises(ConfigError, match="set the environment variable A_KEY"):
+            check(asked)
+
+
+@pytest.mark.parametrize(
+    ("model", "more"), [("openai-batch:test-model", {"logprobs": True}), ("anthropic-batch:test-model", {})]
+)
+async def test_a_batch_api_conforms(
+    model: str, more: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "QUIET", 0.05)
+    monkeypatch.setattr(batches, "FIRST_LOOK", 0.02)
+    with serving_batches() as endpoint:
+        base = endpoint.url if model.startswith("openai") else endpoint.url.removesuffix("/v1")
+        await conforms(LLMConfig.model_validate({"model": model, "base_url": base, **more}), tmp_path)
+        assert endpoint.requests
+        assert endpoint.in_batches == len(endpoint.requests), "nothing but probes is asked live"
 
 
 async def test_a_model_in_process_conforms(tmp_path: Path) -> None:

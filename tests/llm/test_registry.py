@@ -48,6 +48,11 @@ def test_an_unknown_backend_names_the_nearest() -> None:
         backend_of(config("m", backend="opanai"))
 
 
+def test_a_mistyped_word_before_the_model_names_the_nearest_backend() -> None:
+    with pytest.raises(ConfigError, match="no LLM backend is named 'opnai' – did you mean 'openai'"):
+        check(config("opnai:gpt-4o"))
+
+
 def test_what_is_said_of_a_config_loads_no_model_library() -> None:
     source = """
 import sys

@@ -12,10 +12,11 @@ from typing import Any
 from autointerp.config import LLMConfig
 from autointerp.errors import ConfigError
 from autointerp.llm.backend import Complete, FinalFailure, Raw, Reply, Request, RetryableFailure
-from autointerp.llm.backends.failures import Refused, public
-from autointerp.llm.backends.http import HttpBackend, asked_for, check_library, find_headers, find_key
+from autointerp.llm.backends.failures import Refused
+from autointerp.llm.backends.http import HttpBackend, asked_for, check_library, find_extra_body, find_headers, find_key
 from autointerp.llm.prices import Prices, listed_prices
 from autointerp.records import Capability, Message
+from autointerp.redact import public_url
 
 ANTHROPIC = "https://api.anthropic.com"
 PROBE = Complete((Message("user", "Is water wet? Answer Yes or No."),), 1)
@@ -39,7 +40,7 @@ class AnthropicBackend(HttpBackend):
 
     @classmethod
     def identify(cls, config: LLMConfig, identify_model: Callable[[str], str]) -> dict[str, Any]:
-        return {"base_url": public(_base_url(config)), "model": _model(config)} | asked_for(config)
+        return {"base_url": public_url(_base_url(config)), "model": _model(config)} | asked_for(config)
 
     @classmethod
     def expected(cls, config: LLMConfig) -> frozenset[Capability]:
@@ -54,6 +55,7 @@ class AnthropicBackend(HttpBackend):
         check_library(cls.library)
         find_key(_with_key(config), _base_url(config))
         find_headers(config)
+        find_extra_body(config)
         if config.logprobs:
             raise ConfigError("llm.logprobs: Anthropic's API gives no token probabilities, set it to null or false")
 
@@ -61,7 +63,7 @@ class AnthropicBackend(HttpBackend):
 
     @property
     def identity(self) -> str:
-        return f"anthropic {public(self.base_url)} {self._model} {sorted(asked_for(self._config).items())}"
+        return f"anthropic {public_url(self.base_url)} {self._model} {sorted(asked_for(self._config).items())}"
 
     @property
     def capabilities(self) -> frozenset[Capability]:

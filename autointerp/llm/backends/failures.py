@@ -9,9 +9,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from urllib.parse import urlsplit
 
 from autointerp.llm.backend import FinalFailure, RateLimited, RequestFailed, RetryableFailure
+from autointerp.redact import public_url, redact
 
 FINAL = (400, 413, 414, 422, 431, 451)  # for this request; others may be answered
 MISPLACED = (404, 405, 407, 410)  # no request will be answered here
@@ -54,7 +54,7 @@ class Failures:
 
     @property
     def where(self) -> str:
-        return public(self.base_url)
+        return public_url(self.base_url)
 
     def of_status(self, status: int, headers: Mapping[str, str], body: object, parameter: str | None) -> RequestFailed:
         """What the answer with an error status means."""
@@ -84,7 +84,7 @@ class Failures:
         if status in FINAL:
             return FinalFailure(reason)
         if 300 <= status < 400:
-            place = public(headers.get("location", "")) or "another place"
+            place = public_url(headers.get("location", "")) or "another place"
             return RetryableFailure(f"{self.where}: HTTP {status}, it sends us to {place}: see llm.base_url")
         return RetryableFailure(reason)
 
@@ -96,7 +96,7 @@ class Failures:
         text = " ".join(str(value)[:10_000].split()) or type(value).__name__
         for secret in self.secrets:
             text = text.replace(secret, "[key]")
-        text = re.sub(r"\b(sk-|Bearer )[\w*.-]{4,}", r"\1[key]", text)
+        text = redact(text)
         return text if len(text) <= 300 else text[:299] + "…"
 
 
@@ -119,21 +119,3 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     except (ValueError, OverflowError):
         return None
     return None if math.isnan(seconds) else max(0.0, seconds)
-
-
-def public(url: str) -> str:
-    """The URL without user, password and query."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "(no URL)"
-    if not parts.scheme:
-        return parts.path
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
-
-
-def secrets_of(url: str) -> tuple[str, ...]:
-    """The user, the password and the query of a URL."""
-    parts = urlsplit(url)
-    values = [parts.username, parts.password, *(pair.partition("=")[2] for pair in parts.query.split("&"))]
-    return tuple(value for value in values if value and len(value) > 3)

@@ -8,14 +8,15 @@ import importlib.util
 import logging
 import os
 import re
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from autointerp.config import LLMConfig
 from autointerp.errors import ConfigError
-from autointerp.llm.backends.failures import Failures, Refused, public, secrets_of
+from autointerp.llm.backends.failures import Failures, Refused
 from autointerp.llm.backends.wire import Wire
+from autointerp.redact import VARIABLE, hide, public_url, secrets_of
 
 log = logging.getLogger("autointerp.llm")
 
@@ -38,6 +39,7 @@ class HttpBackend:
         self._model = model
         self.base_url = base_url
         self._api_key = api_key
+        self._extra_body: dict[str, Any] = {}
         self.memory: MutableMapping[str, Any] = {}
         self._wire: Wire | None = None
 
@@ -47,7 +49,7 @@ class HttpBackend:
 
     @property
     def _where(self) -> str:
-        return public(self.base_url)
+        return public_url(self.base_url)
 
     async def connect(self) -> Wire:
         """Raises ConfigError where the key or the library is missing."""
@@ -57,8 +59,11 @@ class HttpBackend:
             if self._api_key is None:
                 self._api_key = find_key(self._config, self.base_url)
             headers = find_headers(self._config)
+            self._extra_body = find_extra_body(self._config)
             hidden = [self._api_key, *headers.values(), *secrets_of(self.base_url)]
+            hidden += [os.environ[name[1:]] for name in _variables(self._config.extra_body)]
             secrets = tuple(secret for secret in hidden if len(secret) > 4)
+            hide(*(secret for secret in secrets if secret not in self._config.headers.values()))
             failures = Failures(self.base_url, self._model, self._config.api_key_env, secrets)
             self._wire = Wire(
                 library,
@@ -68,7 +73,7 @@ class HttpBackend:
                 self._api_key,
                 headers,
                 failures,
-                _local(self.base_url),
+                is_local(self.base_url),
             )
         return self._wire
 
@@ -79,12 +84,11 @@ class HttpBackend:
 
     async def _send(self, body: dict[str, Any], most_bytes: int) -> dict[str, Any]:
         """POST, again in another shape for each parameter that the endpoint refuses; what helped is remembered."""
-        assert self._wire is not None, "ask after start"
         changes: list[str] = []
         while True:
             shaped = self._shaped(body, changes)
             try:
-                data = await self._wire.post(self.path, shaped, most_bytes)
+                data = await self._answered(shaped, most_bytes)
             except Refused as error:
                 change = _change_for(error, shaped)
                 if change is None or change in changes:
@@ -94,13 +98,18 @@ class HttpBackend:
             self._learn(changes)
             return data
 
+    async def _answered(self, body: dict[str, Any], most_bytes: int) -> dict[str, Any]:
+        """What the endpoint answers to `body`, as it is."""
+        assert self._wire is not None, "ask after start"
+        return await self._wire.post(self.path, body, most_bytes)
+
     def _shaped(self, body: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
         without = {*self.memory.get("without", []), *changes}
         shaped = {name: value for name, value in body.items() if name not in without}
         if self.memory.get("max_completion_tokens") or "max_tokens" in changes:
             shaped.pop("max_tokens", None)
             shaped["max_completion_tokens"] = body["max_tokens"]
-        return shaped | self._config.extra_body
+        return shaped | self._extra_body
 
     def _learn(self, changes: Sequence[str]) -> None:
         for change in changes:
@@ -129,30 +138,55 @@ def asked_for(config: LLMConfig) -> dict[str, Any]:
 def find_key(config: LLMConfig, base_url: str) -> str:
     """The key from the environment; servers of this machine need none. Raises ConfigError, naming the variable."""
     key = os.environ.get(config.api_key_env) if config.api_key_env else "none"
-    if not key and not _local(base_url):
-        raise ConfigError(f"{public(base_url)} needs a key: set the environment variable {config.api_key_env}")
+    if not key and not is_local(base_url):
+        raise ConfigError(f"{public_url(base_url)} needs a key: set the environment variable {config.api_key_env}")
     return key or "none"
 
 
 def find_headers(config: LLMConfig) -> dict[str, str]:
     """`llm.headers` with the values of the variables that they name. Raises ConfigError for one that is not set."""
-    headers = {}
-    for name, value in config.headers.items():
-        variable = value.removeprefix("$")
-        if variable != value and not os.environ.get(variable):
-            raise ConfigError(f"llm.headers.{name} needs the environment variable {variable}")
-        headers[name] = os.environ[variable] if variable != value else value
-    return headers
+    return {name: _resolved(value, f"llm.headers.{name}") for name, value in config.headers.items()}
 
 
-def _local(url: str) -> bool:
+def find_extra_body(config: LLMConfig) -> dict[str, Any]:
+    """`llm.extra_body`, the same."""
+    return {name: _resolved(value, f"llm.extra_body.{name}") for name, value in config.extra_body.items()}
+
+
+def _resolved(value: Any, where: str) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _resolved(part, f"{where}.{key}") for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_resolved(part, where) for part in value]
+    if not isinstance(value, str) or not VARIABLE.fullmatch(value):
+        return value
+    if not os.environ.get(value[1:]):
+        raise ConfigError(f"{where} needs the environment variable {value[1:]}")
+    return os.environ[value[1:]]
+
+
+def _variables(value: Any) -> Iterator[str]:
+    """Each ``$NAME`` in a value."""
+    if isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _variables(part)
+    elif isinstance(value, str) and VARIABLE.fullmatch(value):
+        yield value
+
+
+def is_local(url: str) -> bool:
+    """Whether the endpoint runs on this machine."""
     return (urlsplit(url).hostname or "") in ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
 
-def check_library(name: str) -> None:
-    """Raise ConfigError where a provider's package is not installed."""
-    if importlib.util.find_spec(name) is None:
-        raise ConfigError(f"the package {name} is not installed: pip install 'autointerp[{name}]'")
+def check_library(name: str, *, extra: str | None = None) -> None:
+    """Raise ConfigError where a provider's package is not installed. `extra`: ours that has it; `name` without it."""
+    try:
+        known = importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # of the package that it is part of
+        known = False
+    if not known:
+        raise ConfigError(f"the package {name} is not installed: pip install 'autointerp[{extra or name}]'")
 
 
 def _library(name: str) -> Any:

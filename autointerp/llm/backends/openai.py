@@ -18,11 +18,12 @@ from typing import Any, TypeVar
 from autointerp.config import LLMConfig
 from autointerp.errors import AutointerpError
 from autointerp.llm.backend import Choose, Complete, Fill, FinalFailure, Raw, Reply, Request
-from autointerp.llm.backends.failures import Refused, ServerError, public
-from autointerp.llm.backends.http import HttpBackend, asked_for, find_headers, find_key
+from autointerp.llm.backends.failures import Refused, ServerError
+from autointerp.llm.backends.http import HttpBackend, asked_for, find_extra_body, find_headers, find_key
 from autointerp.llm.backends.openai_read import alternatives, keep, read
 from autointerp.llm.prices import Prices, listed_prices
 from autointerp.records import Capability, Message
+from autointerp.redact import public_url
 from autointerp.registry import did_you_mean
 
 T = TypeVar("T")
@@ -73,7 +74,7 @@ class OpenAIBackend(HttpBackend):
 
     @classmethod
     def identify(cls, config: LLMConfig, identify_model: Callable[[str], str]) -> dict[str, Any]:
-        named = {"base_url": public(config.base_url or OPENAI), "model": config.model.removeprefix("openai:")}
+        named = {"base_url": public_url(config.base_url or OPENAI), "model": config.model.removeprefix("openai:")}
         return named | {"logprobs": config.logprobs} | asked_for(config)
 
     @classmethod
@@ -88,13 +89,16 @@ class OpenAIBackend(HttpBackend):
     def check(cls, config: LLMConfig, catalogue: Sequence[str]) -> None:
         find_key(config, config.base_url or OPENAI)
         find_headers(config)
+        find_extra_body(config)
 
     # --- what it is
 
     @property
     def identity(self) -> str:
         extras = asked_for(self._config)
-        return f"{public(self.base_url)} {self._model}" + (f" {json.dumps(extras, sort_keys=True)}" if extras else "")
+        return f"{public_url(self.base_url)} {self._model}" + (
+            f" {json.dumps(extras, sort_keys=True)}" if extras else ""
+        )
 
     @property
     def capabilities(self) -> frozenset[Capability]:

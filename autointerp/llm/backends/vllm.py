@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from autointerp.config import SECRET, LLMConfig
+from autointerp.config import LLMConfig
 from autointerp.errors import AutointerpError, ConfigError
 from autointerp.hashing import fingerprint
 from autointerp.llm import guard
@@ -27,6 +27,7 @@ from autointerp.llm.backends.openai import OpenAIBackend
 from autointerp.llm.prices import FREE, Prices
 from autointerp.progress import clock
 from autointerp.records import Capability
+from autointerp.redact import hide, redact, secret_name
 from autointerp.registry import did_you_mean
 
 log = logging.getLogger("autointerp.llm")
@@ -131,16 +132,18 @@ class VllmBackend(OpenAIBackend):
         env = {**os.environ, "VLLM_NO_USAGE_STATS": "1"}
         if build == "cpu":
             env["TORCH_COMPILE_DISABLE"] = "1"  # its compiler wants a C++ toolchain and minutes
+        args, secrets = without_keys(self._config.server_args)
+        hide(*secrets.values(), *self._config.env.values(), self._api_key or "")
         handle, name = tempfile.mkstemp(prefix="autointerp-vllm-", suffix=".log")
         self._log = Path(name)
         log.info("starting vLLM for %s, log in %s", self._model, name)
         try:
             self._server = subprocess.Popen(
-                [sys.executable, guard.__file__, *command, *self._config.server_args],
+                [sys.executable, guard.__file__, *command, *args],
                 stdin=subprocess.PIPE,
                 stdout=handle,
                 stderr=subprocess.STDOUT,
-                env={**env, **self._config.env, "VLLM_API_KEY": self._api_key or ""},
+                env={**env, **self._config.env, **secrets, "VLLM_API_KEY": self._api_key or ""},
                 start_new_session=True,  # Ctrl-C reaches us; we end the server
             )
         finally:
@@ -170,6 +173,8 @@ class VllmBackend(OpenAIBackend):
     def _post_mortem(self, what: str) -> str:
         lines = "\n  ".join(self._tail(12))
         log_file, self._log = self._log, None  # kept for the user
+        assert log_file is not None
+        log_file.write_text(redact(log_file.read_text(errors="replace")))
         return f"the vLLM server for {self._model!r} {what}; its log is {log_file}, its last lines:\n  {lines}"
 
     def _tail(self, count: int) -> list[str]:
@@ -177,7 +182,7 @@ class VllmBackend(OpenAIBackend):
         with self._log.open("rb") as file:
             file.seek(max(0, self._log.stat().st_size - (1 << 16)))
             lines = file.read().decode(errors="replace").splitlines()
-        return [line.strip()[:300] for line in lines if line.strip()][-count:]
+        return [redact(line.strip())[:300] for line in lines if line.strip()][-count:]
 
 
 def public_args(args: Sequence[str]) -> list[str]:
@@ -186,7 +191,7 @@ def public_args(args: Sequence[str]) -> list[str]:
     hidden = False  # the value of a secret option follows
     for arg in args:
         if arg.startswith("-"):
-            secret = SECRET.search(arg.partition("=")[0]) is not None and "tokenizer" not in arg and "tokens" not in arg
+            secret = secret_name(arg.partition("=")[0])
             hidden = secret and "=" not in arg
             if not secret:
                 kept.append(arg)
@@ -195,6 +200,23 @@ def public_args(args: Sequence[str]) -> list[str]:
         else:
             hidden = False
     return kept
+
+
+def without_keys(args: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """`args` of a server without its API key and the hub's token, and the latter as an environment variable: others
+    see a process' arguments, and vLLM writes them into its log."""
+    kept: list[str] = []
+    env: dict[str, str] = {}
+    rest = iter(args)
+    for arg in rest:
+        name, equals, value = arg.partition("=")
+        if name not in ("--api-key", "--hf-token"):
+            kept.append(arg)
+            continue
+        value = value if equals else next(rest, "")
+        if name == "--hf-token" and value:
+            env["HF_TOKEN"] = value
+    return kept, env
 
 
 def _given_key(args: Sequence[str]) -> str | None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from autointerp.config import LLMConfig
@@ -16,7 +18,8 @@ from autointerp.llm.backends.failures import Failures, is_page
 
 
 class Wire:
-    """Connections to one endpoint. `timeout` is for a whole answer, however slowly it drips."""
+    """Connections to one endpoint; `failures` says what its errors mean. `timeout` is for a whole answer, however
+    slowly it drips."""
 
     def __init__(
         self,
@@ -34,7 +37,7 @@ class Wire:
         base = next(each for each in library.DefaultAsyncHttpxClient.__mro__ if each.__name__ == "AsyncClient")
         httpx = importlib.import_module(base.__module__.partition(".")[0])
         many = max(100, config.concurrency)
-        self._library, self._timeout, self._failures = library, config.timeout, failures
+        self._library, self._timeout, self.failures = library, config.timeout, failures
         self._response: Any = httpx.Response
         self._client = getattr(library, client)(
             base_url=base_url,
@@ -67,7 +70,7 @@ class Wire:
             raise self._failed(error) from None
         except library.APIConnectionError as error:
             if type(error.__cause__).__name__ == "ConnectError":
-                where, why = self._failures.where, self._failures.clean(error.__cause__)
+                where, why = self.failures.where, self.failures.clean(error.__cause__)
                 raise AutointerpError(f"no answer at {where} ({why}): start it or set llm.base_url") from None
             raise self._failed(error) from None
         except TimeoutError:
@@ -77,18 +80,47 @@ class Wire:
         except (ValueError, KeyError, TypeError, RecursionError):
             return []
 
-    async def post(self, path: str, body: dict[str, Any], most_bytes: int) -> Any:
-        """The JSON that is answered to `body`."""
+    async def post(self, path: str, body: dict[str, Any], most_bytes: int, *, seconds: float | None = None) -> Any:
+        """The JSON that is answered to `body`, within `seconds` where that is not the config's timeout."""
+
+        def call(client: Any) -> Any:
+            return client.post(path, cast_to=self._response, body=body, options={"follow_redirects": False})
+
+        return self._json(await self._called(call, seconds), most_bytes)
+
+    async def get(self, path: str, most_bytes: int) -> Any:
+        """The JSON that lies at `path`."""
+        return self._json(await self._called(self._getting(path)), most_bytes)
+
+    async def lines(self, path: str, seconds: float) -> list[Any]:
+        """A file of one JSON a line; None for a line that is none."""
+        response = await self._called(self._getting(path), seconds)
+        return [_json_or_none(line) for line in response.text.split("\n") if line.strip()]
+
+    async def upload(self, name: str, content: bytes, purpose: str, seconds: float) -> str:
+        """The id of a file that is put there (OpenAI's files)."""
+
+        def call(client: Any) -> Any:
+            return client.files.create(file=(name, content), purpose=purpose)
+
+        return str((await self._called(call, seconds)).id)
+
+    def _getting(self, path: str) -> Callable[[Any], Awaitable[Any]]:
+        return lambda client: client.get(path, cast_to=self._response, options={"follow_redirects": False})
+
+    async def _called(self, call: Callable[[Any], Awaitable[Any]], seconds: float | None = None) -> Any:
+        limit = seconds or self._timeout
+        client = self._client if seconds is None else self._client.with_options(timeout=seconds)
         try:
-            async with asyncio.timeout(self._timeout):
-                response = await self._client.post(
-                    path, cast_to=self._response, body=body, options={"follow_redirects": False}
-                )
+            async with asyncio.timeout(limit):
+                return await call(client)
         except self._library.APIError as error:
             raise self._failed(error) from None  # its chain holds the request and so the key
         except TimeoutError:
-            raise self._late() from None
-        where, size = self._failures.where, len(response.content)
+            raise self._late(limit) from None
+
+    def _json(self, response: Any, most_bytes: int) -> Any:
+        where, size = self.failures.where, len(response.content)
         if size > most_bytes:
             raise FinalFailure(f"{where}: an answer of {size:,} bytes, more than {most_bytes:,} are not read")
         if is_page(response.headers):
@@ -98,14 +130,14 @@ class Wire:
         except (ValueError, RecursionError):
             raise RetryableFailure(f"{where}: an answer that is no JSON") from None
         if isinstance(data, dict) and data.get("error") and not (data.get("choices") or data.get("content")):
-            raise RetryableFailure(f"{where}: an error instead of an answer ({self._failures.clean(data)})")
+            raise RetryableFailure(f"{where}: an error instead of an answer ({self.failures.clean(data)})")
         return data
 
-    def _late(self) -> RequestFailed:
-        return RetryableFailure(f"{self._failures.where}: no answer within {self._timeout:g} s")
+    def _late(self, seconds: float | None = None) -> RequestFailed:
+        return RetryableFailure(f"{self.failures.where}: no answer within {seconds or self._timeout:g} s")
 
     def _failed(self, error: Any) -> RequestFailed:
-        library, failures = self._library, self._failures
+        library, failures = self._library, self.failures
         if isinstance(error, library.APITimeoutError):
             return self._late()
         if isinstance(error, library.APIConnectionError):
@@ -118,3 +150,10 @@ class Wire:
             body = f"{failures.clean(body)} (insufficient_quota)"
         parameter = getattr(error, "param", None)
         return failures.of_status(error.status_code, error.response.headers, body, parameter)
+
+
+def _json_or_none(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
