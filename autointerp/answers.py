@@ -24,7 +24,7 @@ class Labels:
     failures: Mapping[int, str]
 
 
-_OBJECT = re.compile(r"\{([^{}]*)")
+_OBJECT = re.compile(r"\{([^{}]+)")
 _ENTRY = re.compile(
     r"""(?:^|[,;\n])[ \t*"'-]*(?:example[ \t]+)?([0-9]{1,6})["'*]*[ \t]*[:=]["'*]*\s*([^,;\n]*)""", re.IGNORECASE
 )
@@ -43,7 +43,7 @@ def parse_labels(text: str, n: int, *, truncated: bool = False) -> Labels:
         return Labels({}, dict.fromkeys(range(1, n + 1), unread))
     heard: dict[int, set[str]] = {}
     braced = [(match[1], match.start(1)) for match in _OBJECT.finditer(answer)]
-    for region, start in braced or [(answer, 0)]:
+    for region, start in braced if "{" in answer else [(answer, 0)]:
         for entry in _ENTRY.finditer(region):
             cut = truncated and start + entry.end() == len(answer)
             heard.setdefault(int(entry[1]), set()).add(_CUT if cut else entry[2].strip().strip("\"'*]").strip())

@@ -149,21 +149,31 @@ class _Windows:
 
 
 class _Picker:
-    """Takes windows in a given order: no overlap, no text twice, no document again unless `again`."""
+    """Takes windows in a given order: no overlap, nor with `others`, no text twice, no document again unless
+    `again`."""
 
-    def __init__(self, tokens: np.ndarray, documents: np.ndarray, texts: set[bytes]) -> None:
+    def __init__(
+        self, tokens: np.ndarray, documents: np.ndarray, texts: set[bytes], others: _Windows | None = None
+    ) -> None:
         self.tokens, self.documents, self.texts = tokens, documents, texts
         self.taken: dict[int, list[tuple[int, int]]] = {}
+        self.barred: dict[int, list[tuple[int, int]]] = {}  # row -> spans of `others`
+        if others is not None:
+            for row, start, stop in zip(others.row.tolist(), others.start.tolist(), others.stop.tolist()):
+                self.barred.setdefault(row, []).append((start, stop))
 
     def pick(self, windows: _Windows, order: np.ndarray, count: int, again: bool) -> list[int]:
         picked: list[int] = []
         chosen = windows[order]
         documents = self.documents[chosen.row].tolist()
-        for index, document, start, stop in zip(order.tolist(), documents, chosen.start.tolist(), chosen.stop.tolist()):
+        spans = zip(chosen.row.tolist(), chosen.start.tolist(), chosen.stop.tolist())
+        for index, document, (row, start, stop) in zip(order.tolist(), documents, spans):
             if len(picked) == count:
                 break
             before = self.taken.get(document)
-            if before and (not again or any(start < high and low < stop for low, high in before)):
+            if before and (not again or _overlaps(before, start, stop)):
+                continue
+            if _overlaps(self.barred.get(row, ()), start, stop):
                 continue
             text = self.tokens[start:stop].tobytes()
             if text in self.texts:
@@ -177,6 +187,10 @@ class _Picker:
         """`count` windows: of new documents first, then of any."""
         picked = self.pick(windows, order, count, again=False)
         return picked + self.pick(windows, order, count - len(picked), again=True)
+
+
+def _overlaps(spans: Iterable[tuple[int, int]], start: int, stop: int) -> bool:
+    return any(start < high and low < stop for low, high in spans)
 
 
 class _Sampler:
@@ -220,7 +234,7 @@ class _Sampler:
             chosen = chosen[np.argsort(-peaks[chosen], kind="stable")]
             active = windows[chosen]
 
-            picker = _Picker(self.tokens, self.corpus.documents, texts)
+            picker = _Picker(self.tokens, self.corpus.documents, texts, active)
             nearby = near_by[self.split_of_row[near_by.row] == number]
             nearby = nearby[np.array(picker.fill(nearby, np.arange(len(nearby.row)), n_near), np.int64)]
             silent = self._random(rngs[2], number, active, position, n_random)

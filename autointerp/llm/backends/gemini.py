@@ -262,6 +262,13 @@ def _delay(details: Any) -> float | None:
 
 def keep(data: Mapping[str, Any]) -> Raw:
     """The parts of an answer that `read` uses. Raises RetryableFailure for what is no answer."""
+    try:
+        return _kept(data)
+    except (AttributeError, TypeError, LookupError):
+        raise RetryableFailure("an answer in another form than Gemini's") from None
+
+
+def _kept(data: Mapping[str, Any]) -> Raw:
     candidates = data.get("candidates") or []
     blocked = (data.get("prompt_feedback") or {}).get("block_reason")
     if not candidates and not blocked:
@@ -270,7 +277,9 @@ def keep(data: Mapping[str, Any]) -> Raw:
     parts = (first.get("content") or {}).get("parts") or []
     usage = data.get("usage_metadata") or {}
     return {
-        "texts": [part["text"] for part in parts if isinstance(part.get("text"), str) and not part.get("thought")],
+        "texts": [
+            part["text"] for part in parts if isinstance(part.get("text"), str) and part.get("thought") is not True
+        ],
         "finish_reason": str(first.get("finish_reason") or "")[:100],
         "blocked": str(blocked)[:100] if blocked else None,
         "tokens": _kept_tokens(first.get("logprobs_result") or {}),
