@@ -91,10 +91,12 @@ class Corpus:
 @dataclass(frozen=True)
 class FiringsInfo:
     n_latents: int
-    n_tokens: int  # tokens counted: BOS left out where the harvest leaves it out
+    n_tokens: int  # tokens counted: BOS left out where the harvest leaves it out, and what is outlying
     n_shards: int
     hook: str
     skip_bos: bool
+    outlier_threshold: float | None = None  # tokens whose activations have a higher norm are left out; None: none are
+    outlying: int = 0  # so many were
 
 
 class Firings:
@@ -104,6 +106,7 @@ class Firings:
       indptr     [n_latents + 1] int64, latent i has the entries indptr[i]:indptr[i + 1]
       position   [n] int64 or int32, flat token position in the corpus, rising within a latent
       activation [n] float16, or float32 where float16 would overflow
+      outlying   [m] int64, flat positions of the tokens left out for their norm; absent where there are none
     counts.npy [n_latents] int64 and peaks.npy [n_latents] float32: firings and highest activation
     firings.json: FiringsInfo, written last
     """

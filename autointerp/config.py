@@ -54,6 +54,8 @@ class SaeConfig(Section):
     load: str | None = None  # local path, hub id (repo@revision) or release/sae_id
     format: str | None = None  # detected when not named
     train: dict[str, Any] | None = None  # the keys of sae.train, which are TrainConfig's
+    # activations of more than so many times the median norm (attention sinks) are left out; null: none
+    outlier_norm: float | None = Field(default=10.0, gt=1)
 
     @model_validator(mode="after")
     def one_of(self) -> SaeConfig:

@@ -48,7 +48,9 @@ class Timed:
             yield batch
 
 
-def ours(source: ArraySource, held_out: torch.Tensor, tokens: int, **options: Any) -> dict[str, float]:
+def ours(
+    source: ArraySource, held_out: torch.Tensor, tokens: int, threshold: float | None = None, **options: Any
+) -> dict[str, float]:
     config = TrainConfig.model_validate(
         {"d_sae": WIDTH, "k": K, "tokens": tokens, "batch_size": BATCH, "checkpoint_every": 10**9} | options
     )
@@ -56,10 +58,12 @@ def ours(source: ArraySource, held_out: torch.Tensor, tokens: int, **options: An
         wall, cpu = time.perf_counter(), time.process_time()
         sae = train_sae(source, config, folder)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return figures(check_sae(sae, held_out), config.steps * BATCH, wall, cpu, config.peak_lr)
+    check = check_sae(sae, held_out, outlier_threshold=threshold)
+    return figures(check, config.steps * BATCH, wall, cpu, config.peak_lr)
 
 
 def figures(check: SaeCheck, tokens: int, wall: float, cpu: float, lr: float) -> dict[str, float]:
+    apart = {"explained_variance_with_outliers": check.with_outliers[1]} if check.outlying else {}
     return {
         "explained_variance": check.explained_variance,
         "l0": check.l0,
@@ -67,10 +71,18 @@ def figures(check: SaeCheck, tokens: int, wall: float, cpu: float, lr: float) ->
         "tokens_per_s": tokens / wall,
         "tokens_per_cpu_s": tokens / cpu,
         "lr": lr,
+        **apart,
     }
 
 
-def theirs(source: ArraySource, held_out: torch.Tensor, tokens: int, lr: float, autocast: bool) -> dict[str, float]:
+def theirs(
+    source: ArraySource,
+    held_out: torch.Tensor,
+    tokens: int,
+    lr: float,
+    autocast: bool,
+    threshold: float | None = None,
+) -> dict[str, float]:
     from sae_lens import SAETrainer, TopKTrainingSAE, TopKTrainingSAEConfig  # type: ignore
     from sae_lens.config import SAETrainerConfig  # type: ignore
 
@@ -104,7 +116,7 @@ def theirs(source: ArraySource, held_out: torch.Tensor, tokens: int, lr: float, 
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     with tempfile.TemporaryDirectory() as folder:
         sae.save_inference_model(folder)
-        check = check_sae(load_sae(folder), held_out)
+        check = check_sae(load_sae(folder), held_out, outlier_threshold=threshold)
     return figures(check, steps * BATCH, wall, cpu, lr)
 
 

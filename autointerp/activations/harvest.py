@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autointerp.activations.outliers import is_outlying
 from autointerp.artifacts import Corpus, FiringsInfo, write_atomically
 from autointerp.errors import AutointerpError
 
@@ -37,8 +38,9 @@ class Harvest:
     """What is harvested, and how.
 
     `activations` are the subject, or what `harvest_dense` wrote of this corpus: then no model is run. Rows of like
-    length run together, padded on the right to at most `batch_tokens` tokens (one row at least); padding, and with
-    `skip_bos` each row's BOS, never fire, and reach the SAE only where it is `contextual`.
+    length run together, padded on the right to at most `batch_tokens` tokens (one row at least). Padding, with
+    `skip_bos` each row's BOS, and activations of a norm above `outlier_threshold` (a firing at an attention sink is no
+    evidence of what a latent means) never fire, and reach the SAE only where it is `contextual`.
     """
 
     corpus: Corpus
@@ -50,6 +52,7 @@ class Harvest:
     batch_tokens: int
     device: str | torch.device
     contextual: bool = False  # encode_sparse is given whole rows [b, s, d], whose tokens it counts through
+    outlier_threshold: float | None = None
 
     @property
     def skip(self) -> int:
@@ -59,6 +62,8 @@ class Harvest:
     def covers(self, first: int, last: int) -> str:
         """What a shard's file says of itself, as JSON."""
         about = {"rows": [first, last], "n_latents": self.n_latents, "hook": self.hook, "skip_bos": self.skip_bos}
+        if self.outlier_threshold is not None:
+            about["outlier_threshold"] = self.outlier_threshold
         return json.dumps(about)
 
 
@@ -73,6 +78,7 @@ def harvest(
     skip_bos: bool,
     batch_tokens: int,
     device: str | torch.device,
+    outlier_threshold: float | None = None,
     shard_tokens: int = SHARD_TOKENS,
     bar: Progress,
 ) -> None:
@@ -84,7 +90,9 @@ def harvest(
 
     Raises AutointerpError where the subject's activations are not finite.
     """
-    wanted = Harvest(corpus, activations, encode_sparse, n_latents, hook, skip_bos, batch_tokens, device)
+    wanted = Harvest(
+        corpus, activations, encode_sparse, n_latents, hook, skip_bos, batch_tokens, device, outlier_threshold
+    )
     folder.mkdir(parents=True, exist_ok=True)
     remove_torn(folder)
     shards = text_shards(corpus, shard_tokens)
@@ -120,9 +128,10 @@ def remove_torn(folder: Path) -> None:
 def harvest_shard(wanted: Harvest, first: int, last: int, path: Path, bar: Progress) -> None:
     """Write the firings of the rows [first, last) as one shard of `Firings`."""
     offsets = wanted.corpus.offsets
-    batches = _batches(wanted, first, last, bar)
+    outlying: list[np.ndarray] = []
+    batches = _batches(wanted, first, last, outlying, bar)
     start, stop = int(offsets[first]), int(offsets[last])
-    _write_shard(path, batches, wanted.n_latents, start, stop, wanted.covers(first, last))
+    _write_shard(path, batches, outlying, wanted.n_latents, start, stop, wanted.covers(first, last))
 
 
 def merge_shards(wanted: Harvest, folder: Path, n_shards: int) -> None:
@@ -130,19 +139,21 @@ def merge_shards(wanted: Harvest, folder: Path, n_shards: int) -> None:
     import numpy as np
 
     counts, peaks = np.zeros(wanted.n_latents, np.int64), np.zeros(wanted.n_latents, np.float32)
-    for number in range(n_shards):
-        _summarise(shard_path(folder, number), counts, peaks)
-    tokens = int(wanted.corpus.offsets[-1]) - wanted.skip * wanted.corpus.info.n_rows
-    info = FiringsInfo(wanted.n_latents, tokens, n_shards, wanted.hook, wanted.skip_bos)
+    outlying = sum(_summarise(shard_path(folder, number), counts, peaks) for number in range(n_shards))
+    tokens = int(wanted.corpus.offsets[-1]) - wanted.skip * wanted.corpus.info.n_rows - outlying
+    info = FiringsInfo(
+        wanted.n_latents, tokens, n_shards, wanted.hook, wanted.skip_bos, wanted.outlier_threshold, outlying
+    )
     write_atomically(folder / "counts.npy", lambda path: _save(path, counts))
     write_atomically(folder / "peaks.npy", lambda path: _save(path, peaks))
     write_atomically(folder / "firings.json", lambda path: path.write_text(json.dumps(asdict(info), indent=2)))
 
 
 def _batches(
-    wanted: Harvest, first: int, last: int, bar: Progress
+    wanted: Harvest, first: int, last: int, outlying: list[np.ndarray], bar: Progress
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(latent, position in the shard, value) of the firings of the rows [first, last), batch by batch."""
+    """(latent, position in the shard, value) of the firings of the rows [first, last), batch by batch; `outlying` gets
+    the positions of what is left out for its norm."""
     import numpy as np
     import torch
 
@@ -174,10 +185,12 @@ def _batches(
                         acts = acts[torch.from_numpy(kept).to(acts.device)] if len(kept) < len(acts) else acts
                 if not torch.isfinite(acts.sum(dtype=torch.float32)):
                     raise AutointerpError(f"activations at {wanted.hook} are not finite: set subject.dtype to float32")
+                acts, kept, apart = _usual(wanted, acts, kept)
+                outlying.append(position.ravel()[apart])
                 index, latent, value = wanted.encode_sparse(acts)
                 fires = value > 0
                 if wanted.contextual:  # the SAE saw BOS and padding, which only what comes after can depend on
-                    fires &= torch.from_numpy((real & (column >= skip)).ravel()).to(index.device)[index]
+                    fires &= torch.from_numpy(np.isin(np.arange(position.size), kept)).to(index.device)[index]
                 if not bool(fires.all()):
                     index, latent, value = index[fires], latent[fires], value[fires]
                 places = position.ravel() if wanted.contextual else position.ravel()[kept]
@@ -186,9 +199,25 @@ def _batches(
         bar.advance(int(lengths[rows].sum()))
 
 
+def _usual(wanted: Harvest, acts: Tensor, kept: np.ndarray) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """What the SAE is given of activations [m, d] (or whole rows [b, s, d]), of which those at `kept` [m] count; the
+    places that count, and those left out for their norm."""
+    import torch
+
+    if wanted.outlier_threshold is None:
+        return acts, kept, kept[:0]
+    counted = acts.flatten(0, 1)[torch.from_numpy(kept).to(acts.device)] if wanted.contextual else acts
+    apart = is_outlying(counted, wanted.outlier_threshold)
+    if not bool(apart.any()):
+        return acts, kept, kept[:0]
+    where = apart.cpu().numpy()
+    return acts if wanted.contextual else acts[~apart], kept[~where], kept[where]
+
+
 def _write_shard(
     path: Path,
     batches: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    outlying: list[np.ndarray],
     n_latents: int,
     start: int,
     stop: int,
@@ -197,7 +226,8 @@ def _write_shard(
     """Sort the firings by latent, then position, and write them.
 
     One in-place sort of 64-bit integers that hold latent, position and float16 value side by side is
-    several times faster than sorting indices and gathering by them, and needs no second copy.
+    several times faster than sorting indices and gathering by them, and needs no second copy. `outlying`, positions
+    in the shard, is whole once all batches are read.
     """
     import numpy as np
     from safetensors.numpy import save_file
@@ -232,6 +262,8 @@ def _write_shard(
     position = key.astype(np.int32 if stop < 2**31 else np.int64)
     del key
     tensors = {"indptr": indptr.astype(np.int64), "position": position, "activation": activation}
+    if any(map(len, outlying)):
+        tensors["outlying"] = np.sort(np.concatenate(outlying)).astype(np.int64) + start
     # Of several entries the writer would draw the order anew in each process, and with it the file's hash.
     metadata = {"covers": covers}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
@@ -248,8 +280,9 @@ def _covers(path: Path) -> str | None:
         return None
 
 
-def _summarise(path: Path, counts: np.ndarray, peaks: np.ndarray) -> None:
-    """Add a shard's firings to `counts` and raise `peaks` to its highest activations, in place."""
+def _summarise(path: Path, counts: np.ndarray, peaks: np.ndarray) -> int:
+    """Add a shard's firings to `counts` and raise `peaks` to its highest activations, in place; how many tokens were
+    left out for their norm."""
     import numpy as np
     from safetensors.numpy import load_file
 
@@ -262,6 +295,7 @@ def _summarise(path: Path, counts: np.ndarray, peaks: np.ndarray) -> None:
         bits = activation.view(np.uint16 if activation.dtype == np.float16 else np.uint32)  # positive floats order so
         top = np.maximum.reduceat(bits, indptr[:-1][fired]).view(activation.dtype)
         peaks[fired] = np.maximum(peaks[fired], top)
+    return len(shard.get("outlying", ()))
 
 
 def _save(path: Path, array: np.ndarray) -> None:

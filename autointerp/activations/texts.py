@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from autointerp.activations.outliers import is_outlying
 from autointerp.records import TokenActivations
 
 if TYPE_CHECKING:
@@ -18,13 +19,14 @@ BATCH = 32  # texts in one forward pass
 class TextActivations:
     """A subject and an SAE that answer for texts. Calls from several threads wait for each other."""
 
-    def __init__(self, subject: Subject, sae: SAE) -> None:
-        self._subject, self._sae = subject, sae
+    def __init__(self, subject: Subject, sae: SAE, outlier_threshold: float | None = None) -> None:
+        self._subject, self._sae, self._threshold = subject, sae, outlier_threshold
         self._lock = threading.Lock()
 
     def of(self, feature: int) -> Callable[[Sequence[str]], list[TokenActivations]]:
         """Texts -> their tokens and this feature's activation on each, as in the harvest: BOS in front where the
-        subject was trained so, and not among the tokens; a text longer than the subject reads is cut."""
+        subject was trained so, and not among the tokens; a text longer than the subject reads is cut. A token of
+        outlying norm (`activations.outliers`) has the activation 0."""
         return lambda texts: self._read(feature, texts)
 
     def _read(self, feature: int, texts: Sequence[str]) -> list[TokenActivations]:
@@ -41,7 +43,10 @@ class TextActivations:
                 tokens[i, : len(row)] = torch.tensor(row, dtype=torch.long)
             with self._lock, torch.inference_mode():
                 acts = subject.activations(tokens)
-                values = self._sae.encode(acts)[..., feature].float().cpu()
+                values = self._sae.encode(acts)[..., feature].float()
+                if self._threshold is not None:
+                    values = values.masked_fill(is_outlying(acts, self._threshold).to(values.device), 0.0)
+                values = values.cpu()
             for row, activation in zip(rows, values.tolist()):
                 pieces = subject.token_strings(row[len(bos) :])
                 results.append(TokenActivations(tuple(pieces), tuple(activation[len(bos) : len(row)])))

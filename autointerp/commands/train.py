@@ -51,19 +51,22 @@ def evaluate(
     set: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
 ) -> Run:
-    """Measure an SAE, whatever `load_sae` opens, on the subject and the corpus of `config`, whose own `sae` does not
-    count.
+    """Measure an SAE, whatever `load_sae` opens, on the subject and the corpus of `config`, of whose own `sae` only
+    `outlier_norm` counts.
 
     The folder is `out`, else ``results/NAME-evaluation``, so that a run of the same config is left as it is.
     Returns the run, with the tables ``evaluation``, ``evaluation_positions``, ``evaluation_features`` and
     ``evaluation_cosines``; its folder also gets ``saebench.json``, ``evaluation.json`` (how they came to be) and plots.
     """
     given = dict(set or {})
-    chosen = {"load": str(sae), "format": given.pop("sae.format", None)}
+    chosen: dict[str, Any] = {"load": str(sae), "format": given.pop("sae.format", None)}
     if isinstance(config, Config):
+        chosen["outlier_norm"] = config.sae.outlier_norm
         resolved = config.model_copy(update={"sae": SaeConfig.model_validate(chosen)})
     else:
         raw, file = read_config(config)
+        own = raw.get("sae")
+        chosen |= {key: value for key, value in (own if isinstance(own, dict) else {}).items() if key == "outlier_norm"}
         resolved = resolve_config(raw | {"sae": chosen}, given, str(file))
     folder = Path(out) if out is not None else run_folder(resolved, None).with_name(f"{resolved.name}-evaluation")
     made = run_targets(resolved, ["evaluate"], out=folder)["evaluate"]

@@ -57,6 +57,14 @@ FIGURES: tuple[Figure, ...] = (
     _mean("l0"),
     _mean("l1"),
     Figure("explained_variance", lambda s: 1 - _ratio(s["residual"], s["variance"]), undefined=FLAT),
+    Figure(
+        "explained_variance_with_outliers",
+        lambda s: 1 - _ratio(s["all_residual"], s["all_variance"]),
+        counts="all_tokens",
+        undefined=FLAT,
+    ),
+    _mean("l0_with_outliers", "all_l0", counts="all_tokens"),
+    Figure("outlying_tokens", lambda s: _ratio(s["all_tokens"] - s["tokens"], s["all_tokens"]), counts="all_tokens"),
     Figure("explained_variance_per_token", lambda s: 1 - _ratio(s["unexplained"], s["tokens"]), undefined=FLAT),
     _mean("mse"),
     _mean("cosine"),
@@ -87,6 +95,8 @@ FIGURES: tuple[Figure, ...] = (
 
 l0, l1                          latents above 0; their sum
 explained_variance              1 − Σ‖y − ŷ‖² / Σ‖y − μ‖², with the μ of all positions also where it is of one position
+…_with_outliers                 the same where tokens of outlying norm (attention sinks) count too, as nowhere else;
+                                outlying_tokens: their share of all tokens
 explained_variance_per_token    1 − mean of ‖y − ŷ‖² / ‖y − μ‖²: SAEBench's older definition
 mse                             ‖y − ŷ‖² / width
 cosine, l2_ratio                of y and ŷ; ‖ŷ‖ / ‖y‖

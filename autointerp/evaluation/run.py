@@ -43,8 +43,9 @@ class PatchedSubject:
     def __init__(self, reads: Subject, writes: Subject) -> None:
         self.reads, self.writes = reads, writes
 
-    def written(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.writes.activations(tokens)
+    def ends(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        read = self.reads.activations(tokens)
+        return read, read if self.writes is self.reads else self.writes.activations(tokens)
 
     def run(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         read, written = self.reads.hook.name, self.writes.hook.name
@@ -106,6 +107,7 @@ def evaluate(
     batch_tokens: int,
     seed: int,
     device: str,
+    outlier_threshold: float | None = None,
     bar: Progress,
 ) -> Evaluation:
     """Measure `sae` on `rows`.
@@ -115,6 +117,7 @@ def evaluate(
         writes: the subject where the SAE's output belongs: `reads`, or elsewhere for a transcoder.
         skip: tokens at the start of each row that nothing is replaced on: 1 for BOS, else 0.
         seed: of the bootstrap over documents and of the null dictionaries.
+        outlier_threshold: the norm of what the SAE reads from which on nothing is replaced either.
         bar: advances by tokens.
 
     Raises AutointerpError for a temporal SAE: tokens are measured one by one.
@@ -130,6 +133,7 @@ def evaluate(
         skip=skip,
         batch_tokens=batch_tokens,
         device=device,
+        outlier_threshold=outlier_threshold,
         bar=bar,
     )
     figures = overall(measured, seed) + latent_figures(measured)

@@ -1,8 +1,9 @@
 """One pass of the patched model over the text: the sums from which every evaluation figure follows.
 
-What is replaced: the activations written at the hook, at every position but the BOS that the corpus prepends (the
-harvest leaves it out too, and most SAEs were not trained on it). Clean, reconstructed, zero- and mean-ablated runs
-differ at these positions and nowhere else, so a figure that compares them compares like with like.
+What is replaced: the activations written at the hook, at every position but the BOS that the corpus prepends and
+those where what the SAE reads has an outlying norm, as an attention sink has (the harvest leaves both out too, and most
+SAEs were not trained on them). Clean, reconstructed, zero- and mean-ablated runs differ at these positions and nowhere
+else, so a figure that compares them compares like with like. What is outlying counts in the columns ``all_…`` alone.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from autointerp.activations.outliers import is_outlying
 from autointerp.errors import AutointerpError
 from autointerp.evaluation.rows import Row, batches
 
@@ -26,6 +28,7 @@ COLUMNS = (
     *("tokens", "l0", "l1", "residual", "variance", "cosine", "norm_in", "norm_out", "norm_ratio", "unexplained"),
     *("mse", "out_out", "in_out", "punctuation", "newline", "fired_punctuation", "fired_newline", "predictions"),
     *("ce_clean", "ce_sae", "ce_zero", "ce_mean", "kl_sae", "kl_zero", "kl_mean"),
+    *("all_tokens", "all_l0", "all_residual", "all_variance"),
 )
 CLASSES = ("punctuation", "newline", "word_start")  # of tokens, see `latents.token_classes`
 LOGITS = {"cpu": 1 << 26, "cuda": 1 << 29}  # numbers of one run's logits held at a time: 256 MB, 2 GB in float32
@@ -35,8 +38,9 @@ DENSE = 1 << 24  # numbers of dense codes or of probabilities held at a time: 64
 class PatchedModel(Protocol):
     """The subject at one hook, or a transcoder's two."""
 
-    def written(self, tokens: Tensor) -> Tensor:
-        """Tokens [b, s] -> what the SAE should give back, [b, s, d_out]; later layers need not run."""
+    def ends(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [b, s] -> what the SAE reads [b, s, d_in] and what it should give back [b, s, d_out]; later layers
+        need not run."""
         ...
 
     def run(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,21 +83,23 @@ def measure(
     skip: int,
     batch_tokens: int,
     device: str | torch.device,
+    outlier_threshold: float | None = None,
     bar: Progress,
 ) -> Measured:
     """Run `rows` clean, reconstructed, zero-ablated and mean-ablated, and sum up.
 
-    classes: [vocabulary, CLASSES] bool. skip: 1 leaves position 0 (the BOS) as it is.
-    The mean is that of the same rows. `bar` advances by tokens, BOS included.
+    classes: [vocabulary, CLASSES] bool. skip: 1 leaves position 0 (the BOS) as it is. outlier_threshold: tokens where
+    the SAE would read a higher norm are left as they are. The mean is that of the same rows. `bar` advances by tokens,
+    BOS included.
 
-    Raises AutointerpError for activations or logits that are not finite.
+    Raises AutointerpError for activations or logits that are not finite, and where nothing is left to measure.
     """
     import torch
 
     documents = sorted({row.document for row in rows})
     number = {document: i for i, document in enumerate(documents)}
     with torch.no_grad():
-        mean = _mean(rows, model, skip, batch_tokens, device)
+        mean, mean_of_all = _means(rows, model, skip, outlier_threshold, batch_tokens, device)
         context = max(len(row.tokens) for row in rows)
         by_position = torch.zeros(context, len(COLUMNS), dtype=torch.float64, device=device)
         by_document = torch.zeros(len(documents), len(COLUMNS), dtype=torch.float64, device=device)
@@ -101,10 +107,20 @@ def measure(
         size = min(batch_tokens, LOGITS.get(torch.device(device).type, LOGITS["cpu"]) // len(classes))
         for some, tokens in batches(rows, size):
             tokens = tokens.to(device)
-            kept, position = _kept(some, tokens, skip)
             logits, x, y = model.run(tokens)
+            kept, apart = _kept(some, tokens, x, skip, outlier_threshold)
+            lengths = torch.tensor([len(row.tokens) for row in some], device=device)
+            owner = torch.tensor([number[row.document] for row in some], device=device)
+            if apart.any():
+                row, position = apart.nonzero().unbind(1)
+                values = _outlying(sae, x[apart], y[apart], mean_of_all)
+                by_position.index_add_(0, position, values)
+                by_document.index_add_(0, owner[row], values)
+            bar.advance(int(lengths.sum()))
+            if not kept.any():
+                continue
+            row, position = kept.nonzero().unbind(1)
             x_kept, y_kept = x[kept], y[kept]
-            row = kept.nonzero()[:, 0]
             latents.bos(sae, x[:, :skip].flatten(0, 1))
             out, sums = _reconstruct(sae, x_kept, y_kept, mean, d_sae, latents, row, tokens[kept])
             replaced = {"sae": out, "zero": torch.zeros_like(y_kept), "mean": mean.expand_as(y_kept)}
@@ -113,19 +129,18 @@ def measure(
                 patch = y.clone()
                 patch[kept] = values
                 runs[name] = model.patched(tokens, patch)
-            lengths = torch.tensor([len(one.tokens) for one in some], device=device)
             last = position == lengths[row] - 1  # nothing follows to predict
             following = tokens.roll(-1, 1)[kept]
             sums |= _compare(logits, runs, kept, following, last)
+            sums |= {"all_tokens": sums["tokens"], "all_l0": sums["l0"], "all_residual": sums["residual"]}
+            sums["all_variance"] = (y_kept - mean_of_all).square().sum(1)
             for name, on in zip(CLASSES[:2], latents.classes[tokens[kept]].T):
                 sums |= {name: on, f"fired_{name}": on * sums["l0"]}
             values = torch.stack([sums[name].double() for name in COLUMNS], 1)
             if not torch.isfinite(values).all():
                 raise AutointerpError("activations or logits are not finite: set subject.dtype to float32")
             by_position.index_add_(0, position, values)
-            owner = torch.tensor([number[one.document] for one in some], device=device)
             by_document.index_add_(0, owner[row], values)
-            bar.advance(int(lengths.sum()))
     return Measured(
         by_position=by_position.cpu().numpy(),
         by_document=by_document.cpu().numpy(),
@@ -134,35 +149,58 @@ def measure(
     )
 
 
-def _kept(rows: Sequence[Row], tokens: Tensor, skip: int) -> tuple[Tensor, Tensor]:
-    """[b, s] bool: tokens that are replaced and counted; and the position of each of them, [m]."""
+def _kept(rows: Sequence[Row], tokens: Tensor, x: Tensor, skip: int, threshold: float | None) -> tuple[Tensor, Tensor]:
+    """[b, s] bool each: tokens that are replaced and counted; those left as they are because x [b, s, d_in], what the
+    SAE reads there, has a norm above `threshold`."""
     import torch
 
     column = torch.arange(tokens.shape[1], device=tokens.device)
     lengths = torch.tensor([len(row.tokens) for row in rows], device=tokens.device)
-    kept = (column < lengths[:, None]) & (column >= skip)
-    return kept, column.expand_as(kept)[kept]
+    real = (column < lengths[:, None]) & (column >= skip)
+    apart = torch.zeros_like(real) if threshold is None else real & is_outlying(x, threshold).to(real.device)
+    return real & ~apart, apart
 
 
-def _mean(
+def _means(
     rows: Sequence[Row],
     model: PatchedModel,
     skip: int,
+    threshold: float | None,
     batch_tokens: int,
     device: str | torch.device,
-) -> Tensor:
-    """[d_out], over the tokens that are replaced."""
+) -> tuple[Tensor, Tensor]:
+    """[d_out] each: over the tokens that are replaced, and over the outlying ones too."""
     import torch
 
-    total, count = torch.zeros((), dtype=torch.float64), 0
+    total = others = torch.zeros((), dtype=torch.float64)
+    count = more = 0
     for some, tokens in batches(rows, batch_tokens):
         tokens = tokens.to(device)
-        kept, _ = _kept(some, tokens, skip)
-        found = model.written(tokens)[kept]
-        total, count = total.to(found.device) + found.sum(0, dtype=torch.float64), count + len(found)
+        x, y = model.ends(tokens)
+        kept, apart = _kept(some, tokens, x, skip, threshold)
+        total, count = total.to(y.device) + y[kept].sum(0, dtype=torch.float64), count + int(kept.sum())
+        if apart.any():
+            others, more = others.to(y.device) + y[apart].sum(0, dtype=torch.float64), more + int(apart.sum())
     if not count:
-        raise AutointerpError("the corpus has no token to evaluate on: raise corpus.tokens")
-    return (total / count).float()
+        why = f": all {more} activations have a norm above {threshold:g}, raise sae.outlier_norm" if more else ""
+        raise AutointerpError(f"the corpus has no token to evaluate on{why or ': raise corpus.tokens'}")
+    return (total / count).float(), ((total + others.to(total.device)) / (count + more)).float()
+
+
+def _outlying(sae: Coder, x: Tensor, y: Tensor, mean_of_all: Tensor) -> Tensor:
+    """What tokens of outlying norm add to the sums: [m, columns] float64."""
+    import torch
+
+    codes = sae.encode(x)
+    values = torch.zeros(len(x), len(COLUMNS), dtype=torch.float64, device=x.device)
+    for name, value in {
+        "all_tokens": 1.0,
+        "all_l0": (codes > 0).sum(1).double(),
+        "all_residual": (y - sae.decode(codes, x).float()).square().sum(1).double(),
+        "all_variance": (y - mean_of_all).square().sum(1).double(),
+    }.items():
+        values[:, COLUMNS.index(name)] = value
+    return values
 
 
 def _reconstruct(

@@ -12,8 +12,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "sparsity": ("l0", "l0_on_bos", "l1"),
-    "reconstruction": ("explained_variance", "mse", "cosine", "l2_ratio", "relative_reconstruction_bias"),
+    "sparsity": ("l0", "l0_with_outliers", "outlying_tokens", "l0_on_bos", "l1"),
+    "reconstruction": (
+        "explained_variance",
+        "explained_variance_with_outliers",
+        "mse",
+        "cosine",
+        "l2_ratio",
+        "relative_reconstruction_bias",
+    ),
     "the patched model, cross-entropy": (
         *("ce_clean", "ce_sae", "ce_zero", "ce_mean", "ce_loss_recovered", "ce_loss_recovered_from_mean"),
     ),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from autointerp.activations.outliers import is_outlying
 from autointerp.errors import AutointerpError
 
 if TYPE_CHECKING:
@@ -24,8 +25,10 @@ class SaeCheck:
     l0: float  # active latents a token
     explained_variance: float  # 1 − Σ‖x − x̂‖² / Σ‖x − mean(x)‖²
     dead_fraction: float  # of latents, silent on all these tokens
-    tokens: int
+    tokens: int  # those of outlying norm are not among them
     warnings: tuple[str, ...]
+    outlying: int  # activations of outlying norm
+    with_outliers: tuple[float, float]  # L0 and explained variance where these count too
 
 
 def require_width(sae: SAE, d: int, hook: str) -> None:
@@ -41,10 +44,19 @@ def require_width(sae: SAE, d: int, hook: str) -> None:
 
 
 @torch.no_grad()
-def check_sae(sae: SAE, activations: Tensor, outputs: Tensor | None = None, *, batch: int = 1024) -> SaeCheck:
+def check_sae(
+    sae: SAE,
+    activations: Tensor,
+    outputs: Tensor | None = None,
+    *,
+    outlier_threshold: float | None = None,
+    batch: int = 1024,
+) -> SaeCheck:
     """Encode and decode a few thousand activations [n, d_in]. A transcoder is measured against `outputs` [n, d_out].
 
-    Of a temporal SAE, whose codes depend on the tokens before, a batch is a row of text.
+    Activations of a norm above `outlier_threshold` (`activations.outliers`) count in `with_outliers` alone. Of a
+    temporal SAE, whose codes depend on the tokens before, a batch is a row of text. Raises AutointerpError for shapes
+    that do not fit, and where all activations are outlying.
     """
     if sae.is_contextual:
         batch = CONTEXT
@@ -54,22 +66,56 @@ def check_sae(sae: SAE, activations: Tensor, outputs: Tensor | None = None, *, b
     if sae.cfg.d_out is not None and outputs is None:
         raise AutointerpError("this SAE is a transcoder: give check_sae the outputs it should predict")
     target = activations if outputs is None else outputs
+    usual = torch.ones(len(activations), dtype=torch.bool, device=activations.device)
+    if outlier_threshold is not None:
+        usual = ~is_outlying(activations, outlier_threshold)
+    apart = int((~usual).sum())
+    if apart == len(usual):
+        raise AutointerpError(
+            f"all {apart} activations have a norm above {outlier_threshold:g}: raise sae.outlier_norm"
+        )
+    sums = _sums(sae, activations, target, usual, batch)
+    x, y = (activations[usual], target[usual]) if apart else (activations, target)
+    l0, explained = sums.active / len(x), _explained(sums.residual, y)
+    both = (l0, explained)
+    if apart:
+        both = (sums.active + sums.active_apart) / len(usual), _explained(sums.residual + sums.residual_apart, target)
+    dead = 1 - float(sums.fired.double().mean())
+    return SaeCheck(l0, explained, dead, len(x), _warnings(sae, x, l0, explained), apart, both)
+
+
+@dataclass
+class _Sums:
+    fired: Tensor  # [latents] bool, without what is outlying
+    active: int = 0
+    residual: float = 0.0
+    active_apart: int = 0  # of what is outlying
+    residual_apart: float = 0.0
+
+
+def _sums(sae: SAE, activations: Tensor, target: Tensor, usual: Tensor, batch: int) -> _Sums:
+    """Batch by batch, each encoded whole: codes of a temporal SAE depend on their neighbours."""
     device = sae.W_dec.device
-    mean = target.double().mean(0).to(device)
-    active, residual, total = 0, 0.0, 0.0
-    fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=device)
-    for x, y in zip(activations.split(batch), target.split(batch)):
+    sums = _Sums(torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=device))
+    for x, y, counts in zip(activations.split(batch), target.split(batch), usual.to(device).split(batch)):
         x, y = x.to(device), y.to(device)
         codes = sae.encode(x)
+        error = (sae.decode(codes, x).double() - y.double()).square()
         on = codes > 0
-        active += int(on.sum())
-        fired |= on.any(0)
-        residual += float((sae.decode(codes, x).double() - y.double()).square().sum())
-        total += float((y.double() - mean).square().sum())
-    l0 = active / len(activations)
-    explained = 1 - residual / total if total > 0 else math.nan
-    dead = 1 - float(fired.double().mean())
-    return SaeCheck(l0, explained, dead, len(activations), _warnings(sae, activations, l0, explained))
+        if not bool(counts.all()):
+            sums.active_apart += int(on[~counts].sum())
+            sums.residual_apart += float(error[~counts].sum())
+            on, error = on[counts], error[counts]
+        sums.active += int(on.sum())
+        sums.fired |= on.any(0)
+        sums.residual += float(error.sum())
+    return sums
+
+
+def _explained(residual: float, target: Tensor) -> float:
+    mean = target.double().mean(0)
+    total = sum(float((y.double() - mean).square().sum()) for y in target.split(1024))
+    return 1 - residual / total if total > 0 else math.nan
 
 
 def _warnings(sae: SAE, x: Tensor, l0: float, explained: float) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from autointerp.sae.load import load_sae
 from autointerp.sae.model import SAE, SAEConfig
 from autointerp.sae.penalties import PENALTIES, Batch, mmcs
 from autointerp.sae.recipes import RECIPES, Outcome, Recipe
+from autointerp.sae.silence import silence_warning
 from autointerp.sae.source import ActivationSource
 from autointerp.sae.train_config import TrainConfig
 
@@ -44,6 +45,7 @@ def train_sae(
     folder: str | Path,
     *,
     held_out: Tensor | None = None,
+    outlier_threshold: float | None = None,
     hook_name: str | None = None,
     model_name: str | None = None,
     context_size: int | None = None,
@@ -55,6 +57,8 @@ def train_sae(
     Args:
         source: the activations.
         held_out: [n, d_in] activations on which the result is measured.
+        outlier_threshold: the norm above which a held-out activation is outlying and counts apart; the source leaves
+            out what is not to be trained on.
         hook_name, model_name, context_size, prepend_bos: where the activations come from; kept in the SAE's config.
 
     `folder` gets ``cfg.json`` and ``sae_weights.safetensors`` (SAELens' form), ``log.csv`` and, last, ``train.json``
@@ -98,25 +102,33 @@ def train_sae(
     save_sae(sae, folder, dtype=config.save_dtype)
     figures: dict[str, Any] = {"steps": config.steps, "seconds": round(run.seconds, 2), **run.last}
     if held_out is not None:
-        figures["held_out"] = _held_out_figures(sae, held_out)
+        figures["held_out"] = _held_out_figures(sae, held_out, outlier_threshold)
+    if warning := silence_warning(source, config, run.last["dead_fraction"]):
+        log.warning("training: %s", warning)
+        figures["warnings"] = [warning]
     write_atomically(done, lambda path: path.write_text(json.dumps({**about, "figures": figures}, indent=2)))
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     return sae
 
 
-def _held_out_figures(sae: SAE, held_out: Tensor) -> dict[str, Any]:
+def _held_out_figures(sae: SAE, held_out: Tensor, outlier_threshold: float | None) -> dict[str, Any]:
     """What the SAE does on activations [n, d_in] that it has not seen."""
-    check = check_sae(sae, held_out)
+    check = check_sae(sae, held_out, outlier_threshold=outlier_threshold)
     log.info(
         "held-out: explained variance %.3f, L0 %.1f, %.1f %% of latents silent on %s tokens",
         check.explained_variance, check.l0, 100 * check.dead_fraction, f"{check.tokens:,}",
     )  # fmt: skip
-    return {
+    figures = {
         "tokens": check.tokens,
         "explained_variance": check.explained_variance,
         "l0": check.l0,
         "dead_fraction": check.dead_fraction,
     }
+    if check.outlying:
+        l0, explained = check.with_outliers
+        log.info("held-out: explained variance %.3f with %d of outlying norm", explained, check.outlying)
+        figures |= {"outlying": check.outlying, "l0_with_outliers": l0, "explained_variance_with_outliers": explained}
+    return figures
 
 
 class _Training:

@@ -27,6 +27,7 @@ NOT_IN_KEYS = "it lists the stages; each stage's key is its own"
 IN_ORDER = (
     "corpus",
     "activations",
+    "outliers",
     "sae",
     "harvest",
     "composites",

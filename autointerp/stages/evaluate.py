@@ -12,6 +12,7 @@ from autointerp.engine import models
 from autointerp.engine.estimate import Amount, Sizes, sae_of, subject_of
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.progress import progress
+from autointerp.stages import outliers
 from autointerp.stages.corpus import numbers_section
 from autointerp.tables import write_rows
 
@@ -19,7 +20,7 @@ from autointerp.tables import write_rows
 def uses(config: Config) -> Iterator[Use]:
     section = config.evaluation.model_dump() | {"held_out": trained_here(config), "seed": config.seed}
     section |= numbers_section(config) | {"hook_out": config.subject.hook_out}
-    yield Use("evaluate", ("corpus", "sae"), section)
+    yield Use("evaluate", ("corpus", "sae", *outliers.asked(config)), section)
 
 
 def trained_here(config: Config) -> bool:
@@ -48,6 +49,7 @@ def work(job: Job) -> None:
             batch_tokens=config.subject.batch_tokens,
             seed=config.seed,
             device=device,
+            outlier_threshold=outliers.threshold(job),
             bar=bar,
         )
     names, folder = [figure.name for figure in FIGURES], job.folder
@@ -66,6 +68,7 @@ def work(job: Job) -> None:
         "documents": evaluation.documents,
         "trained_context": sae.cfg.context_size,
         "held_out": trained_here(config),
+        "outlier_threshold": outliers.threshold(job),
     }
 
 

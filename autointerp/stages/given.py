@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 STAGES: Mapping[Need, tuple[str, ...]] = {
     "subject": ("sae",),
     "sae": ("sae",),
-    "activations": ("sae",),
+    "activations": ("sae", "harvest"),
     "neighbours": ("directions", "contexts", "corpus", "harvest"),
     "constituents": ("reencode", "contexts"),
     "token_table": ("corpus", "harvest"),
@@ -81,7 +81,8 @@ def _activations(job: Job, split: Split, explanations: Mapping[int, str | None])
     from autointerp.activations.texts import TextActivations
 
     sae = models.kept_sae(job.session, job.inputs["sae"])
-    on_text = TextActivations(models.subject(job.session, sae.cfg.hook_name), sae)
+    threshold = Firings(job.inputs["harvest"]).info.outlier_threshold
+    on_text = TextActivations(models.subject(job.session, sae.cfg.hook_name), sae, threshold)
 
     def reader(feature: int) -> Callable[[Sequence[str]], Awaitable[list[tuple[float, ...]]]]:
         async def read(texts: Sequence[str]) -> list[tuple[float, ...]]:

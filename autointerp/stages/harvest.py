@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autointerp.artifacts import Corpus
+from autointerp.artifacts import Corpus, Firings
 from autointerp.config import Config
 from autointerp.engine import models
 from autointerp.engine.estimate import Amount, Sizes, sae_of, subject_of
 from autointerp.engine.executor import Shard, each_shard, forget_shards
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.progress import progress
+from autointerp.stages import outliers
 from autointerp.stages.corpus import numbers_section
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 def uses(config: Config) -> Iterator[Use]:
     stored = ("activations",) if config.sae.train is not None else ()
-    yield Use("harvest", ("corpus", "sae", *stored), numbers_section(config))
+    yield Use("harvest", ("corpus", "sae", *stored, *outliers.asked(config)), numbers_section(config))
 
 
 def work(job: Job) -> None:
@@ -37,6 +38,8 @@ def work(job: Job) -> None:
         _each_shard(wanted, job.folder, shards, bar)
     merge_shards(wanted, job.folder, len(shards))
     forget_shards(job.folder, files=False)
+    info = Firings(job.folder).info
+    job.facts |= {"tokens": info.n_tokens, "outlying": info.outlying, "outlier_threshold": info.outlier_threshold}
 
 
 def _wanted(job: Job) -> Harvest:
@@ -61,6 +64,7 @@ def _wanted(job: Job) -> Harvest:
         batch_tokens=job.config.subject.batch_tokens,
         device=models.device(job.session),
         contextual=sae.is_contextual,
+        outlier_threshold=outliers.threshold(job),
     )
 
 

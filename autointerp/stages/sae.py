@@ -15,30 +15,30 @@ from autointerp.engine.estimate import Amount, Sizes, sae_of, subject_of
 from autointerp.engine.stage import RUN, Job, Stage, Use
 from autointerp.errors import ConfigError
 from autointerp.evaluation.rows import held_out_of
+from autointerp.stages import outliers
 from autointerp.stages.corpus import numbers_section
 
 if TYPE_CHECKING:
-    import torch
-
+    from autointerp.sae.check import SaeCheck
     from autointerp.sae.train_config import TrainConfig
-    from autointerp.subject.model import Subject
 
 log = logging.getLogger("autointerp")
 
-CHECK_TOKENS = 4096  # on which a loaded SAE's L0 and explained variance are looked at
 REDRAW_TOKENS = 16_384  # on which redrawn latents are made to fire as often as the SAE's own
 
 
 def uses(config: Config) -> Iterator[Use]:
+    asked = outliers.asked(config)
     if isinstance(config.sae, RedrawnSae):
         section = numbers_section(config) | {"redrawn": config.sae.seed}
-        yield Use("sae", ("corpus", f"{RUN}sae"), section, draw_anew, (draw_anew,))
+        yield Use("sae", ("corpus", f"{RUN}sae", *asked), section, draw_anew, (draw_anew,))
     elif config.sae.train is not None:
-        yield Use("sae", ("corpus", "activations"), {"train": train_config(config).model_dump()}, train, (train,))
+        section = {"train": train_config(config).model_dump()}
+        yield Use("sae", ("corpus", "activations", *asked), section, train, (train,))
     else:
         section = {"sae": models.identity(config.sae.load or ""), "format": config.sae.format}
         section |= numbers_section(config) | {"hook_out": config.subject.hook_out}
-        yield Use("sae", ("corpus",), section, load, (load,))
+        yield Use("sae", ("corpus", *asked), section, load, (load,))
 
 
 def train_config(config: Config) -> TrainConfig:
@@ -66,13 +66,15 @@ def train(job: Job) -> None:
     from autointerp.sae.train import train_sae
 
     data = np.load(job.inputs["activations"] / "activations.npy", mmap_mode="r")
-    source, held_out = ArraySource(data).hold_out(held_out_of(len(data)))
+    left_out = np.load(job.inputs["outliers"] / "outlying.npy") if "outliers" in job.inputs else None
+    source, held_out = ArraySource(data, left_out).hold_out(held_out_of(len(data)))
     subject = models.subject(job.session, None)
     train_sae(
         source,
         train_config(job.config),
         job.folder,
         held_out=held_out.float(),
+        outlier_threshold=outliers.threshold(job),
         hook_name=subject.hook.name,
         model_name=job.config.subject.model,
         context_size=job.config.corpus.context,
@@ -94,44 +96,46 @@ def load(job: Job) -> None:
     if job.config.subject.hook and sae.cfg.hook_name and not subject.hook.means(sae.cfg.hook_name):
         warnings.append(f"it was trained on {sae.cfg.hook_name} and reads {subject.hook} here (subject.hook)")
     corpus, writes = Corpus(job.inputs["corpus"]), models.written(job.session, sae)
-    outputs = _first_activations(corpus, writes, CHECK_TOKENS) if writes is not subject else None
-    check = check_sae(sae, _first_activations(corpus, subject, CHECK_TOKENS), outputs)
+    outputs = outliers.first_activations(job, corpus, writes) if writes is not subject else None
+    inputs = outliers.first_activations(job, corpus, subject)
+    check = check_sae(sae, inputs, outputs, outlier_threshold=outliers.threshold(job))
     warnings += check.warnings
     for warning in warnings:
         log.warning("SAE: %s", warning)
     about = {"cfg": asdict(sae.cfg), "content": models.identity(wanted.load or "")}
     (job.folder / "sae.json").write_text(json.dumps(about, indent=2, default=str))
-    job.facts |= {"l0": check.l0, "explained_variance": check.explained_variance, "warnings": warnings}
+    job.facts |= _facts(check) | {"warnings": warnings}
+
+
+def _facts(check: SaeCheck) -> dict[str, Any]:
+    facts: dict[str, Any] = {"l0": check.l0, "explained_variance": check.explained_variance}
+    if check.outlying:
+        log.info(
+            "SAE: explained variance %.3f without the %d of %d activations of outlying norm, %.3f with them",
+            check.explained_variance, check.outlying, check.tokens + check.outlying, check.with_outliers[1],
+        )  # fmt: skip
+        facts["l0_with_outliers"], facts["explained_variance_with_outliers"] = check.with_outliers
+    return facts
 
 
 def draw_anew(job: Job) -> None:
     """The run's own SAE with other directions, for the control `random_sae`."""
+    from autointerp.activations.outliers import is_outlying
     from autointerp.sae.check import check_sae
     from autointerp.sae.redraw import redraw, save_redrawn
 
     assert isinstance(job.config.sae, RedrawnSae)
     sae = models.own_sae(job.session, job.inputs["sae"])
     subject = models.subject(job.session, sae.cfg.hook_name)
-    activations = _first_activations(Corpus(job.inputs["corpus"]), subject, REDRAW_TOKENS)
+    activations = outliers.first_activations(job, Corpus(job.inputs["corpus"]), subject, REDRAW_TOKENS)
+    if threshold := outliers.threshold(job):
+        activations = activations[~is_outlying(activations, threshold)]
     redrawn, l0, own_l0 = redraw(sae, activations, job.config.sae.seed)
     save_redrawn(redrawn, job.folder)
     job.facts |= {"l0": l0, "own_l0": own_l0}
     if not sae.is_transcoder:
-        job.facts |= {"explained_variance": check_sae(redrawn, activations[:CHECK_TOKENS]).explained_variance}
-
-
-def _first_activations(corpus: Corpus, subject: Subject, tokens: int) -> torch.Tensor:
-    """[n, d] activations of the first rows of the corpus, BOS left out as in the harvest."""
-    import torch
-
-    skip = int(corpus.info.bos_id is not None)
-    parts: list[Any] = []
-    for index in range(corpus.info.n_rows):
-        row = torch.from_numpy(corpus.row(index).astype("int64"))
-        parts.append(subject.activations(row[None])[0, skip:])
-        if sum(map(len, parts)) >= tokens:
-            break
-    return torch.cat(parts)
+        checked = check_sae(redrawn, activations[: outliers.CHECK_TOKENS])
+        job.facts |= {"explained_variance": checked.explained_variance}
 
 
 TRAINED_PER_SECOND = 3e10  # multiplications of one core
@@ -141,7 +145,7 @@ def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
     if isinstance(config.sae, RedrawnSae):
         return Amount(REDRAW_TOKENS, "tokens", f"drawing {sae_of(config)} anew", guess=3e-3)
     if config.sae.train is None:
-        return Amount(CHECK_TOKENS, "tokens", f"loading {sae_of(config)}", guess=1e-3)
+        return Amount(outliers.CHECK_TOKENS, "tokens", f"loading {sae_of(config)}", guess=1e-3)
     wanted = train_config(config)
     guess = 12 * (sizes.width or 512) * wanted.d_sae / TRAINED_PER_SECOND
     return Amount(wanted.tokens, "tokens", f"{subject_of(config)}, {sae_of(config)}", guess=guess)

@@ -279,6 +279,8 @@ def test_format_is_as_documented_and_small(tmp_path):
         "n_shards": 1,
         "hook": "h",
         "skip_bos": True,
+        "outlier_threshold": None,
+        "outlying": 0,
     }
 
 

@@ -62,12 +62,23 @@ def planted(d: int, decoder: torch.Tensor, **more: object) -> SAE:
     return SAE(cfg, tensors)
 
 
-def run(subject: Subject, corpus: Corpus, sae: SAE, writes: Subject | None = None, context: int = 40) -> Measured:
+def run(
+    subject: Subject,
+    corpus: Corpus,
+    sae: SAE,
+    writes: Subject | None = None,
+    context: int = 40,
+    threshold: float | None = None,
+    batch_tokens: int = 200,
+) -> Measured:
     rows = rows_of(corpus, 200, context)
     classes = token_classes(subject.vocab_strings())
     model = PatchedSubject(subject, writes or subject)
     bar = Progress("evaluate", None, "tokens")
-    return measure(rows, model, sae, sae.cfg.d_sae, classes, skip=1, batch_tokens=200, device="cpu", bar=bar)
+    return measure(
+        rows, model, sae, sae.cfg.d_sae, classes,
+        skip=1, batch_tokens=batch_tokens, device="cpu", outlier_threshold=threshold, bar=bar,
+    )  # fmt: skip
 
 
 def values(measured: Measured) -> dict[str, float | None]:
@@ -95,6 +106,44 @@ def test_a_perfect_sae_recovers_all(perfect: Measured) -> None:
     assert found["l0"] == 288
     assert found["kl_zero"] is not None
     assert found["kl_zero"] > 1
+
+
+def test_tokens_of_outlying_norm_are_left_as_they_are_and_counted_apart(subject: Subject, corpus: Corpus) -> None:
+    rows = rows_of(corpus, 200, 40)
+    y = torch.cat([subject.activations(torch.from_numpy(row.tokens)[None])[0, 1:] for row in rows])
+    threshold = float(y.norm(dim=1).quantile(0.8))
+    usual = y.norm(dim=1) <= threshold
+    sae = planted(288, 0.5 * torch.eye(288))
+    found = values(run(subject, corpus, sae, threshold=threshold))
+    everything = values(run(subject, corpus, sae))
+
+    def explained(y: torch.Tensor) -> float:
+        return 1 - float((0.5 * y).square().sum() / (y - y.mean(0)).square().sum())
+
+    assert found["explained_variance"] == pytest.approx(explained(y[usual]), abs=1e-4)
+    assert found["explained_variance_with_outliers"] == pytest.approx(explained(y), abs=1e-4)
+    assert found["explained_variance_with_outliers"] == pytest.approx(everything["explained_variance"], abs=1e-6)
+    assert found["l0_with_outliers"] == everything["l0"]
+    assert found["outlying_tokens"] == pytest.approx(1 - float(usual.double().mean()))
+    assert everything["outlying_tokens"] == 0
+    assert everything["explained_variance_with_outliers"] == everything["explained_variance"]
+    for name in ("kl_sae", "kl_zero"):
+        assert 0 < found[name]  # type: ignore[operator]
+    perfect = values(run(subject, corpus, planted(288, torch.eye(288)), threshold=threshold))
+    assert perfect["kl_sae"] == pytest.approx(0, abs=1e-5)
+
+
+def test_a_batch_of_sinks_alone_is_counted_and_a_corpus_of_them_refused(subject: Subject, corpus: Corpus) -> None:
+    rows = rows_of(corpus, 200, 40)
+    norms = [subject.activations(torch.from_numpy(row.tokens)[None])[0, 1:].norm(dim=1) for row in rows]
+    threshold = sorted(float(norm.min()) for norm in norms if len(norm))[-1] - 1e-3  # all tokens of one row are above
+    alone, together = (
+        run(subject, corpus, planted(288, torch.eye(288)), threshold=threshold, batch_tokens=size) for size in (1, 200)
+    )
+    np.testing.assert_allclose(alone.by_document[:, -4:], together.by_document[:, -4:], rtol=1e-3)
+    assert alone.by_document[:, COLUMNS.index("all_tokens")].sum() == sum(map(len, norms))
+    with pytest.raises(AutointerpError, match=r"all \d+ activations have a norm above 0\.001"):
+        run(subject, corpus, planted(288, torch.eye(288)), threshold=0.001)
 
 
 def test_a_zero_sae_recovers_nothing(subject: Subject, corpus: Corpus) -> None:
