@@ -314,7 +314,8 @@ def train(config: ConfigArgument, set: Set = None, out: Out = None, verbose: Ver
     from autointerp.report.text import aligned
 
     folder, figures = train_alone(config, set=overrides(set), out=out)
-    rows = [[name, f"{value:.4g}"] for name, value in figures.items() if isinstance(value, int | float)]
+    held_out = {f"held-out {name}": value for name, value in figures.get("held_out", {}).items()}
+    rows = [[n, f"{value:.4g}"] for n, value in (figures | held_out).items() if isinstance(value, int | float)]
     print("\n".join(aligned(["figure", "value"], rows)))
     print(f"SAE: {folder}")
 

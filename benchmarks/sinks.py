@@ -4,8 +4,8 @@
 
 1. FOLDER (outside the repository) gets the corpus, film reviews, and each block's activations in float16: 1.2 GB a
    million tokens and block. What is there already is used.
-2. On each block our trainer with its defaults, and sae-lens' own at several rates, see the same batches of the same rows,
-   those of usual norm (`sae.outlier_norm`). Both are measured on held-out rows, without the sinks and with them.
+2. On each block our trainer with its defaults, and sae-lens' own at several rates, see the same batches of the same
+   rows, those of usual norm (`sae.outlier_norm`). Both are measured on held-out rows, without the sinks and with them.
 3. Ours once more on all rows, as it would be without `sae.outlier_norm`, with the warning that it ends with.
 
 Limits: at most 10 % silent latents; explained variance without sinks at least sae-lens' at its best rate. Exits 1 where
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from training import BATCH, K, WIDTH, ours, theirs
+from training import BATCH, WIDTH, K, ours, theirs
 
 from autointerp.activations.dense import harvest_dense
 from autointerp.activations.outliers import find_outliers

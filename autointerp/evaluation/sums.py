@@ -124,11 +124,7 @@ def measure(
             latents.bos(sae, x[:, :skip].flatten(0, 1))
             out, sums = _reconstruct(sae, x_kept, y_kept, mean, d_sae, latents, row, tokens[kept])
             replaced = {"sae": out, "zero": torch.zeros_like(y_kept), "mean": mean.expand_as(y_kept)}
-            runs = {}
-            for name, values in replaced.items():
-                patch = y.clone()
-                patch[kept] = values
-                runs[name] = model.patched(tokens, patch)
+            runs = {name: _patched(model, tokens, y, kept, values) for name, values in replaced.items()}
             last = position == lengths[row] - 1  # nothing follows to predict
             following = tokens.roll(-1, 1)[kept]
             sums |= _compare(logits, runs, kept, following, last)
@@ -147,6 +143,13 @@ def measure(
         bos_tokens=skip * len(rows),
         **latents.arrays(),
     )
+
+
+def _patched(model: PatchedModel, tokens: Tensor, y: Tensor, kept: Tensor, values: Tensor) -> Tensor:
+    """Logits with `values` [m, d_out] in place of y [b, s, d_out] where `kept` [b, s]."""
+    patch = y.clone()
+    patch[kept] = values
+    return model.patched(tokens, patch)
 
 
 def _kept(rows: Sequence[Row], tokens: Tensor, x: Tensor, skip: int, threshold: float | None) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Stage outliers: from which norm on an activation is outlying (an attention sink), and which of the stored ones are."""
+"""Stage outliers: from which norm on an activation is outlying (an attention sink); which of the stored ones are."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def _find(job: Job, rows: Any) -> None:
     job.facts |= asdict(outliers)
     if outliers.outlying:
         log.info(
-            "%s of %s activations have more than %g times the median norm (attention sinks) and %.1f %% of the variance:"
-            " they are left out of training, harvest and explained variance (sae.outlier_norm)",
+            "%s of %s activations have more than %g times the median norm (attention sinks) and %.1f %% of the"
+            " variance: they are left out of training, harvest and explained variance (sae.outlier_norm)",
             f"{outliers.outlying:,}", f"{outliers.rows:,}", outliers.multiple, 100 * outliers.variance_share,
         )  # fmt: skip
 
