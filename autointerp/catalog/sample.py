@@ -153,7 +153,7 @@ def draw(logits: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
 
     uniform = torch.rand(len(logits), 1, generator=chance).to(logits.device)
     drawn = []
-    for some, number in zip(logits.split(DRAWN_AT_ONCE), uniform.split(DRAWN_AT_ONCE)):
-        cumulative = torch.softmax(some, dim=-1, dtype=torch.float32).cumsum(-1)
+    for rows, number in zip(logits.split(DRAWN_AT_ONCE), uniform.split(DRAWN_AT_ONCE)):
+        cumulative = torch.softmax(rows, dim=-1, dtype=torch.float32).cumsum(-1)
         drawn.append(torch.searchsorted(cumulative, number * cumulative[:, -1:]))
     return torch.cat(drawn).clamp_(max=logits.shape[-1] - 1)

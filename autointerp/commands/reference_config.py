@@ -41,17 +41,17 @@ def first_line(file: Path) -> str:
 
 def comments_beside(source: str, names: Callable[[ast.AST], Mapping[str, ast.AST]]) -> dict[str, str]:
     """Name -> the comments on the lines of its node and on the lines just above; `names` finds the nodes."""
-    said: dict[int, tuple[str, bool]] = {}  # line -> comment, and whether it has the line for itself
+    comments: dict[int, tuple[str, bool]] = {}  # line -> comment, and whether it has the line for itself
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
-            said[token.start[0]] = token.string.lstrip("# "), not token.line[: token.start[1]].strip()
+            comments[token.start[0]] = token.string.lstrip("# "), not token.line[: token.start[1]].strip()
     beside: dict[str, str] = {}
     for name, node in names(ast.parse(source)).items():
         first, last = node.lineno, node.end_lineno  # type: ignore[attr-defined]
         above = first
-        while said.get(above - 1, ("", False))[1]:
+        while comments.get(above - 1, ("", False))[1]:
             above -= 1
-        beside[name] = " ".join(said[line][0] for line in range(above, last + 1) if line in said)
+        beside[name] = " ".join(comments[line][0] for line in range(above, last + 1) if line in comments)
     return beside
 
 

@@ -63,13 +63,13 @@ def sweep(config: str | Path, *, set: Mapping[str, Any] | None = None, out: str 
             rows += _composites(done["reencode"])
         if scores := _scores_of(resolved).intersection(plan.metrics):
             rows += _scores(run(resolved, out=own), scores)
-        found = [Figure(name, seed, row["metric"], row["value"], row.get("low"), row.get("high")) for row in rows]
-        _check("metrics", plan.metrics, {figure.metric for figure in found} | {*DISTINCT})
+        mine = [Figure(name, seed, row["metric"], row["value"], row.get("low"), row.get("high")) for row in rows]
+        _check("metrics", plan.metrics, {figure.metric for figure in mine} | {*DISTINCT})
         places = _rows(done["evaluate"] / "evaluation_positions.parquet")
         _check("positions", plan.positions, places[0])
         for metric in plan.positions:
-            found += [Figure(name, seed, metric, place[metric], position=place["position"]) for place in places]
-        figures += found
+            mine += [Figure(name, seed, metric, place[metric], position=place["position"]) for place in places]
+        figures += mine
     figures += _distinct(plan, trained)
     made = Sweep(folder, plan, tuple(figures))
     write_atomically(folder / "sweep.json", lambda path: path.write_text(_summary(made, str(config), environment())))
@@ -85,7 +85,7 @@ def read_sweep(config: str | Path, overrides: Mapping[str, Any] | None) -> tuple
         plan = Plan.model_validate(own)
     except ValidationError as error:
         raise ConfigError(f"{file}: " + "; ".join(problem(e, Plan) for e in error.errors())) from None
-    found: dict[tuple[str, int], Config] = {}
+    configs: dict[tuple[str, int], Config] = {}
     for seed in plan.seeds:
         for name, changes in plan.variants.items():
             settings = {
@@ -93,8 +93,8 @@ def read_sweep(config: str | Path, overrides: Mapping[str, Any] | None) -> tuple
                 **(overrides or {}),
                 "sae.train.seed": seed,
             }  # last: a variant may set all of sae.train
-            found[name, seed] = resolve_config(copy.deepcopy(raw), settings, f"{file}, {name}")
-    return plan, found
+            configs[name, seed] = resolve_config(copy.deepcopy(raw), settings, f"{file}, {name}")
+    return plan, configs
 
 
 def _with_sae_of(config: Config, seed: int, trained: Mapping[tuple[str, int], Path]) -> Config:
@@ -156,10 +156,8 @@ def _scores(made: Run, metrics: Iterable[str]) -> list[dict[str, Any]]:
     for metric in metrics:
         scorer = metric.removesuffix(GAIN)
         value = features[scorer].tolist()
-        found = paired_difference(
-            value, features[scorer + CONTROL].tolist() if metric != scorer else [0.0] * len(value)
-        )
-        rows.append({"metric": metric, "value": found.mean, "low": found.low, "high": found.high})
+        gain = paired_difference(value, features[scorer + CONTROL].tolist() if metric != scorer else [0.0] * len(value))
+        rows.append({"metric": metric, "value": gain.mean, "low": gain.low, "high": gain.high})
     return rows
 
 
@@ -171,14 +169,14 @@ def _distinct(plan: Plan, trained: Mapping[tuple[str, int], Path]) -> list[Figur
     from autointerp.composites.nulls import random_directions, whitener
     from autointerp.sae import load_sae
 
-    first, found = next(iter(plan.variants)), []
+    first, distinct = next(iter(plan.variants)), []
     for (name, seed), folder in trained.items():
         other = plan.seeds[(plan.seeds.index(seed) + 1) % len(plan.seeds)]
         W, reference = load_sae(str(folder)).W_dec, load_sae(str(trained[first, other])).W_dec
         null = random_directions(*W.shape, seed=seed, L=whitener(unit(W)))
         for metric, rows in zip(DISTINCT, (W, null)):
-            found.append(Figure(name, seed, metric, beside(rows, reference).distinct))
-    return found
+            distinct.append(Figure(name, seed, metric, beside(rows, reference).distinct))
+    return distinct
 
 
 def _check(key: str, wanted: Iterable[str], known: Collection[str]) -> None:
@@ -197,12 +195,12 @@ def _check_composites(plan: Plan, variants: Mapping[tuple[str, int], Config]) ->
 
 def _bands(made: Sweep, variant: str) -> dict[str, dict[str, float]]:
     """For each metric its mean over the positions 0, 1, 2–3, 4–7 … (by their last one) and over seeds."""
-    found: dict[str, dict[str, list[float]]] = {metric: {} for metric in made.plan.positions}
-    for one in made.figures:
-        if one.variant == variant and one.position is not None and one.value is not None:
-            last = 2 ** one.position.bit_length() - 1
-            found[one.metric].setdefault(str(last), []).append(one.value)
-    return {metric: {band: fmean(values) for band, values in bands.items()} for metric, bands in found.items()}
+    by_band: dict[str, dict[str, list[float]]] = {metric: {} for metric in made.plan.positions}
+    for figure in made.figures:
+        if figure.variant == variant and figure.position is not None and figure.value is not None:
+            last = 2 ** figure.position.bit_length() - 1
+            by_band[figure.metric].setdefault(str(last), []).append(figure.value)
+    return {metric: {band: fmean(values) for band, values in bands.items()} for metric, bands in by_band.items()}
 
 
 def _summary(made: Sweep, config: str, environment: Mapping[str, Any]) -> str:

@@ -156,9 +156,9 @@ def mmcs(rows: Tensor, dtype: torch.dtype, sample: int = 2048) -> float:
     """Mean of the highest cosine of unit rows [n, d] to another one, over at most about `sample` evenly spaced rows."""
     asked = torch.arange(0, len(rows), max(1, len(rows) // sample), device=rows.device)
     candidates, highest = rows.to(dtype), []
-    for some in asked.split(_BLOCK):
-        cosines = candidates[some] @ candidates.T
-        highest.append(cosines.scatter_(1, some[:, None], -2.0).amax(1))
+    for block in asked.split(_BLOCK):
+        cosines = candidates[block] @ candidates.T
+        highest.append(cosines.scatter_(1, block[:, None], -2.0).amax(1))
     return float(torch.cat(highest).float().mean())
 
 
@@ -205,16 +205,16 @@ def _of_gathered(rows: Tensor, queries: Tensor, partners: Tensor, shape: Shape) 
     """The same by gathering the partners, some queries at a time: a GPU's memory is fast, its sparse products slow."""
     cosines = torch.cat(
         [
-            torch.einsum("qd,qmd->qm", rows[some], rows[others])
-            for some, others in zip(queries.split(_BLOCK), partners.split(_BLOCK))
+            torch.einsum("qd,qmd->qm", rows[asking], rows[others])
+            for asking, others in zip(queries.split(_BLOCK), partners.split(_BLOCK))
         ]
     )
     cost, slope = shape(cosines.flatten())
     slope = slope.view_as(partners) / len(queries)
     gradient = torch.zeros_like(rows)
-    for some, others, slopes in zip(queries.split(_BLOCK), partners.split(_BLOCK), slope.split(_BLOCK)):
-        gradient.index_add_(0, some, torch.einsum("qm,qmd->qd", slopes, rows[others]))
-        gradient.index_add_(0, others.flatten(), (slopes[:, :, None] * rows[some][:, None]).flatten(0, 1))
+    for asking, others, slopes in zip(queries.split(_BLOCK), partners.split(_BLOCK), slope.split(_BLOCK)):
+        gradient.index_add_(0, asking, torch.einsum("qm,qmd->qd", slopes, rows[others]))
+        gradient.index_add_(0, others.flatten(), (slopes[:, :, None] * rows[asking][:, None]).flatten(0, 1))
     return cost.sum() / len(queries), gradient
 
 

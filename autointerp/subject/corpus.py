@@ -142,10 +142,10 @@ def _files(path: Path) -> list[Path]:
         if path.suffix not in SUFFIXES:
             raise ConfigError(f"corpus.source {str(path)!r}: give a {', '.join(SUFFIXES)} file or a folder of them")
         return [path]
-    found = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
-    if not found:
+    files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+    if not files:
         raise ConfigError(f"corpus.source {str(path)!r} holds no {', '.join(SUFFIXES)} file")
-    return found
+    return files
 
 
 def _read(file: Path, column: str) -> Iterator[str]:

@@ -108,11 +108,13 @@ class Subject:
             )
         if hook.name not in cached:
             raise ConfigError(f"subject.hook {hook.name!r} is switched off in this model: choose another hook point")
-        found = cached[hook.name].float().flatten(2)
+        activations = cached[hook.name].float().flatten(2)
         if lengths is not None:
-            places = torch.arange(tokens.shape[1], device=found.device)
-            found = found * (places < torch.as_tensor(lengths, device=found.device)[:, None])[..., None]
-        return found
+            places = torch.arange(tokens.shape[1], device=activations.device)
+            activations = (
+                activations * (places < torch.as_tensor(lengths, device=activations.device)[:, None])[..., None]
+            )
+        return activations
 
     def at(self, hook: str) -> Subject:
         """The same model read at another hook point. Raises ConfigError for one that it does not have."""
@@ -129,10 +131,10 @@ class Subject:
         """
         import torch
 
-        found: dict[str, torch.Tensor] = {}
+        values: dict[str, torch.Tensor] = {}
 
         def keep(name: str, value: torch.Tensor) -> None:
-            found[name] = value.float().flatten(2)
+            values[name] = value.float().flatten(2)
 
         def put(new: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
             return new.to(value.dtype).reshape(value.shape)
@@ -141,7 +143,7 @@ class Subject:
         hooks += [(name, lambda value, hook, new=new: put(new, value)) for name, new in (patch or {}).items()]
         with torch.no_grad():
             logits: Any = self.bridge.run_with_hooks(tokens.to(self.device), fwd_hooks=hooks)
-        return logits, found
+        return logits, values
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """[n] ids -> n pieces; joined they are the text (with the space SentencePiece puts in front)."""
