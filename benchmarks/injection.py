@@ -197,8 +197,13 @@ def main() -> None:
     attempts = asyncio.run(measure(options))
     if not attempts:
         return
-    command = f"python benchmarks/injection.py --judge {options.judge} --mode {options.mode} --words {options.words}"
-    report = {"command": command, "words": len(attempts), **summary(attempts)}
+    how = f"--judge {options.judge} --mode {options.mode} --words {options.words} --minutes {options.minutes:g}"
+    about = {
+        "command": f"python benchmarks/injection.py {how}",
+        "words asked for": options.words,
+        "words": len(attempts),
+    }
+    report = about | summary(attempts)
     options.out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     print(json.dumps({key: value for key, value in report.items() if key != "instructions"}, indent=1))
 
