@@ -8,7 +8,8 @@
    tables, report. Its model answers in this process and counts what it is asked. The check for composites has a
    benchmark of its own (composites.py).
 
-Bars: peak memory at the larger size ≤ 2 GB, and within 10 % of that at the smaller; requests a second no lower.
+Bars: peak memory at the larger size ≤ 2 GB, and within 10 % of that at the smaller; requests a second no lower, by the
+processor's time, for other work on the machine slows either size as it comes. By the clock they stand beside.
 Exits 1 where a bar is missed.
 """
 
@@ -53,7 +54,7 @@ def main() -> None:
     bars = {
         "peak_gb": [large["peak_gb"], GB],
         "memory_ratio": [large["peak_gb"] / small["peak_gb"], GROWTH],
-        "slowdown_of_requests": [small["requests_per_second"] / large["requests_per_second"], GROWTH],
+        "slowdown_of_requests": [small["requests_per_cpu_second"] / large["requests_per_cpu_second"], GROWTH],
     }
     command = f"python benchmarks/scale.py --features {' '.join(map(str, options.features))}"
     options.out.write_text(json.dumps({"command": command, "sizes": sizes, "bars": bars}, indent=1) + "\n")
@@ -71,9 +72,9 @@ def measure(features: int) -> dict[str, Any]:
         plant_artifacts(config, place, features)
         import autointerp as ai
 
-        started = time.monotonic()
+        started, spent = time.monotonic(), time.process_time()
         run = ai.run(config, out=place / "run")
-        seconds = time.monotonic() - started
+        seconds, cpu_seconds = time.monotonic() - started, time.process_time() - spent
         stages = {name: stage["seconds"] for name, stage in run.info["stages"].items()}
         asking = sum(stages[name] for name in ("explain/default", "score/detection/default"))
         scored = int(run.features["detection"].notna().sum())
@@ -82,7 +83,9 @@ def measure(features: int) -> dict[str, Any]:
         "scored": scored,
         "requests": counting["requests"],
         "requests_per_second": round(counting["requests"] / asking, 1),
+        "requests_per_cpu_second": round(counting["requests"] / cpu_seconds, 1),  # of the whole run
         "seconds": round(seconds, 1),
+        "cpu_seconds": round(cpu_seconds, 1),
         "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
         "stages": stages,
     }
