@@ -203,6 +203,32 @@ def compare(
     print_comparison(*runs, by=how, scorer=scorer, measure=measure, against=against, format=format.value)
 
 
+@command("export demo --to neuronpedia --model gpt2-small --source 8-res-16k")
+def export(
+    run: RunArgument,
+    to: Annotated[
+        str, typer.Option("--to", metavar="NAME", help="neuronpedia, saebench, circuit-tracer, delphi, hub.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where to; exports/NAME in the run's folder without it.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="What the other tool calls the subject.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option("--source", metavar="NAME", help="What it calls the SAE, such as 8-res-16k.")
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="ORG/NAME", help="hub: send it there, with the token in HF_TOKEN.")
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Write a run as files that Neuronpedia, SAEBench, circuit-tracer, delphi or the Hugging Face hub read."""
+    from autointerp.commands.export import export as write_export
+
+    print(write_export(run, to, out=out, model=model, source=source, push=push))
+
+
 @command("show demo 1234")
 def show(
     run: RunArgument,

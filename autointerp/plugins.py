@@ -81,6 +81,7 @@ scorers: Registry[Callable[..., Any]] = Registry(
         "discrimination": "autointerp.scorers.discrimination:score",
         "embedding": "autointerp.scorers.embedding:score",
         "generation": "autointerp.scorers.generation:score",
+        "saebench": "autointerp.scorers.saebench:score",
         "lexical": "autointerp.scorers.lexical:score",
         "lexical_shown": "autointerp.scorers.lexical:score_shown",
         "position": "autointerp.scorers.floors:position",

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import reduce
 from typing import TYPE_CHECKING
 
-from autointerp.errors import ConfigError
+from autointerp.errors import AutointerpError, ConfigError
 from autointerp.registry import did_you_mean
 from autointerp.report.figures import scorers_of
 from autointerp.report.folder import RunFolder
@@ -31,13 +31,15 @@ def explainers_of(run: RunFolder) -> list[str]:
 def features_by(run: RunFolder, explainer: str | None) -> pa.Table:
     """features.parquet; with another `explainer` than its own, that explainer's texts and scores in their place.
 
-    Raises ConfigError for an explainer that the run does not have.
+    Raises ConfigError for an explainer that the run does not have, AutointerpError for a run of an earlier version.
     """
     known = explainers_of(run)
     if explainer is None or (known and explainer == known[0]):
         return run.features
     if explainer not in known:
         raise ConfigError(f"no explainer {explainer!r} in {run.path}{did_you_mean(explainer, known)}")
+    if "corrected" not in measures_of(run):
+        raise AutointerpError(f"{run.path} was made by an earlier version: run it again to see {explainer!r}")
     import pyarrow as pa
 
     from autointerp.stages.tables import explained_by

@@ -81,7 +81,7 @@ def train(job: Job) -> None:
         prepend_bos=Corpus(job.inputs["corpus"]).info.bos_id is not None,
         device=models.device(job.session),
     )
-    job.facts |= json.loads((job.folder / "train.json").read_text())["figures"]
+    job.facts |= {"hook": subject.hook.name} | json.loads((job.folder / "train.json").read_text())["figures"]
 
 
 def load(job: Job) -> None:
@@ -104,7 +104,7 @@ def load(job: Job) -> None:
         log.warning("SAE: %s", warning)
     about = {"cfg": asdict(sae.cfg), "content": models.identity(wanted.load or "")}
     (job.folder / "sae.json").write_text(json.dumps(about, indent=2, default=str))
-    job.facts |= _facts(check) | {"warnings": warnings}
+    job.facts |= {"hook": subject.hook.name, **_facts(check), "warnings": warnings}
 
 
 def _facts(check: SaeCheck) -> dict[str, Any]:
