@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from autointerp.errors import ConfigError
 from autointerp.registry import did_you_mean
 
 _PACKAGE = Path(__file__).parent
+
+
+def package_version() -> str:
+    """Of the code that runs, whatever distribution it came from."""
+    return sys.modules["autointerp"].__version__
 
 
 def folder(name: str) -> Path:

@@ -26,7 +26,7 @@ from autointerp.redact import public_config, redact
 from autointerp.registry import did_you_mean
 from autointerp.report.controls import compared
 from autointerp.report.folder import RunFolder
-from autointerp.resources import cache_dir
+from autointerp.resources import cache_dir, package_version
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -198,7 +198,7 @@ def count_usage(folder: Path) -> dict[str, int]:
 def environment() -> dict[str, Any]:
     """Which code ran on what."""
     return {
-        "autointerp": version("autointerp"),
+        "autointerp": package_version(),
         "python": platform.python_version(),
         "packages": _versions(),
         "git": _git(),

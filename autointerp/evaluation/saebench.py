@@ -6,11 +6,11 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from autointerp.composites.neighbours import top_neighbours
 from autointerp.hashing import digest
+from autointerp.resources import package_version
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,10 +64,10 @@ def saebench_core(config: Config, corpus: Corpus, sae: SAE, evaluation: Evaluati
         "eval_config": settings,
         "eval_id": digest(identity),
         "datetime_epoch_millis": round(time.time() * 1000),
-        "sae_bench_commit_hash": f"autointerp {version('autointerp')}",  # which code measured; it is not SAEBench's
+        "sae_bench_commit_hash": f"autointerp {package_version()}",  # which code measured; it is not SAEBench's
         "sae_lens_id": config.sae.load or "custom_sae",
         "sae_lens_release_id": config.name,
-        "sae_lens_version": f"autointerp {version('autointerp')}",
+        "sae_lens_version": f"autointerp {package_version()}",
         "sae_cfg_dict": {name: value for name, value in asdict(sae.cfg).items() if value is not None},
         "eval_result_unstructured": {
             row["metric"]: {name: row.get(name) for name in ("value", "low", "high", "n", "note")}

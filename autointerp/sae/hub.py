@@ -42,7 +42,7 @@ def fetch(spec: str) -> Path:
             release = spec.partition("/")[0]
             hint = did_you_mean(release, releases) if len(release) > 3 else ""
         else:
-            hint = "; to name SAEs by SAELens' release/sae_id: pip install 'autointerp[saelens]'"
+            hint = "; to name SAEs by SAELens' release/sae_id: pip install 'autointerp-sae[saelens]'"
         raise ConfigError(f"no SAE at {spec!r}: no such file, and no hub id ORG/REPO@REVISION:FOLDER{hint[:200]}")
     folder = match["folder"]
     patterns = [folder, f"{folder}/*", *_beside(folder)] if folder else None

@@ -1,6 +1,6 @@
 """SAELens' list of published SAEs (its ``pretrained_saes.yaml``): which files an entry has, what only the list says.
 
-The list comes with the package sae-lens (``pip install 'autointerp[saelens]'``), which is read and not imported.
+The list comes with the package sae-lens (``pip install 'autointerp-sae[saelens]'``), which is read and not imported.
 """
 
 from __future__ import annotations

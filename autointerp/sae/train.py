@@ -378,7 +378,7 @@ def _wandb() -> Any:
     try:
         import wandb  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
-        raise ConfigError("train.wandb needs the package wandb: pip install 'autointerp[wandb]'") from error
+        raise ConfigError("train.wandb needs the package wandb: pip install 'autointerp-sae[wandb]'") from error
     return wandb
 
 

@@ -430,5 +430,5 @@ def test_what_a_published_sae_was_trained_on_is_known(local_hub, spec: str, fact
 
 def test_without_saelens_an_id_of_its_list_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(published, "releases", dict)
-    with pytest.raises(ConfigError, match=r"pip install 'autointerp\[saelens\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'autointerp-sae\[saelens\]'"):
         hub.fetch("gpt2-small-res-jb/blocks.0/hook")

@@ -186,7 +186,7 @@ def check_library(name: str, *, extra: str | None = None) -> None:
     except ModuleNotFoundError:  # of the package that it is part of
         known = False
     if not known:
-        raise ConfigError(f"the package {name} is not installed: pip install 'autointerp[{extra or name}]'")
+        raise ConfigError(f"the package {name} is not installed: pip install 'autointerp-sae[{extra or name}]'")
 
 
 def _library(name: str) -> Any:

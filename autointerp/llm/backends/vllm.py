@@ -241,7 +241,7 @@ def _build(python: str) -> str:
     build = answer.stdout.strip()
     if build not in ("yes", "cpu"):
         raise ConfigError(
-            f"vLLM is not installed for {python}: pip install 'autointerp[vllm]', "
+            f"vLLM is not installed for {python}: pip install 'autointerp-sae[vllm]', "
             "or set AUTOINTERP_VLLM_PYTHON to the python of an environment that has it"
         )
     return build

@@ -59,7 +59,7 @@ def card(run: RunFolder, tables: list[str], wanted: Wanted) -> str:
         f"# Explained features: {_text(name)}",
         "",
         "Explanations of features of a sparse autoencoder, written and scored by language models with"
-        " [autointerp](https://pypi.org/project/autointerp-sae/).",
+        " autointerp (`pip install autointerp-sae`).",
         "",
         *_subject(run, wanted),
         "",
