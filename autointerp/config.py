@@ -49,18 +49,19 @@ class CorpusConfig(Section):
 
 
 class SaeConfig(Section):
-    """The SAE: exactly one of `load` and `train`."""
+    """The SAE: exactly one of `load`, `train` and `neurons`."""
 
     load: str | None = None  # local path, hub id (repo@revision) or release/sae_id
     format: str | None = None  # detected when not named
     train: dict[str, Any] | None = None  # the keys of sae.train, which are TrainConfig's
     # activations of more than so many times the median norm (attention sinks) are left out; null: none
     outlier_norm: float | None = Field(default=10.0, gt=1)
+    neurons: bool | Literal["signed"] = False  # no SAE: the activations at subject.hook; signed: each sign by itself
 
     @model_validator(mode="after")
     def one_of(self) -> SaeConfig:
-        if (self.load is None) == (self.train is None):
-            raise ValueError("give exactly one of sae.load and sae.train")
+        if [self.load is not None, self.train is not None, bool(self.neurons)].count(True) != 1:
+            raise ValueError("give exactly one of sae.load, sae.train and sae.neurons")
         return self
 
 

@@ -125,8 +125,8 @@ def check_subject(config: Config) -> Iterator[Check]:
         yield check_device("device", "subject.device", config.subject.device)
     hook = config.subject.hook or _sae(config).hook_name
     if hook is None:
-        if config.sae.train is not None:
-            text = "subject.hook is missing: an SAE that the run trains needs to know what to read"
+        if config.sae.load is None:
+            text = "subject.hook is missing: it says what to read, to train an SAE or as neurons"
             yield Check("hook", "wrong", text)
         elif _local(config):
             text = "subject.hook is missing, and the SAE's files may not say what it was trained on"
@@ -193,6 +193,8 @@ def check_sae(config: Config, *, deep: bool) -> Iterator[Check]:
         from autointerp.stages.sae import train_config
 
         yield checked("sae.train", lambda: train_config(config).architecture)
+        return
+    if config.sae.neurons:
         return
     spec = config.sae.load or ""
     if looks_remote(spec):

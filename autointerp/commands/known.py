@@ -135,7 +135,9 @@ class Known:
             wanted = train_config(self.config)
             width = described_subject(self.config.subject.model).width
             return Description(width, wanted.d_sae, wanted.k, self.config.subject.hook)
-        return describe(Path(self.config.sae.load or "").expanduser())
+        if self.config.sae.load is None:  # neurons: their number is known when the subject is loaded
+            return Description(hook_name=self.config.subject.hook)
+        return describe(Path(self.config.sae.load).expanduser())
 
     # --- which ones
 

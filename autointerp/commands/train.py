@@ -34,7 +34,8 @@ def train(
     """
     resolved = config if isinstance(config, Config) else load_config(config, set)
     if resolved.sae.train is None:
-        raise ConfigError(f"{resolved.name} loads its SAE ({resolved.sae.load}): give sae.train in its place")
+        has = f"loads its SAE ({resolved.sae.load})" if resolved.sae.load else "reads neurons"
+        raise ConfigError(f"{resolved.name} {has}: give sae.train in its place")
     made = run_targets(resolved, ["sae"], out=out)["sae"]
     folder = run_folder(resolved, out) / "sae"
     folder.mkdir(parents=True, exist_ok=True)

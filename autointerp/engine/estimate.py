@@ -70,7 +70,7 @@ def sae_of(config: Config) -> str:
     """The SAE, as the speed of what encodes with it depends on it."""
     train = config.sae.train
     if train is None:
-        return config.sae.load or ""
+        return config.sae.load or f"neurons of {config.subject.hook}"
     return " ".join(f"{name} {train[name]}" for name in ("architecture", "d_sae", "k") if name in train)
 
 

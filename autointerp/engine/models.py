@@ -71,7 +71,7 @@ def load_sae(session: Session, folder_or_spec: str | Path, format: str | None = 
 
 
 def open_sae(session: Session, folder: Path) -> SAE:
-    """The SAE that the run trained or redrew into `folder`, or the one that its config names."""
+    """The SAE, or the neurons, that the run left in `folder`, or the SAE that its config names."""
     if isinstance(session.config.sae, RedrawnSae):
         from autointerp.sae.redraw import read_redrawn
 

@@ -108,12 +108,18 @@ def _pursue(x: Tensor, sae: SAE) -> Tensor:
     return pursue(x, sae.W_dec, sae.cfg.pursuit)
 
 
+def _neurons(x: Tensor, sae: SAE) -> Tensor:
+    """W_enc is the identity, with its negative beside it where the signs are apart: the product need not be made."""
+    return x.relu() if sae.cfg.d_sae == sae.cfg.d_in else torch.cat([x, -x], -1).relu()
+
+
 ARCHITECTURES: dict[str, Architecture] = {
     "relu": Architecture(lambda pre, sae: pre.relu()),
     "topk": Architecture(_topk),
     "groupmax": Architecture(_groupmax),
     "jumprelu": Architecture(_jumprelu, ("threshold",)),
     "gated": Architecture(_gated, ("r_mag", "b_mag", "b_gate")),
+    "neurons": Architecture(lambda pre, sae: pre.relu(), encode=_neurons),
     "matching_pursuit": Architecture(lambda pre, sae: pre.relu(), encode=_pursue),
 }
 

@@ -26,7 +26,9 @@ def uses(config: Config) -> Iterator[Use]:
 def trained_here(config: Config) -> bool:
     """Whether the SAE is of the run or one that `autointerp train` left: the corpus' end was then held out from it,
     if it is the corpus it was trained on."""
-    return config.sae.train is not None or (Path(config.sae.load or "") / "train.json").is_file()
+    return config.sae.train is not None or (
+        config.sae.load is not None and (Path(config.sae.load) / "train.json").is_file()
+    )
 
 
 def work(job: Job) -> None:

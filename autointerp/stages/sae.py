@@ -35,6 +35,9 @@ def uses(config: Config) -> Iterator[Use]:
     elif config.sae.train is not None:
         section = {"train": train_config(config).model_dump()}
         yield Use("sae", ("corpus", "activations", *asked), section, train, (train,))
+    elif config.sae.neurons:
+        section = {"neurons": config.sae.neurons} | numbers_section(config)
+        yield Use("sae", ("corpus",), section, neurons, (neurons,))
     else:
         section = {"sae": models.identity(config.sae.load or ""), "format": config.sae.format}
         section |= numbers_section(config) | {"hook_out": config.subject.hook_out}
@@ -56,7 +59,7 @@ def train_config(config: Config) -> TrainConfig:
 
 
 def work(job: Job) -> None:
-    job.use.given(job)  # train, load or draw_anew: none's code counts in another's key
+    job.use.given(job)  # train, neurons, load or draw_anew: none's code counts in another's key
 
 
 def train(job: Job) -> None:
@@ -82,6 +85,22 @@ def train(job: Job) -> None:
         device=models.device(job.session),
     )
     job.facts |= {"hook": subject.hook.name} | json.loads((job.folder / "train.json").read_text())["figures"]
+
+
+def neurons(job: Job) -> None:
+    """Keep what the neurons at subject.hook write, in the form of an SAE."""
+    from autointerp.sae.neurons import save_neurons
+
+    subject = models.subject(job.session, None)
+    latents = save_neurons(
+        subject,
+        job.folder,
+        signed=job.config.sae.neurons == "signed",
+        model_name=job.config.subject.model,
+        context_size=job.config.corpus.context,
+        bos=Corpus(job.inputs["corpus"]).info.bos_id is not None,
+    )
+    job.facts |= {"hook": subject.hook.name, "latents": latents}
 
 
 def load(job: Job) -> None:

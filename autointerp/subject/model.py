@@ -116,6 +116,21 @@ class Subject:
             )
         return activations
 
+    def mlp_out(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the hook's layer what each neuron of the MLP writes [d_mlp, d_model], and its bias [d_model], float32.
+
+        Raises ConfigError for a layer whose MLP is none of single neurons, such as a mixture of experts.
+        """
+        import torch
+
+        mlp: Any = self.bridge.blocks[self.hook.layer].mlp
+        rows = getattr(mlp, "W_out", None)
+        if rows is None or tuple(rows.shape) != (self.d_hook, self.d_model):
+            raise ConfigError(f"the MLP of layer {self.hook.layer} is not one of single neurons: choose another hook")
+        bias = getattr(mlp, "b_out", None)
+        bias = torch.zeros(self.d_model) if bias is None else bias.detach().float().cpu()
+        return rows.detach().float().cpu(), bias
+
     def at(self, hook: str) -> Subject:
         """The same model read at another hook point. Raises ConfigError for one that it does not have."""
         return Subject(self.name, self.bridge, self.tokenizer, resolve_hook(hook, self.n_layers, self.bridge.hook_dict))

@@ -110,7 +110,7 @@ IDLE = [
     Change("engine/dag.py", "REPAIRS = 3", "REPAIRS = 4", ""),
     Change("engine/store.py", 'LOG = "log"', 'LOG = "logs"', ""),
     Change("config.py", '"""Text, tokenised once."""', '"""Text."""', ""),
-    Change("config.py", "give exactly one of sae.load and sae.train", "give sae.load or sae.train", ""),
+    Change("config.py", "give exactly one of sae.load, sae.train and sae.neurons", "give sae.load or another", ""),
     Change("plugins.py", "cannot be called", "is not callable", ""),
     Change("catalog/fetch.py", "", "\n\ndef unused():\n    return 1\n", ""),
     Change("llm/limiter.py", "maximum / 8", "maximum / 4", ""),

@@ -43,7 +43,7 @@ def test_every_format_has_a_golden_checkpoint() -> None:
     from autointerp.sae.formats import FORMATS
 
     published = "gemma_scope_2 qwen_scope circuit_transcoders linear_layers attention_z temporal"  # test_published_saes
-    made = {"openai", *published.split()}
+    made = {"openai", "neurons", *published.split()}
     assert {load_sae(path).cfg.source_format for path in CHECKPOINTS} | made == set(FORMATS.names())
 
 

@@ -46,6 +46,7 @@ FORMATS: Registry[Format] = Registry(
         "linear_layers": "autointerp.sae.formats.linear_layers:FORMAT",
         "attention_z": "autointerp.sae.formats.attention_z:FORMAT",
         "temporal": "autointerp.sae.formats.temporal:FORMAT",
+        "neurons": "autointerp.sae.formats.neurons:FORMAT",
         "openai": "autointerp.sae.formats.openai:FORMAT",
     },
     _check,
