@@ -48,6 +48,13 @@ class CorpusConfig(Section):
     seed: int | None = None  # of sampled text; None: the run's seed
 
 
+class NeuronsConfig(Section):
+    """A model's own neurons as features."""
+
+    signed: bool = False  # latent d + i fires where neuron i is negative; else what is negative is silent
+    k: int | None = Field(default=None, ge=1)  # only the k strongest fire on a token; None: all above 0
+
+
 class SaeConfig(Section):
     """The SAE: exactly one of `load`, `train` and `neurons`."""
 
@@ -56,11 +63,16 @@ class SaeConfig(Section):
     train: dict[str, Any] | None = None  # the keys of sae.train, which are TrainConfig's
     # activations of more than so many times the median norm (attention sinks) are left out; null: none
     outlier_norm: float | None = Field(default=10.0, gt=1)
-    neurons: bool | Literal["signed"] = False  # no SAE: the activations at subject.hook; signed: each sign by itself
+    neurons: NeuronsConfig | None = None  # no SAE: the activations at subject.hook; true: with nothing set
+
+    @field_validator("neurons", mode="before")
+    @classmethod
+    def switched(cls, value: Any) -> Any:
+        return {True: {}, False: None}[value] if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def one_of(self) -> SaeConfig:
-        if [self.load is not None, self.train is not None, bool(self.neurons)].count(True) != 1:
+        if [self.load is None, self.train is None, self.neurons is None].count(False) != 1:
             raise ValueError("give exactly one of sae.load, sae.train and sae.neurons")
         return self
 

@@ -194,7 +194,7 @@ def check_sae(config: Config, *, deep: bool) -> Iterator[Check]:
 
         yield checked("sae.train", lambda: train_config(config).architecture)
         return
-    if config.sae.neurons:
+    if config.sae.neurons is not None:
         return
     spec = config.sae.load or ""
     if looks_remote(spec):

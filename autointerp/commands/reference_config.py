@@ -68,6 +68,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel], str], ...] = (
     ("subject", config.SubjectConfig, ""),
     ("corpus", config.CorpusConfig, ""),
     ("sae", config.SaeConfig, ""),
+    ("sae.neurons", config.NeuronsConfig, ""),
     ("sae.train", train_config.TrainConfig, ""),
     ("sae.train.penalty", train_config.PenaltyConfig, ""),
     ("sae.train.wandb", train_config.WandbConfig, ""),

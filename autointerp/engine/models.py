@@ -25,7 +25,7 @@ def identity(name: str, revision: str | None = None) -> str:
     path = Path(name).expanduser()
     if name in entries():
         return f"{name}:{entries()[name].sha256}"
-    if path.exists():
+    if name and path.exists():  # Path("") is the working folder
         return fingerprint(path)
     return f"{name}@{revision}"
 

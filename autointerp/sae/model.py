@@ -110,7 +110,8 @@ def _pursue(x: Tensor, sae: SAE) -> Tensor:
 
 def _neurons(x: Tensor, sae: SAE) -> Tensor:
     """W_enc is the identity, with its negative beside it where the signs are apart: the product need not be made."""
-    return x.relu() if sae.cfg.d_sae == sae.cfg.d_in else torch.cat([x, -x], -1).relu()
+    codes = x if sae.cfg.d_sae == sae.cfg.d_in else torch.cat([x, -x], -1)
+    return codes.relu() if sae.cfg.k is None else _topk(codes, sae)
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -149,7 +150,8 @@ class SAE(nn.Module):
         super().__init__()
         self.cfg = cfg
         self._activate, _, self._encode = architecture(cfg.architecture)
-        if cfg.architecture in ("topk", "groupmax") and not 1 <= (cfg.k or 0) <= cfg.d_sae:
+        sparse = cfg.architecture in ("topk", "groupmax") or (cfg.architecture == "neurons" and cfg.k is not None)
+        if sparse and not 1 <= (cfg.k or 0) <= cfg.d_sae:
             raise AutointerpError(
                 f"a {cfg.architecture} SAE of width {cfg.d_sae} needs k between 1 and its width, not {cfg.k}"
             )

@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from autointerp.subject.model import Subject
 
 
-def save_neurons(subject: Subject, folder: Path, *, signed: bool, model_name: str, context_size: int, bos: bool) -> int:
-    """Write the neurons at the subject's hook into `folder`; returns how many latents there are.
+def save_neurons(
+    subject: Subject, folder: Path, *, signed: bool, k: int | None, model_name: str, context_size: int, bos: bool
+) -> None:
+    """Write the neurons at the subject's hook into `folder`.
 
     A neuron of an MLP (``mlp.hook_post``) writes its row of the MLP's output matrix, so that the neurons are a
     transcoder to ``hook_mlp_out``. At any other hook a latent is a direction of that hook itself. What is negative is
-    silent; with `signed`, latent d + i fires where neuron i is negative, and writes the opposite.
+    silent; with `signed`, latent d + i fires where neuron i is negative, and writes the opposite. With `k` only the k
+    strongest latents of a token fire.
     """
     from safetensors.torch import save_file
 
@@ -33,6 +36,7 @@ def save_neurons(subject: Subject, folder: Path, *, signed: bool, model_name: st
     about = {
         "d_in": subject.d_hook,
         "signed": signed,
+        "k": k,
         "hook_name": subject.hook.name,
         "hook_name_out": hook_out,
         "model_name": model_name,
@@ -43,7 +47,6 @@ def save_neurons(subject: Subject, folder: Path, *, signed: bool, model_name: st
     tensors = {"rows": rows.contiguous(), "bias": bias.contiguous()}
     write_atomically(folder / "neurons.safetensors", lambda path: save_file(tensors, path))
     write_atomically(folder / "neurons.json", lambda path: path.write_text(json.dumps(about, indent=2)))
-    return len(rows) * (2 if signed else 1)
 
 
 def _written(subject: Subject) -> tuple[Tensor, Tensor, str | None]:

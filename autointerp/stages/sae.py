@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("autointerp")
 
+DENSE = 0.1  # share of the neurons that fire on a token above which windows without any are rare
 REDRAW_TOKENS = 16_384  # on which redrawn latents are made to fire as often as the SAE's own
 
 
@@ -35,8 +36,8 @@ def uses(config: Config) -> Iterator[Use]:
     elif config.sae.train is not None:
         section = {"train": train_config(config).model_dump()}
         yield Use("sae", ("corpus", "activations", *asked), section, train, (train,))
-    elif config.sae.neurons:
-        section = {"neurons": config.sae.neurons} | numbers_section(config)
+    elif config.sae.neurons is not None:
+        section = {"neurons": config.sae.neurons.model_dump()} | numbers_section(config)
         yield Use("sae", ("corpus",), section, neurons, (neurons,))
     else:
         section = {"sae": models.identity(config.sae.load or ""), "format": config.sae.format}
@@ -91,16 +92,26 @@ def neurons(job: Job) -> None:
     """Keep what the neurons at subject.hook write, in the form of an SAE."""
     from autointerp.sae.neurons import save_neurons
 
-    subject = models.subject(job.session, None)
-    latents = save_neurons(
+    subject, corpus, wanted = models.subject(job.session, None), Corpus(job.inputs["corpus"]), job.config.sae.neurons
+    assert wanted is not None
+    save_neurons(
         subject,
         job.folder,
-        signed=job.config.sae.neurons == "signed",
+        signed=wanted.signed,
+        k=wanted.k,
         model_name=job.config.subject.model,
         context_size=job.config.corpus.context,
-        bos=Corpus(job.inputs["corpus"]).info.bos_id is not None,
+        bos=corpus.info.bos_id is not None,
     )
-    job.facts |= {"hook": subject.hook.name, "latents": latents}
+    sae = models.load_sae(job.session, job.folder)
+    codes = sae.encode(outliers.first_activations(job, corpus, subject))
+    l0 = float((codes > 0).sum(1).double().mean())
+    if l0 > DENSE * sae.cfg.d_sae:
+        log.warning(
+            "neurons: %.0f of %d fire on a token, so that few texts are silent: set sae.neurons.k, for example %d",
+            *(l0, sae.cfg.d_sae, max(1, sae.cfg.d_sae // 50)),
+        )
+    job.facts |= {"hook": subject.hook.name, "l0": l0, "latents": sae.cfg.d_sae}
 
 
 def load(job: Job) -> None:

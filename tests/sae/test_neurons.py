@@ -24,8 +24,8 @@ def subject() -> Subject:
     return load_subject(config, resolve("stories15m", "model"), "blocks.2.mlp.hook_post")
 
 
-def kept(subject: Subject, folder: Path, signed: bool) -> SAE:
-    save_neurons(subject, folder, signed=signed, model_name="stories15m", context_size=64, bos=True)
+def kept(subject: Subject, folder: Path, signed: bool, k: int | None = None) -> SAE:
+    save_neurons(subject, folder, signed=signed, k=k, model_name="stories15m", context_size=64, bos=True)
     return load_sae(folder)
 
 
@@ -49,6 +49,17 @@ def test_without_signs_a_negative_neuron_is_silent(subject: Subject, tmp_path: P
     sparse = sae.encode_sparse(x)
     assert len(sparse.value) == int((x > 0).sum())
     torch.testing.assert_close(sae.pre_activations(x), x)
+
+
+def test_with_k_the_strongest_of_a_token_fire(subject: Subject, tmp_path: Path) -> None:
+    sae = kept(subject, tmp_path, signed=True, k=5)
+    x = subject.activations(TOKENS)[0]
+    codes = sae.encode(x)
+    assert (codes > 0).sum(1).tolist() == [5] * len(x)
+    assert torch.equal(codes.max(1).values, x.abs().max(1).values)
+    assert len(sae.encode_sparse(x).value) == 5 * len(x)
+    with pytest.raises(AutointerpError, match="needs k between 1"):
+        kept(subject, tmp_path, signed=False, k=10_000)
 
 
 def test_at_the_residual_stream_a_latent_is_a_direction_of_it(subject: Subject, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ class _Neurons:
             source_format="neurons",
             dtype="float32",
             apply_b_dec_to_input=False,
+            k=says.get("k"),
             d_out=rows.shape[1] if hook_out else None,
             hook_name=says.get("hook_name"),
             hook_name_out=hook_out,
