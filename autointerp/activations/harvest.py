@@ -127,10 +127,26 @@ def remove_torn(folder: Path) -> None:
 
 def harvest_shard(wanted: Harvest, first: int, last: int, path: Path, bar: Progress) -> None:
     """Write the firings of the rows [first, last) as one shard of `Firings`."""
-    offsets = wanted.corpus.offsets
     outlying: list[np.ndarray] = []
-    batches = _batches(wanted, first, last, outlying, bar)
-    start, stop = int(offsets[first]), int(offsets[last])
+    _shard_of(wanted, first, last, path, _batches(wanted, first, last, outlying, bar), outlying)
+
+
+def harvest_triples(
+    wanted: Harvest, first: int, last: int, path: Path, batches: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]
+) -> None:
+    """`harvest_shard` of known firings: (latent, position in the shard, value), batch by batch in any order."""
+    _shard_of(wanted, first, last, path, batches, [])
+
+
+def _shard_of(
+    wanted: Harvest,
+    first: int,
+    last: int,
+    path: Path,
+    batches: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    outlying: list[np.ndarray],
+) -> None:
+    start, stop = int(wanted.corpus.offsets[first]), int(wanted.corpus.offsets[last])
     _write_shard(path, batches, outlying, wanted.n_latents, start, stop, wanted.covers(first, last))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from autointerp.config import Config
@@ -15,6 +16,13 @@ from autointerp.engine.stage import Job, Stage, Use
 def uses(config: Config) -> Iterator[Use]:
     text = {"seed": seed(config), "text": models.identity(config.corpus.source)}
     yield Use("corpus", (), config.corpus.model_dump() | text | subject_section(config))
+
+
+def cached_by_delphi(config: Config) -> bool:
+    """Whether corpus.source is a cache of delphi's, which holds the activations beside the tokens."""
+    from autointerp.activations.delphi_cache import is_cache
+
+    return config.sae.train is None and is_cache(config.corpus.source)
 
 
 def seed(config: Config) -> int:
@@ -39,9 +47,16 @@ def numbers_section(config: Config) -> dict[str, Any]:
 
 
 def work(job: Job) -> None:
+    from autointerp.activations.delphi_cache import is_cache, read_corpus
     from autointerp.subject.corpus import build_corpus
+    from autointerp.subject.tokens import bos_of, load_tokenizer
 
-    build_corpus(job.config.corpus, models.subject_folder(job.session), job.folder, seed=seed(job.config))
+    wanted, folder = job.config.corpus, models.subject_folder(job.session)
+    if is_cache(wanted.source):
+        bos, cache = bos_of(load_tokenizer(folder), wanted.bos), Path(wanted.source).expanduser()
+        read_corpus(cache, job.folder, tokenizer=folder.name, bos_id=bos, tokens=wanted.tokens)
+    else:
+        build_corpus(wanted, folder, job.folder, seed=seed(job.config))
     job.facts |= json.loads((job.folder / "corpus.json").read_text())
 
 

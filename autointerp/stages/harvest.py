@@ -14,7 +14,7 @@ from autointerp.engine.executor import Shard, each_shard, forget_shards
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.progress import progress
 from autointerp.stages import outliers
-from autointerp.stages.corpus import numbers_section
+from autointerp.stages.corpus import cached_by_delphi, numbers_section
 
 if TYPE_CHECKING:
     from autointerp.activations.harvest import Harvest
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 def uses(config: Config) -> Iterator[Use]:
     stored = ("activations",) if config.sae.train is not None else ()
-    yield Use("harvest", ("corpus", "sae", *stored, *outliers.asked(config)), numbers_section(config))
+    cached = {"cache": models.identity(config.corpus.source)} if cached_by_delphi(config) else {}
+    yield Use("harvest", ("corpus", "sae", *stored, *outliers.asked(config)), numbers_section(config) | cached)
 
 
 def work(job: Job) -> None:
@@ -33,6 +34,11 @@ def work(job: Job) -> None:
 
     wanted = _wanted(job)
     remove_torn(job.folder)
+    if cached_by_delphi(job.config):
+        from autointerp.activations.delphi_cache import read_firings
+
+        read_firings(Path(job.config.corpus.source).expanduser(), wanted, job.folder)
+        return
     shards = [Shard(number, rows) for number, rows in enumerate(text_shards(wanted.corpus))]
     with progress("harvest", wanted.corpus.info.n_tokens, "tokens") as bar:
         _each_shard(wanted, job.folder, shards, bar)

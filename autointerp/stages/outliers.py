@@ -14,7 +14,7 @@ from autointerp.config import Config
 from autointerp.engine import models
 from autointerp.engine.estimate import Amount, Sizes, subject_of
 from autointerp.engine.stage import Job, Stage, Use
-from autointerp.stages.corpus import numbers_section
+from autointerp.stages.corpus import cached_by_delphi, numbers_section
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ CHECK_TOKENS = 4096  # at the corpus' start; a loaded SAE's threshold, L0 and ex
 
 
 def uses(config: Config) -> Iterator[Use]:
-    if config.sae.outlier_norm is None:
+    if not asked(config):
         return
     section: dict[str, Any] = {"outlier_norm": config.sae.outlier_norm}
     if config.sae.train is not None:
@@ -39,7 +39,8 @@ def uses(config: Config) -> Iterator[Use]:
 
 def asked(config: Config) -> tuple[str, ...]:
     """Its use, for the stages that leave outlying rows out; none where the config switches that off."""
-    return () if config.sae.outlier_norm is None else ("outliers",)
+    # a cache of delphi's has no activations of which a norm could be taken
+    return () if config.sae.outlier_norm is None or cached_by_delphi(config) else ("outliers",)
 
 
 def threshold(job: Job) -> float | None:
