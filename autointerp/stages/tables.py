@@ -13,6 +13,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from autointerp.artifacts import write_atomically
 from autointerp.composites.evidence import PAIRS
 from autointerp.config import Config
@@ -20,9 +23,11 @@ from autointerp.engine.estimate import Amount, Sizes
 from autointerp.engine.executor import part_files
 from autointerp.engine.stage import Job, Stage, Use, plain
 from autointerp.stages import branches
-from autointerp.tables import COLUMNS, concat
+from autointerp.tables import COLUMNS, FeatureRows, compute, concat
 
 OF_BRANCHES = {"explain": "explanations", "score": "scores"}  # tables that have a sibling, control_…, of branches
+
+_AT_ONCE = 1 << 14  # features in a data frame at a time, which is many times as large as the same in Arrow
 
 Frame: TypeAlias = Any  # a pandas.DataFrame: its own types call every second column an array
 
@@ -66,8 +71,9 @@ def assemble(
             concat(files, table, path)
     write_of_branches(folders, out)
     features = _features(config, folders, out)
-    features.to_parquet(out / "features.parquet", index=False)
-    return {"features": len(features), "status": features["status"].value_counts().to_dict()}
+    pq.write_table(features, out / "features.parquet")
+    counts = features["status"].value_counts().to_pylist()
+    return {"features": len(features), "status": {count["values"]: count["counts"] for count in counts}}
 
 
 def sources(folders: Mapping[str, Path], tables: Mapping[str, Sequence[str]]) -> dict[str, list[Path]]:
@@ -92,9 +98,6 @@ def _of_branch(use: str) -> str | None:
 def write_of_branches(folders: Mapping[str, Path], out: Path) -> None:
     """What controls that run the pipeline again explained and scored, each row with its control's name; no table where
     there is no such control."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     rows: dict[str, list[pa.Table]] = {}
     for use, folder in folders.items():
         name = _of_branch(use)
@@ -112,7 +115,7 @@ def _files(folder: Path, table: str) -> list[Path]:
     return [whole] if whole.is_file() else part_files(folder, table)
 
 
-def _features(config: Config, folders: Mapping[str, Path], out: Path) -> Frame:
+def _features(config: Config, folders: Mapping[str, Path], out: Path) -> pa.Table:
     """The rows of features.parquet. The first explainer of the config is the one a row shows."""
     import pandas as pd
 
@@ -121,20 +124,24 @@ def _features(config: Config, folders: Mapping[str, Path], out: Path) -> Frame:
         features = features.merge(_composites(folders, out), on="feature", how="left")
     else:
         features["composite"] = features["constituents"] = None
-    return explained_by(features, out, config.explainers[0].key, [scorer.key for scorer in config.scorers])
+    scorers = [scorer.key for scorer in config.scorers]
+    parts = []
+    for start in range(0, len(features), _AT_ONCE):
+        part = explained_by(features[start : start + _AT_ONCE], out, config.explainers[0].key, scorers)
+        parts.append(pa.Table.from_pandas(part, preserve_index=False))
+    return pa.concat_tables(parts, promote_options="permissive")
 
 
 def explained_by(features: Frame, tables: Path, explainer: str, scorers: Sequence[str]) -> Frame:
     """`features`, rows of selection.parquet with what the composite check says, with an explainer's texts and scores:
     those of explanations.parquet and scores.parquet in the folder `tables`. The form of features.parquet."""
-    import pandas as pd
-
     features = features.rename(columns={"failure": "_unfit"})
+    shown = features["feature"].tolist()
     columns = ["feature", "explanation", "explainer", "status", "failure"]
-    mine = pd.read_parquet(tables / "explanations.parquet", columns=columns, filters=[("explainer", "==", explainer)])
+    mine = _of(explainer, tables / "explanations.parquet", shown, columns)
     features = features.merge(mine.rename(columns={"status": "_explained"}), on="feature", how="left")
     columns = ["feature", "scorer", "control", "value", "low", "high", "corrected", "n_scored", "n_unscored", "failure"]
-    scores = pd.read_parquet(tables / "scores.parquet", columns=columns, filters=[("explainer", "==", explainer)])
+    scores = _of(explainer, tables / "scores.parquet", shown, columns)
     for scorer in scorers:
         features = features.merge(_wide(scores, scorer), on="feature", how="left")
     features["failure"] = features["_unfit"].fillna(features["failure"])
@@ -143,6 +150,11 @@ def explained_by(features: Frame, tables: Path, explainer: str, scorers: Sequenc
     features = features.drop(columns=["_unfit", "_explained"])
     last = ["composite", "constituents", "status", "failure"]
     return features[[c for c in features.columns if c not in last] + last]
+
+
+def _of(explainer: str, file: Path, features: Sequence[int], columns: Sequence[str]) -> Frame:
+    rows = FeatureRows(file).read(features, [*dict.fromkeys([*columns, "explainer"])])
+    return rows.filter(compute().equal(rows["explainer"], explainer)).select(list(columns)).to_pandas()
 
 
 def _wide(scores: Frame, scorer: str) -> Frame:
