@@ -297,6 +297,9 @@ def composites(
         Path | None, typer.Option(metavar="FILE", help="All latents, as .parquet, .csv or .json by its suffix.")
     ] = None,
     limit: Annotated[int, typer.Option(min=0, metavar="N", help="Show so many composites.")] = 20,
+    inject: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Positive control: is it told if N sums of own latents are added?")
+    ] = 0,
     transpose: Transpose = False,
     device: Device = "auto",
     memory: Annotated[
@@ -310,8 +313,11 @@ def composites(
 
     if out is not None:
         decoder.check_writable(out)
-    latents = decoder.check_decoder(sae, union, transpose=transpose, device=device, memory=int(memory * 2**30))
-    print_composites(latents, limit)
+    room = int(memory * 2**30)
+    latents, injected = decoder.check_decoder(
+        sae, union, transpose=transpose, device=device, memory=room, inject=inject
+    )
+    print_composites(latents, limit, injected)
     if out is not None:
         decoder.write_table(latents, out)
         print(out)

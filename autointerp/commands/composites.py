@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import tempfile
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from autointerp.errors import ConfigError
+
+if TYPE_CHECKING:
+    from autointerp.composites.injection import Injected
 
 log = logging.getLogger("autointerp")
 Frame: TypeAlias = Any  # a pandas.DataFrame
@@ -15,9 +18,13 @@ Frame: TypeAlias = Any  # a pandas.DataFrame
 WRITES = (".parquet", ".csv", ".json")
 
 
-def check_decoder(spec: str | Path, union: str | Path | None, *, transpose: bool, device: str, memory: int) -> Frame:
+def check_decoder(
+    spec: str | Path, union: str | Path | None, *, transpose: bool, device: str, memory: int, inject: int = 0
+) -> tuple[Frame, Injected | None]:
     """`find_composites` on decoders named as for `load_decoders`, with the columns `atoms` and `atom_coefficients`
-    (what a flagged latent's constituents come down to: see `labels.with_atoms`)."""
+    (what a flagged latent's constituents come down to: see `labels.with_atoms`); and, with `inject`, what the check
+    makes of so many sums of the dictionary's own latents."""
+    from autointerp.composites import injection
     from autointerp.composites.check import find_composites
     from autointerp.composites.labels import with_atoms
     from autointerp.sae.decoders import load_decoders
@@ -27,7 +34,12 @@ def check_decoder(spec: str | Path, union: str | Path | None, *, transpose: bool
     total = n + sum(map(len, others))
     if (work := 2e-12 * n * total * d) > 1:
         log.info("%s latents of width %s: %.1f TFLOP, %.0f s for every 100 GFLOP/s", f"{n:,}", d, work, 10 * work)
-    return with_atoms(find_composites(rows, *others, device=usable_device(device), memory=memory))
+    place: dict[str, Any] = {"device": usable_device(device), "memory": memory}
+    table = find_composites(rows, *others, **place)
+    if not inject:
+        return with_atoms(table), None
+    alone = find_composites(rows, **place) if others else table
+    return with_atoms(table), injection.inject(rows, alone, inject, **place)
 
 
 def usable_device(wanted: str) -> str:

@@ -29,7 +29,16 @@ log = logging.getLogger("autointerp")
 CONTROL, GAIN = "_control", "_gain"  # of a scorer's name
 DISTINCT = ("distinct_from_first", "distinct_null")
 OF_COMPOSITES = ("cofire", "cofire_swapped", "share_cofiring", "no_sums_pass", "no_sums_cofire")
-LABELS = ("confirmed", "composite", "possible", "absorption", "duplicate", "split_child", "parent_of_children")
+LABELS = (
+    "confirmed",
+    "composite",
+    "possible",
+    "absorption",
+    "duplicate",
+    "subspace",
+    "split_child",
+    "parent_of_children",
+)
 
 
 def sweep(config: str | Path, *, set: Mapping[str, Any] | None = None, out: str | Path | None = None) -> Sweep:
@@ -165,8 +174,9 @@ def _distinct(plan: Plan, trained: Mapping[tuple[str, int], Path]) -> list[Figur
     """Share of a variant's latents that the first variant lacks: of another seed where there is one, so that the first
     variant's own figure is what another seed alone does. `distinct_null`: Gaussian directions of its covariance."""
     from autointerp.composites.geometry import beside
+    from autointerp.composites.maps import whitener
     from autointerp.composites.neighbours import unit
-    from autointerp.composites.nulls import random_directions, whitener
+    from autointerp.composites.nulls import random_directions
     from autointerp.sae import load_sae
 
     first, distinct = next(iter(plan.variants)), []

@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from autointerp.composites import nulls
 from autointerp.composites.decompose import EDGE, decompose
-from autointerp.composites.labels import make_table
+from autointerp.composites.decoys import CHANCE, flags_by_chance
+from autointerp.composites.labels import FLAGGED, cannot_tell, make_table
+from autointerp.composites.maps import Geometries
 from autointerp.composites.neighbours import BLOCK, MEMORY, Rows, as_matrix, full_precision, not_zero, search
+from autointerp.composites.subspaces import subspaces
 from autointerp.errors import AutointerpError
 from autointerp.progress import Progress, progress
 
@@ -33,7 +35,7 @@ def find_composites(
     block: int = BLOCK,
     memory: int = MEMORY,
 ) -> pd.DataFrame:
-    """Which latents are sums of two or three others, and which are duplicates, split children or parents.
+    """Which latents are sums of two to four others, and which are duplicates, children, parents or in a subspace.
 
     `W_dec` [n, d] and `union` [u, d] are decoder rows, floats of any width; the rows of `union` (another
     SAE of the same activations) are further candidates. `alive` [n] bool leaves out latents known to be
@@ -47,11 +49,14 @@ def find_composites(
         duplicate: the same direction as the row in `constituents`; the first of a group is called so
         too unless it is a composite. split_child: close to one row and to nothing else; of a family of
         two, parent and child look alike. parent_of_children: a sum of latents that are related to each
-        other. atomic: none of these. dead. (confirmed and absorption need activations: see `evidence`.)
+        other. subspace: it shares a few dimensions with others, so that each is a sum of the rest, as the
+        days of a week on a circle. atomic: none of these. dead. (confirmed and absorption need
+        activations: see `evidence`.)
       constituents, coefficients
         rows of W_dec, largest coefficient first, and f/‖f‖ ≈ Σ coefficient · W_dec[c]/‖W_dec[c]‖: raw
         rows scaled to norm 1, not centred. Constituents in `union` are listed in `union_constituents`
-        and their coefficients come after those of W_dec's own.
+        and their coefficients come after those of W_dec's own. Where a few outlier dimensions hold nearly
+        all of the rows (`maps.flattener`), these are scaled down first, and all figures are of such rows.
       r2, partial_r2
         of that sum on raw unit rows, and of its weakest term given the others. For an atomic latent, of
         its nearest row alone.
@@ -62,10 +67,14 @@ def find_composites(
         dictionary of the same second moment ("covariance"), or the last term given the others
         ("conditional"). One latent's, corrected for the search over candidates but not for the number
         of latents; structure that is no composite also makes it small, so the labels ask for more.
+      rank, members, circular
+        of the subspace that the latent shares: the rows of W_dec in it, and whether they go round a plane
+        without a wide gap. Else null and [].
       reencode, lift, semantic
         null: they need activations and explanations.
       failure
-        why a row has no figures, or null.
+        why a row has no figures, or null. In a dictionary of so steep a spectrum that chance flags as much
+        every row that is not dead or a duplicate is called atomic, and `failure` says "cannot tell".
 
     Raises AutointerpError for what is no finite matrix, or a union of another width.
     """
@@ -74,25 +83,36 @@ def find_composites(
     if neighbours < 2 or block < 1:
         raise AutointerpError("the composite check needs neighbours ≥ 2 and block ≥ 1")
     sources = _sources(W_dec, union)
-    n, d = sources[0].shape
     with full_precision(), torch.inference_mode():
         Z = Rows(sources, device, memory)
-        living = _living(Z, n, alive)
-        queries = living[:n].nonzero().squeeze(1)
-        white = Z.whitened(nulls.whitener(Z, living))
-        with _progress("neighbours", queries, Z) as bar:
-            lists, white_cosines = search(white, living, queries, neighbours, block, bar)
-        copies = _copies(Z, queries, lists, white_cosines)
-        leader, twin = _groups(len(Z), n, *copies[:2], partial(_alike, Z, white))
-        firsts = living & (leader == torch.arange(len(Z), device=Z.device))
-        lists = _without_copies(white, firsts, queries, lists, leader, block)
-        candidates = max(int(firsts.sum()) - 1, 0)
-        with _progress("decompositions", queries, Z) as bar:
-            fits = decompose(Z, white, queries, lists, candidates, block, bar)
-        of_copies = torch.full((len(Z),), -torch.inf, device=Z.device).scatter_reduce(0, copies[0], copies[2], "amax")
-        fits.highest = torch.maximum(fits.highest, of_copies[queries])
-        twin_cosines = _pair_cosines(Z, queries, twin[queries].clamp_min(0))
-    return make_table(n, d, candidates, queries, fits, leader[queries], twin[queries], twin_cosines)
+        return table_of(Z, _living(Z, len(sources[0]), alive), len(sources[0]), neighbours, block)
+
+
+def table_of(Z: Rows, living: torch.Tensor, n: int, m: int, block: int) -> pd.DataFrame:
+    """The table of `find_composites` for the first `n` rows of Z, with `m` candidates for each among the `living`."""
+    import numpy as np
+    import torch
+
+    queries = living[:n].nonzero().squeeze(1)
+    rows = Geometries.of(Z, living)
+    with _progress("neighbours", queries, Z) as bar:
+        lists, white_cosines = search(rows.white, living, queries, m, block, bar)
+    copies = _copies(rows, queries, lists, white_cosines)
+    leader, twin = _groups(len(Z), n, *copies[:2], partial(_alike, rows))
+    firsts = living & (leader == torch.arange(len(Z), device=Z.device))
+    lists = _without_copies(rows.white, firsts, queries, lists, leader, block)
+    candidates = max(int(firsts.sum()) - 1, 0)
+    with _progress("decompositions", queries, Z) as bar:
+        fits = decompose(rows.plain, rows.white, queries, lists, candidates, rows.dimensions, block, bar)
+    spaces = subspaces(rows.plain, queries, lists, leader, fits, block)
+    of_copies = torch.full((len(Z),), -torch.inf, device=Z.device).scatter_reduce(0, copies[0], copies[2], "amax")
+    fits.highest = torch.maximum(fits.highest, of_copies[queries])
+    groups = leader[queries], twin[queries], _pair_cosines(rows.plain, queries, twin[queries].clamp_min(0))
+    table = make_table(n, rows.dimensions, candidates, queries, fits, *groups, spaces)
+    if rows.flat is None:
+        return table
+    flagged = int(np.isin(table["label"], FLAGGED).sum())
+    return cannot_tell(table) if flags_by_chance(rows, firsts, m, block) > CHANCE * flagged else table
 
 
 def _sources(W_dec: np.ndarray | torch.Tensor, union: np.ndarray | torch.Tensor | None) -> list[Any]:
@@ -130,19 +150,27 @@ def _progress(what: str, queries: torch.Tensor, Z: Rows) -> Iterator[Progress | 
 
 
 def _copies(
-    Z: Rows, queries: torch.Tensor, lists: torch.Tensor, white_cosines: torch.Tensor
+    rows: Geometries, queries: torch.Tensor, lists: torch.Tensor, white_cosines: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Pairs (query row, row of its list) that are duplicates, and their cosines."""
     at, place = (white_cosines >= DUPLICATE_WHITE).nonzero(as_tuple=True)
     left, right = queries[at], lists[at, place]
-    cosines = _pair_cosines(Z, left, right)
-    same = cosines >= DUPLICATE - EDGE
+    same, cosines = _same(rows, left, right)
     return left[same], right[same], cosines[same]
 
 
-def _alike(Z: Rows, white: Rows, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    near = _pair_cosines(white, left, right) >= DUPLICATE_WHITE
-    return near & (_pair_cosines(Z, left, right) >= DUPLICATE - EDGE)
+def _same(rows: Geometries, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whether pairs of rows are one direction, with outlier dimensions and without; and their cosines."""
+    import torch
+
+    cosines = _pair_cosines(rows.plain, left, right)
+    if rows.flat is not None:
+        cosines = torch.minimum(cosines, _pair_cosines(rows.raw, left, right))
+    return cosines >= DUPLICATE - EDGE, cosines
+
+
+def _alike(rows: Geometries, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    return (_pair_cosines(rows.white, left, right) >= DUPLICATE_WHITE) & _same(rows, left, right)[0]
 
 
 def _pair_cosines(Z: Rows, left: torch.Tensor, right: torch.Tensor, block: int = 8192) -> torch.Tensor:

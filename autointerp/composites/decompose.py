@@ -1,4 +1,4 @@
-"""Decompose a decoder row: the best positive sum of two or three neighbours, found by trying all of them.
+"""Decompose a decoder row: the best positive sum of two to four neighbours, found by trying all pairs of them.
 
 Two geometries, each for what it is good at:
 - the unit rows as they are (Z), where isotropic noise is smallest: R², partial R² and coefficients;
@@ -9,8 +9,9 @@ Two geometries, each for what it is good at:
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autointerp.composites import nulls
 
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 LEVEL = 1e-3  # chance flags fewer than this share of latents
 PARTIAL = 0.3  # least partial R² of a term given the others
 SHARE = 0.2  # least share of the smaller coefficient in the sum of the smaller and the largest
-TRIPLE_GAIN = 0.05  # R² that a third term must add
+OPPOSED = 0.3, 4.0  # most negative cosine of two terms: this, or so many standard deviations of a chance one
+TERMS = 4
+TRIPLE_GAIN = 0.05  # R² that a third or fourth term must add
 EDGE = 1e-6  # thresholds sit beside round numbers, where hand-made rows fall and rounding would decide
 
 
@@ -31,9 +34,9 @@ EDGE = 1e-6  # thresholds sit beside round numbers, where hand-made rows fall an
 class Fits:
     """For each of q latents; -1 and 0 where there is none. Partial R² is that of the weakest term."""
 
-    # the best sum of two or three unrelated parts that passes every test but the label's R²
-    parts: torch.Tensor  # [q, 3] rows, largest coefficient first
-    coefficients: torch.Tensor  # [q, 3]
+    # the best sum of two to four unrelated parts that passes every test but the label's R²
+    parts: torch.Tensor  # [q, TERMS] rows, largest coefficient first
+    coefficients: torch.Tensor  # [q, TERMS]
     r2: torch.Tensor
     partial: torch.Tensor
     white_r2: torch.Tensor
@@ -50,6 +53,7 @@ class Fits:
     nearest_cosine: torch.Tensor
     nearest_white: torch.Tensor
     highest: torch.Tensor  # cosine in Z with any candidate, -inf where there is none
+    near: torch.Tensor  # [q, m] bool: candidates nearer than chance in the white geometry
 
 
 @dataclass
@@ -58,25 +62,36 @@ class _Products:
 
     c: torch.Tensor  # [b, m]
     G: torch.Tensor  # [b, m, m]
+    d: int  # dimensions
+
+    def at(self, rows: torch.Tensor) -> _Products:
+        return _Products(self.c[rows], self.G[rows], self.d)
 
     @staticmethod
     def of(rows: Rows, queries: torch.Tensor, index: torch.Tensor) -> _Products:
         """For latents `queries` [b] and candidates `index` [b, m]."""
-        import torch
+        m = index.shape[1]
+        products = gram(rows, queries, index)
+        return _Products(products[:, :m, m], products[:, :m, :m], rows.shape[1])
 
-        b, m = index.shape
-        family = torch.cat([index, queries[:, None]], 1)
-        gram = torch.empty(b, m + 1, m + 1, device=rows.device)
-        # a processor wants the gathered rows to fit its cache, a GPU wants few large products
-        room = 500_000 if rows.held is not None and rows.device.type == "cpu" else 50_000_000
-        step = max(1, min(b, room // ((m + 1) * rows.shape[1])))
-        buffer = torch.empty(step * (m + 1), rows.shape[1], device=rows.device)
-        for start in range(0, b, step):
-            some = family[start : start + step]
-            held = buffer[: some.numel()]
-            held = rows.take(some.flatten(), held.view(-1, rows.shape[1])).view(*some.shape, -1)
-            torch.bmm(held, held.transpose(1, 2), out=gram[start : start + step])
-        return _Products(gram[:, :m, m], gram[:, :m, :m])
+
+def gram(rows: Rows, queries: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """[b, m + 1, m + 1] cosines among rows `index` [b, m] and `queries` [b], which come last."""
+    import torch
+
+    b, m = index.shape
+    family = torch.cat([index, queries[:, None]], 1)
+    products = torch.empty(b, m + 1, m + 1, device=rows.device)
+    # a processor wants the gathered rows to fit its cache, a GPU wants few large products
+    room = 500_000 if rows.held is not None and rows.device.type == "cpu" else 50_000_000
+    step = max(1, min(b, room // ((m + 1) * rows.shape[1])))
+    buffer = torch.empty(step * (m + 1), rows.shape[1], device=rows.device)
+    for start in range(0, b, step):
+        some = family[start : start + step]
+        held = buffer[: some.numel()]
+        held = rows.take(some.flatten(), held.view(-1, rows.shape[1])).view(*some.shape, -1)
+        torch.bmm(held, held.transpose(1, 2), out=products[start : start + step])
+    return products
 
 
 def decompose(
@@ -85,21 +100,22 @@ def decompose(
     queries: torch.Tensor,
     lists: torch.Tensor,
     candidates: int,
+    d: int,
     block: int,
     bar: Progress | None = None,
 ) -> Fits:
     """Fit each latent of `queries` [q] by its candidates `lists` [q, m] (-1: none), rows of Z and white [n, d].
 
-    `candidates` is how many rows the lists were chosen from: it sets what chance may reach. `bar` advances by latents.
+    `candidates` is how many rows the lists were chosen from, and `d` in how many dimensions white rows lie: they set
+    what chance may reach. `bar` advances by latents.
     """
     import torch
 
-    d = Z.shape[1]
-    bars = {
+    bars: dict[str, Any] = {
         "one": nulls.threshold(LEVEL, 1, d, candidates),
         "two": nulls.threshold(LEVEL, 2, d, candidates),
         "next": nulls.threshold(LEVEL, 1, d - 1, candidates),
-        "third": nulls.threshold(LEVEL, 1, d - 2, candidates),
+        "more": [nulls.threshold(LEVEL, 1, d - k, candidates) for k in range(2, TERMS)],
     }
     step = max(1, min(block, 4_000_000 // lists.shape[1] ** 2))  # a dozen [b, m, m] tensors live at once
     done = []
@@ -111,7 +127,7 @@ def decompose(
     return Fits(**{field.name: torch.cat([getattr(part, field.name) for part in done]) for field in fields(Fits)})
 
 
-def _fit_block(Z: Rows, white: Rows, queries: torch.Tensor, index: torch.Tensor, bars: dict[str, float]) -> Fits:
+def _fit_block(Z: Rows, white: Rows, queries: torch.Tensor, index: torch.Tensor, bars: Mapping[str, Any]) -> Fits:
     import torch
 
     present = index >= 0
@@ -125,7 +141,7 @@ def _fit_block(Z: Rows, white: Rows, queries: torch.Tensor, index: torch.Tensor,
     partial = _partial(r2, plain)
     white_a, white_b, white_r2 = _pair(iso)
     white_partial = _partial(white_r2, iso)
-    real = present & (plain.c > 0)
+    real = present & (iso.c > 0)
     sound = real[:, :, None] & real[:, None, :] & torch.ones(m, m, dtype=torch.bool, device=index.device).triu(1)
     sound &= (a > 0) & (b > 0) & (white_a > 0) & (white_b > 0)
     sound &= (white_r2 >= bars["two"]) & (white_partial >= bars["next"])
@@ -138,37 +154,32 @@ def _fit_block(Z: Rows, white: Rows, queries: torch.Tensor, index: torch.Tensor,
     best, pair = torch.where(sound & unrelated & even, score, -torch.inf).flatten(1).max(1)
     p, q = pair // m, pair % m
     flagged = best > -torch.inf
-    triple = _third(plain, iso, p, q, real & flagged[:, None], bars["third"])
-
     kin_best, kin = torch.where(sound & ~unrelated, r2, -torch.inf).flatten(1).max(1)
     kp, kq = kin // m, kin % m
     kinship = kin_best > -torch.inf
 
-    near = torch.where(real & (iso.c.clamp_min(0) ** 2 >= bars["one"]), plain.c + 2, plain.c)
-    nearest = torch.where(present, near, -torch.inf).argmax(1)
+    near = present & (iso.c.clamp_min(0) ** 2 >= bars["one"])
+    nearest = torch.where(present, torch.where(near & real, plain.c + 2, plain.c), -torch.inf).argmax(1)
     some = present.any(1)
-
-    parts = torch.stack([p, q, triple.third], 1)
-    coefficients = torch.where(
-        (triple.third >= 0)[:, None],
-        triple.coefficients,
-        torch.stack([a[at, p, q], b[at, p, q], torch.zeros_like(best)], 1),
-    )
-    coefficients = torch.where(flagged[:, None], coefficients, 0)
-    order = coefficients.argsort(dim=1, descending=True, stable=True)
-    parts = torch.where((parts >= 0) & flagged[:, None], index.gather(1, parts.clamp_min(0)), -1)
-    three = triple.third >= 0
 
     def chosen(values: torch.Tensor, i: torch.Tensor, j: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         return torch.where(valid, values[at, i, j], 0)
 
+    pairs = _Sum(
+        torch.where(flagged[:, None], torch.stack([p, q], 1), -1),
+        torch.stack([chosen(a, p, q, flagged), chosen(b, p, q, flagged)], 1),
+        *(chosen(values, p, q, flagged) for values in (r2, partial, white_r2, white_partial)),
+    )
+    whole = _more(plain, iso, pairs, real, bars["more"])
+    order = whole.coefficients.argsort(dim=1, descending=True, stable=True)
+    terms = whole.terms.gather(1, order)
     return Fits(
-        parts=parts.gather(1, order),
-        coefficients=coefficients.gather(1, order),
-        r2=torch.where(three, triple.r2, chosen(r2, p, q, flagged)),
-        partial=torch.where(three, triple.partial, chosen(partial, p, q, flagged)),
-        white_r2=torch.where(three, triple.white_r2, chosen(white_r2, p, q, flagged)),
-        white_partial=torch.where(three, triple.white_partial, chosen(white_partial, p, q, flagged)),
+        parts=torch.where(terms >= 0, index.gather(1, terms.clamp_min(0)), -1),
+        coefficients=whole.coefficients.gather(1, order),
+        r2=whole.r2,
+        partial=whole.partial,
+        white_r2=whole.white_r2,
+        white_partial=whole.white_partial,
         related=torch.where(kinship[:, None], torch.stack([index[at, kp], index[at, kq]], 1), -1),
         related_coefficients=torch.stack([chosen(a, kp, kq, kinship), chosen(b, kp, kq, kinship)], 1),
         related_r2=chosen(r2, kp, kq, kinship),
@@ -179,6 +190,7 @@ def _fit_block(Z: Rows, white: Rows, queries: torch.Tensor, index: torch.Tensor,
         nearest_cosine=torch.where(some, plain.c[at, nearest], 0),
         nearest_white=torch.where(some, iso.c[at, nearest], 0),
         highest=torch.where(present, plain.c, -torch.inf).amax(1),
+        near=near,
     )
 
 
@@ -200,61 +212,93 @@ def _partial(r2: torch.Tensor, products: _Products) -> torch.Tensor:
 
 def _unrelated(white: _Products) -> torch.Tensor:
     """The collider test V: cos(g, h) ≤ ½ cos(f, g) cos(f, h). A parent's children fail it: theirs is about
-    cos(f, g) cos(f, h), while the parts of a composite are related only through it."""
-    return 0.5 * white.c[:, :, None] * white.c[:, None, :] + EDGE >= white.G
+    cos(f, g) cos(f, h), while the parts of a composite are related only through it.
+
+    Nor are they opposed: if f = g + h and there is a row near -g, h is f and that row."""
+    opposed = max(OPPOSED[0], OPPOSED[1] / white.d**0.5)
+    return (0.5 * white.c[:, :, None] * white.c[:, None, :] + EDGE >= white.G) & (-opposed <= white.G)
 
 
 @dataclass
-class _Triple:
-    third: torch.Tensor  # [b] place in the list, -1 where two terms are enough
-    coefficients: torch.Tensor  # [b, 3]
+class _Sum:
+    """The sum of k terms of each latent."""
+
+    terms: torch.Tensor  # [b, k] places in the list, -1: no more
+    coefficients: torch.Tensor  # [b, k]
     r2: torch.Tensor
     partial: torch.Tensor
     white_r2: torch.Tensor
     white_partial: torch.Tensor
 
 
-def _third(
-    plain: _Products, white: _Products, p: torch.Tensor, q: torch.Tensor, allowed: torch.Tensor, bar: float
-) -> _Triple:
-    """The best third term for each latent's pair (p, q), if one passes the pair's own tests and adds enough."""
+def _more(plain: _Products, white: _Products, pairs: _Sum, allowed: torch.Tensor, bars: Sequence[float]) -> _Sum:
+    """Each pair with a third term and a fourth, where one passes the pair's own tests and adds enough.
+
+    `allowed` [b, m] are the candidates, `bars` the least partial R² of the third and fourth term in the white geometry.
+    """
     import torch
 
-    b, m = plain.c.shape
-    at = torch.arange(b, device=p.device)
+    whole = pairs
+    for bar in bars:
+        k = whole.terms.shape[1]
+        whole.terms = torch.nn.functional.pad(whole.terms, (0, 1), value=-1)
+        whole.coefficients = torch.nn.functional.pad(whole.coefficients, (0, 1))
+        at = (whole.terms[:, k - 1] >= 0).nonzero().squeeze(1)
+        if not len(at):
+            continue
+        longer = _longer(plain.at(at), white.at(at), whole.terms[at, :k], allowed[at], bar)
+        added = longer.terms[:, k] >= 0
+        for field in fields(_Sum):
+            getattr(whole, field.name)[at[added]] = getattr(longer, field.name)[added]
+    return whole
 
-    def solve(products: _Products) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Coefficients [b, m, 3] and R² [b, m] with each third term, and R² without each term [b, m, 3]."""
-        c, G = products.c, products.G
-        gp, gq, pq = G[at, p], G[at, q], G[at, p, q][:, None].expand(b, m)
-        cs = torch.stack([c[at, p][:, None].expand(b, m), c[at, q][:, None].expand(b, m), c], 2)
-        one = torch.ones_like(pq)
-        gram = torch.stack([one, pq, gp, pq, one, gq, gp, gq, one], 2).view(b, m, 3, 3).double()
-        gram = gram + 1e-6 * torch.eye(3, dtype=gram.dtype, device=gram.device)
-        x = torch.linalg.solve(gram, cs.double()[..., None])[..., 0].float()
 
-        def two(i: torch.Tensor, j: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-            return (i**2 + j**2 - 2 * g * i * j) / (1 - g**2).clamp_min(1e-6)
+def _longer(plain: _Products, white: _Products, terms: torch.Tensor, allowed: torch.Tensor, bar: float) -> _Sum:
+    """The best further term for each latent's `terms` [b, k]; its place is -1 where none is good enough."""
+    import torch
 
-        without = [two(cs[..., 1], cs[..., 2], gq), two(cs[..., 0], cs[..., 2], gp), two(cs[..., 0], cs[..., 1], pq)]
-        return x, (x * cs).sum(2), torch.stack(without, 2)
-
-    x, r2, without = solve(plain)
-    white_x, white_r2, white_without = solve(white)
-    partial = ((r2[..., None] - without) / (1 - without).clamp_min(1e-6)).amin(2)
-    white_partial = ((white_r2[..., None] - white_without) / (1 - white_without).clamp_min(1e-6)).amin(2)
     apart = _unrelated(white)
-    good = allowed & apart[at, p] & apart[at, q] & (x > 0).all(2) & (white_x > 0).all(2)
+    x, r2, partial = _with_each(plain, terms)
+    white_x, white_r2, white_partial = _with_each(white, terms)
+    good = allowed & (x > 0).all(2) & (white_x > 0).all(2)
+    good &= apart.gather(1, terms[:, :, None].expand(-1, -1, apart.shape[2])).all(1)
     good &= x.amin(2) >= (SHARE - EDGE) * (x.amin(2) + x.amax(2))
-    good &= (r2 - without[..., 2] >= TRIPLE_GAIN - EDGE) & (partial + EDGE >= PARTIAL) & (white_partial >= bar)
-    good &= torch.arange(m, device=p.device)[None] != p[:, None]
-    good &= torch.arange(m, device=p.device)[None] != q[:, None]
-    best, third = torch.where(good, r2, -torch.inf).max(1)
-    return _Triple(
-        torch.where(best > -torch.inf, third, -1),
-        x[at, third],
-        r2[at, third],
-        partial[at, third],
-        white_r2[at, third],
-        white_partial[at, third],
+    gain = (1 - r2) * partial[..., -1] / (1 - partial[..., -1]).clamp_min(1e-6)
+    good &= (gain >= TRIPLE_GAIN - EDGE) & (partial.amin(2) + EDGE >= PARTIAL) & (white_partial.amin(2) >= bar)
+    good.scatter_(1, terms, False)
+    best, term = torch.where(good, r2, -torch.inf).max(1)
+    at = torch.arange(len(terms), device=terms.device)
+    return _Sum(
+        torch.cat([terms, torch.where(best > -torch.inf, term, -1)[:, None]], 1),
+        x[at, term],
+        r2[at, term],
+        partial[at, term].amin(1),
+        white_r2[at, term],
+        white_partial[at, term].amin(1),
     )
+
+
+def _with_each(products: _Products, terms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Least squares by `terms` [b, k] and each candidate: coefficients [b, m, k + 1], that of the candidate last, R²
+    [b, m], and the partial R² of each term given the others [b, m, k + 1].
+
+    By the bordered inverse: with B = G⁻¹ of the terms and g their products with a candidate, s = 1 − gᵀBg.
+    """
+    import torch
+
+    k, m = terms.shape[1], products.c.shape[1]
+    c, G = products.c.double(), products.G.double()
+    cross = G.gather(1, terms[:, :, None].expand(-1, -1, m))  # [b, k, m]
+    base = cross.gather(2, terms[:, None, :].expand(-1, k, -1))
+    inverse = torch.linalg.inv(base + 1e-6 * torch.eye(k, dtype=G.dtype, device=G.device))
+    own = c.gather(1, terms)
+    alone = (inverse @ own[..., None])[..., 0]  # [b, k]
+    turned = inverse @ cross  # [b, k, m]
+    s = (1 + 1e-6 - (cross * turned).sum(1)).clamp_min(1e-6)  # [b, m]
+    last = (c - (cross * alone[..., None]).sum(1)) / s
+    x = torch.cat([alone[..., None] - turned * last[:, None], last[:, None]], 1).mT
+    r2 = (own * alone).sum(1)[:, None] + last**2 * s
+    diagonal = inverse.diagonal(dim1=1, dim2=2)[..., None] + turned**2 / s[:, None]
+    drop = x**2 / torch.cat([diagonal, 1 / s[:, None]], 1).mT
+    partial = drop / (1 - r2[..., None] + drop).clamp_min(1e-6)
+    return x.float(), r2.float(), partial.float()

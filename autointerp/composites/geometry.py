@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from autointerp.composites import nulls
+from autointerp.composites.maps import whitener
 from autointerp.composites.neighbours import BLOCK, Rows, as_matrix, full_precision, not_zero, search
 from autointerp.errors import AutointerpError
 
@@ -55,7 +56,7 @@ def geometry(
     with full_precision(), torch.inference_mode():
         living = not_zero(Z)
         n, d = int(living.sum()), Z.shape[1]
-        L = nulls.whitener(Z, living)
+        L = whitener(Z, living)
     for name in ("dictionary", "random", "covariance"):
         if name == "dictionary":
             among, allowed, asked = Z, living, living.nonzero().squeeze(1)

@@ -12,6 +12,7 @@ import torch
 
 from autointerp.composites import geometry as directions
 from autointerp.composites import nulls
+from autointerp.composites.maps import whitener
 from autointerp.composites.meta_sae import MetaSae, meta_sae
 from autointerp.composites.neighbours import Rows, as_matrix, not_zero
 from autointerp.errors import AutointerpError
@@ -53,7 +54,7 @@ def geometry_figures(
         n, d = int(living.sum()), rows.shape[1]
         if n < 8:
             raise AutointerpError(f"{n} of {len(rows)} rows are directions: too few for a report of their geometry")
-        L = nulls.whitener(rows, living).cpu()
+        L = whitener(rows, living).cpu()
     meta = None
     if meta_passes:
         dictionaries: dict[str, Callable[[], torch.Tensor]] = {  # made one at a time

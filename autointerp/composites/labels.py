@@ -1,17 +1,20 @@
-"""Labels of the composite check (composite, possible, duplicate, split_child …), their thresholds and the table."""
+"""Labels of the composite check (composite, possible, duplicate, subspace …), their thresholds and the table."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from autointerp.composites import nulls
-from autointerp.composites.decompose import EDGE, LEVEL, PARTIAL, Fits
+from autointerp.composites.decompose import EDGE, LEVEL, PARTIAL, TERMS, Fits
+from autointerp.composites.nulls import ROUNDING
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     import torch
+
+    from autointerp.composites.subspaces import Subspace
 
 Label = Literal[
     "composite",
@@ -20,10 +23,12 @@ Label = Literal[
     "duplicate",
     "split_child",
     "parent_of_children",
+    "subspace",
     "absorption",
     "atomic",
     "dead",
 ]
+SHARED = ("rank", "members", "circular")  # columns of the label subspace
 FLAGGED: tuple[Label, ...] = ("confirmed", "composite", "possible")
 
 # .8, not the .7 that planted dictionaries allow: between them lie trained latents that chance made of two features
@@ -41,18 +46,21 @@ def make_table(
     leader: torch.Tensor,
     twin: torch.Tensor,
     twin_cosines: torch.Tensor,
+    spaces: Sequence[Subspace] = (),
 ) -> pd.DataFrame:
     """The columns of `find_composites` for `n` latents, of which `queries` [q] are alive and were fitted.
 
-    `d` is their width, and `candidates` are the rows that each was searched among. `leader`, `twin` [q] are of
-    `check._groups`, `twin_cosines` [q] the cosine to the twin.
+    `d` is in how many dimensions their whitened rows lie, and `candidates` are the rows that each was searched among.
+    `leader`, `twin` [q] are of `check._groups`, `twin_cosines` [q] the cosine to the twin. `spaces` are of
+    `subspaces.subspaces`.
     """
     import numpy as np
     import pandas as pd
 
     f = {name: value.cpu().numpy() for name, value in vars(fits).items()}
     rows, leaders, twins, cosine = (x.cpu().numpy() for x in (queries, leader, twin, twin_cosines))
-    label = _labels(rows, f, leaders, twins, d, candidates)
+    shared = {member: space for space in reversed(spaces) for member in space.members}
+    label = _labels(rows, f, leaders, twins, d, candidates, np.isin(rows, list(shared)))
     chosen, weights = _terms(label, f, twins, cosine)
     r2, partial, p, null = _figures(label, f, cosine, d, candidates)
     alone = (f["nearest"] < 0) & (label != "duplicate")  # nothing to compare with
@@ -73,20 +81,51 @@ def make_table(
     table["failure"] = pd.Series(None, index=table.index, dtype=object)
     table.loc[rows[alone], "failure"] = "no other latent to compare with"
     table.loc[table["label"] == "dead", "failure"] = "a zero row, or not alive"
-    table = table.assign(feature=np.arange(n), **_lists(n, rows, chosen, weights))
+    table = table.assign(feature=np.arange(n), **_lists(n, rows, chosen, weights), **_shared(n, shared))
     table = table.assign(reencode=np.nan, lift=np.nan, semantic=np.nan)
     order = "feature label constituents coefficients union_constituents r2 partial_r2 max_cosine p_value p_value_null"
-    return table.reindex(columns=[*order.split(), "reencode", "lift", "semantic", "failure"])
+    return table.reindex(columns=[*order.split(), *SHARED, "reencode", "lift", "semantic", "failure"])
+
+
+def cannot_tell(table: pd.DataFrame) -> pd.DataFrame:
+    """`table` without the labels that a dictionary of so steep a spectrum does not allow, with the reason."""
+    import numpy as np
+    import pandas as pd
+
+    told = np.isin(table["label"], ["duplicate", "dead"])
+    why = "cannot tell: of this steep a spectrum the check flags as much by chance"
+    lists = {
+        name: [own if keep else [] for own, keep in zip(table[name], told)]
+        for name in ("constituents", "coefficients", "union_constituents", "members")
+    }
+    return table.assign(
+        label=np.where(told, table["label"], "atomic"),
+        failure=np.where(told, table["failure"], why),
+        rank=pd.array([None] * len(table), dtype="Int64"),
+        circular=pd.array([None] * len(table), dtype="boolean"),
+        **lists,
+    )
+
+
+def sums(fits: Fits) -> torch.Tensor:
+    """[q] bool: the latents that are sums by their fit alone."""
+    return (fits.parts[:, 0] >= 0) & (fits.partial + EDGE >= PARTIAL) & (fits.r2 + EDGE >= POSSIBLE_R2)
 
 
 def _labels(
-    rows: np.ndarray, f: Mapping[str, np.ndarray], leaders: np.ndarray, twins: np.ndarray, d: int, candidates: int
+    rows: np.ndarray,
+    f: Mapping[str, np.ndarray],
+    leaders: np.ndarray,
+    twins: np.ndarray,
+    d: int,
+    candidates: int,
+    shared: np.ndarray,
 ) -> np.ndarray:
-    """[q] the label of each row, from its fits `f`."""
+    """[q] the label of each row, from its fits `f`; `shared` [q]: it is a member of a subspace."""
     import numpy as np
 
-    terms = (f["parts"] >= 0).sum(1)
-    sums = (terms > 0) & (f["partial"] + EDGE >= PARTIAL)
+    sums = (f["parts"][:, 0] >= 0) & (f["partial"] + EDGE >= PARTIAL) & ~shared
+    sums &= ~_turned(rows, f["parts"], f["r2"], sums & (f["r2"] + EDGE >= POSSIBLE_R2))
     composite = sums & (f["r2"] + EDGE >= COMPOSITE_R2)
     possible = sums & (f["r2"] + EDGE >= POSSIBLE_R2)
     parent = (f["related_r2"] + EDGE >= PARENT_R2) & (f["related_partial"] + EDGE >= CHILD_PARTIAL)
@@ -98,8 +137,8 @@ def _labels(
     parent &= ~_points_at(rows, f["related"], wholes)
     child &= ~_points_at(rows, f["nearest"][:, None], wholes)
     return np.select(
-        [leaders < rows, composite, possible, twins >= 0, parent, child],
-        ["duplicate", "composite", "possible", "duplicate", "parent_of_children", "split_child"],
+        [shared, leaders < rows, composite, possible, twins >= 0, parent, child],
+        ["subspace", "duplicate", "composite", "possible", "duplicate", "parent_of_children", "split_child"],
         "atomic",
     )
 
@@ -107,12 +146,12 @@ def _labels(
 def _terms(
     label: np.ndarray, f: Mapping[str, np.ndarray], twins: np.ndarray, cosine: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The terms that each label rests on, [q, 3] rows (-1: none), and their coefficients [q, 3]."""
+    """The terms that each label rests on, [q, TERMS] rows (-1: none), and their coefficients."""
     import numpy as np
 
     flagged, copy = np.isin(label, FLAGGED), label == "duplicate"
     kin, near = label == "parent_of_children", label == "split_child"
-    chosen, weights = np.full((len(label), 3), -1), np.zeros((len(label), 3))
+    chosen, weights = np.full((len(label), TERMS), -1), np.zeros((len(label), TERMS))
     chosen[flagged], weights[flagged] = f["parts"][flagged], f["coefficients"][flagged]
     chosen[kin, :2], weights[kin, :2] = f["related"][kin], f["related_coefficients"][kin]
     chosen[near, 0], weights[near, 0] = f["nearest"][near], f["nearest_cosine"][near]
@@ -152,6 +191,32 @@ def _lists(n: int, rows: np.ndarray, chosen: np.ndarray, weights: np.ndarray) ->
     return {"constituents": own, "coefficients": coefficients, "union_constituents": other}
 
 
+def _shared(n: int, shared: Mapping[int, Subspace]) -> dict[str, Any]:
+    """The columns `SHARED` for all n latents; `shared` are the members of subspaces."""
+    import pandas as pd
+
+    spaces = [shared.get(row) for row in range(n)]
+    own = {space: [row for row in space.members if row < n] for space in set(shared.values())}
+    return {
+        "rank": pd.array([None if space is None else space.rank for space in spaces], dtype="Int64"),
+        "members": [[] if space is None else own[space] for space in spaces],
+        "circular": pd.array([None if space is None else space.circular for space in spaces], dtype="boolean"),
+    }
+
+
+def _turned(rows: np.ndarray, parts: np.ndarray, r2: np.ndarray, flagged: np.ndarray) -> np.ndarray:
+    """[q] bool: sums turned round. If f = g + h, g is f and what lies opposite h, but worse: with f's residual too."""
+    import numpy as np
+
+    place = {row: i for i, row in enumerate(rows.tolist()) if flagged[i]}
+    turned = np.zeros(len(rows), dtype=bool)
+    for row, i in place.items():
+        for part in parts[i].tolist():
+            j = place.get(part)
+            turned[i] |= j is not None and row in parts[j] and r2[i] < r2[j] - ROUNDING
+    return turned
+
+
 def _wholes(rows: np.ndarray, parts: np.ndarray, flagged: np.ndarray) -> dict[int, set[int]]:
     """part -> the flagged latents it is a part of."""
     wholes: dict[int, set[int]] = {}
@@ -178,7 +243,7 @@ def _p_values(
     import numpy as np
 
     p = np.zeros((3, len(r2)))
-    for k in (1, 2, 3):
+    for k in range(1, TERMS + 1):
         at = terms == k
         p[0, at] = nulls.p_random(r2[at], k, d, candidates)
         p[1, at] = nulls.p_random(white_r2[at], k, d, candidates)

@@ -87,11 +87,11 @@ class Rows:
         sources: Sequence[np.ndarray | torch.Tensor],
         device: str | torch.device,
         memory: int = MEMORY,
-        inverse: torch.Tensor | None = None,
+        by: torch.Tensor | None = None,
     ) -> None:
         import torch
 
-        self.sources, self.inverse, self.memory = list(sources), inverse, memory
+        self.sources, self.by, self.memory = list(sources), by, memory
         self.device = torch.device(device)
         self.shape = (sum(map(len, sources)), sources[0].shape[1])
         self.held: torch.Tensor | None = None
@@ -112,7 +112,7 @@ class Rows:
         out = torch.empty(len(asked), self.shape[1], device=self.device)
         for start in range(0, len(asked), 4096):
             rows = unit(self._read(asked[start : start + 4096]).to(self.device))
-            out[start : start + 4096] = rows if self.inverse is None else unit(rows @ self.inverse)
+            out[start : start + 4096] = rows if self.by is None else unit(rows @ self.by)
         return out
 
     def take(self, index: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
@@ -128,8 +128,14 @@ class Rows:
         import torch
 
         inverse = torch.linalg.solve_triangular(L, torch.eye(len(L), dtype=L.dtype, device=L.device), upper=False)
-        inverse = inverse.T.float().contiguous()
-        return Rows(self.sources if self.held is None else [self.held], self.device, self.memory, inverse)
+        return self.mapped(inverse.T)
+
+    def mapped(self, by: torch.Tensor) -> Rows:
+        """Unit rows of these times `by` [d, d]; zero rows stay zero."""
+        if self.held is not None:
+            return Rows([self.held], self.device, self.memory, by.float().contiguous())
+        whole = by if self.by is None else self.by.to(by.dtype) @ by
+        return Rows(self.sources, self.device, self.memory, whole.float().contiguous())
 
     def _read(self, at: range | torch.Tensor) -> torch.Tensor:
         """These rows as they are, or scaled where they are of several sources."""

@@ -1,11 +1,11 @@
-"""p-values of decompositions: how good a fit chance alone would give, in closed form; whitening.
+"""p-values of decompositions: how good a fit chance alone would give, in closed form.
 
 The cosine² of a fixed direction with the span of k random ones in d dimensions is Beta(k/2, (d − k)/2).
 Over all k-subsets of N candidates, with all k coefficients positive (one sign pattern in 2^k):
 p ≤ 1 − (1 − P(Beta > R²) / 2^k)^C(N, k). For k = 1 this is exact for independent directions.
 
 Real decoders are not isotropic, so the same law is used a second time after the map that makes the
-dictionary's second moment isotropic (`whitener`): what chance gives among directions of the same
+dictionary's second moment isotropic (`maps.whitener`): what chance gives among directions of the same
 covariance. And a third time for the last term alone, given the others: the conditional null, whose d
 is smaller by the terms given.
 """
@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
     import torch
-
-    from autointerp.composites.neighbours import Rows
 
 
 ROUNDING = 1e-5  # of an R² from products in float32
@@ -80,32 +78,8 @@ def threshold(p: float, k: int, d: int, candidates: int) -> float:
     return high if high < 1 - ROUNDING else math.inf
 
 
-def whitener(Z: Rows | torch.Tensor, living: torch.Tensor | None = None, block: int = 4096) -> torch.Tensor:
-    """L [d, d] with z ↦ L⁻¹z making the second moment of the unit rows Z [n, d] isotropic; only `living` [n] count.
-
-    The moment M = mean zzᵀ is not centred, so that the shared mean is one of its directions, and is
-    shrunk to (1 − δ)M + δI/d with the δ of Ledoit and Wolf (2004), at least .01: few rows in many
-    dimensions are left nearly as they are. Linear relations between rows survive the map exactly.
-    """
-    import torch
-
-    n, d = Z.shape if living is None else (int(living.sum()), Z.shape[1])
-    moment = torch.zeros(d, d, dtype=torch.float64, device=Z.device)
-    for start in range(0, len(Z), block):
-        rows = Z[start : start + block]
-        if living is not None:
-            rows = rows[living[start : start + block]]
-        moment += (rows.T @ rows).double()
-    moment /= max(n, 1)
-    square = float((moment**2).sum())
-    distance = max(square - 1 / d, 1e-12)  # ‖M − I/d‖² for trace 1
-    shrink = min(max((1 - square) / max(n, 1) / distance, 0.01), 1.0)
-    moment = (1 - shrink) * moment + shrink / d * torch.eye(d, dtype=torch.float64, device=Z.device)
-    return torch.linalg.cholesky(moment)
-
-
 def random_directions(n: int, d: int, seed: int, L: torch.Tensor | None = None) -> torch.Tensor:
-    """[n, d] unit rows, uniform on the sphere; with L [d, d] of `whitener`, Gaussian of the moment LLᵀ: those are
+    """[n, d] unit rows, uniform on the sphere; with L [d, d] of `maps.whitener`, Gaussian of the moment LLᵀ: those are
     the covariance-matched surrogate."""
     import torch
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autointerp.composites import evidence, geometry, nulls, top_neighbours
+from autointerp.composites.maps import whitener
 from autointerp.composites.neighbours import Rows
 from autointerp.errors import AutointerpError
 
@@ -72,7 +73,7 @@ def test_whitening_keeps_linear_relations_and_makes_a_cone_isotropic():
     from autointerp.toys.planted import plant
 
     Z = torch.from_numpy(plant(2000, 32, seed=0, power=1.0, mean=1.0, composites=0.0, children=0.0).rows)
-    L = nulls.whitener(Z)
+    L = whitener(Z)
     mapped = torch.linalg.solve_triangular(L, Z.double().T, upper=False).T
     whole = torch.linalg.solve_triangular(L, (2 * Z[0] + Z[1]).double()[:, None], upper=False)[:, 0]
     assert torch.allclose(whole, 2 * mapped[0] + mapped[1], atol=1e-5)
@@ -83,7 +84,7 @@ def test_whitening_keeps_linear_relations_and_makes_a_cone_isotropic():
 
 def test_the_surrogate_has_the_second_moment_it_matches():
     Z = torch.from_numpy(unit(np.random.default_rng(0).standard_normal((4000, 16)) + 0.5).astype(np.float32))
-    moments = [x.T @ x / len(x) for x in (Z, nulls.random_directions(20_000, 16, 1, nulls.whitener(Z)))]
+    moments = [x.T @ x / len(x) for x in (Z, nulls.random_directions(20_000, 16, 1, whitener(Z)))]
     assert torch.allclose(*moments, atol=0.02)
 
 

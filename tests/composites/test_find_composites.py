@@ -12,7 +12,7 @@ from autointerp.toys.planted import plant
 
 COLUMNS = [
     *("feature", "label", "constituents", "coefficients", "union_constituents", "r2", "partial_r2", "max_cosine"),
-    *("p_value", "p_value_null", "reencode", "lift", "semantic", "failure"),
+    *("p_value", "p_value_null", "rank", "members", "circular", "reencode", "lift", "semantic", "failure"),
 ]
 
 

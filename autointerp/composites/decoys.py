@@ -1,0 +1,39 @@
+"""Can the check tell sums from chance in this dictionary? Asked of decoys: latents turned round, which are no sums.
+
+A row's opposite is as near to the others as chance makes it, in any spectrum that is alike on both sides. What the
+check flags of opposites, it flags by chance. This is asked where the rows had outlier dimensions (`maps.flattener`):
+there the closed nulls of `nulls` may not hold, for example under a spectrum that falls as i^-2.5.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from autointerp.composites.decompose import decompose
+from autointerp.composites.labels import sums
+from autointerp.composites.neighbours import Rows, search
+
+if TYPE_CHECKING:
+    import torch
+
+    from autointerp.composites.maps import Geometries
+
+DECOYS = 1000
+CHANCE = 0.1  # most of the flags that may be chance
+
+
+def flags_by_chance(rows: Geometries, firsts: torch.Tensor, m: int, block: int) -> float:
+    """How many latents chance would flag. `firsts` [n] bool may be constituents, `m` candidates are tried for each."""
+    import torch
+
+    possible = firsts.nonzero().squeeze(1)
+    if not len(possible):
+        return 0.0
+    asked = possible[torch.linspace(0, len(possible) - 1, min(DECOYS, len(possible))).long().to(possible.device)]
+    raw = rows.raw
+    decoys = rows.of_others(Rows([*raw.sources, -raw[asked].cpu()], raw.device, raw.memory))
+    queries = torch.arange(len(raw), len(raw) + len(asked), device=possible.device)
+    allowed = torch.cat([firsts, torch.zeros_like(firsts[: len(asked)])])
+    lists, _ = search(decoys.white, allowed, queries, m, block)
+    fits = decompose(decoys.plain, decoys.white, queries, lists, len(possible) - 1, rows.dimensions, block)
+    return float(sums(fits).float().mean()) * len(possible)
