@@ -81,6 +81,14 @@ class TokenActivations:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputEffects:
+    """What a feature does to the subject's output, and what others do that are not near: tokens, or texts."""
+
+    own: tuple[str, ...]  # strongest first; empty where nothing was seen
+    others: tuple[tuple[str, ...], ...]  # those that share nothing with `own` first
+
+
+@dataclass(frozen=True, slots=True)
 class FeatureEvidence:
     """All that an explainer may see of a feature. Contexts are of the train split only."""
 

@@ -30,6 +30,7 @@ from autointerp.records import (
     FeatureEvidence,
     Message,
     Neighbour,
+    OutputEffects,
     TokenActivations,
 )
 
@@ -151,11 +152,21 @@ def stand_ins(names: Iterable[str], sample: Sample) -> dict[str, Any]:
         "sae": None,
         "subject": None,
         "activations": _silent,
+        "logit_effects": _EFFECTS,
+        "steered": _effects,
+        "ablated": _effects,
         "embedder": _alike,
         "neighbours": sample.neighbours,
         "constituents": sample.parts("", "own"),
     }
     return {name: values.get(name) for name in names}
+
+
+_EFFECTS = OutputEffects(("a few words",) * 10, (("a few words",) * 10,) * 12)
+
+
+async def _effects() -> OutputEffects:
+    return _EFFECTS
 
 
 def _silent(texts: Sequence[str]) -> list[TokenActivations]:
