@@ -84,6 +84,7 @@ scorers: Registry[Callable[..., Any]] = Registry(
         "discrimination": "autointerp.scorers.discrimination:score",
         "embedding": "autointerp.scorers.embedding:score",
         "generation": "autointerp.scorers.generation:score",
+        "surprisal": "autointerp.scorers.surprisal:score",
         "output_tokens": "autointerp.scorers.output_tokens:score",
         "steering": "autointerp.scorers.steering:score",
         "ablation": "autointerp.scorers.ablation:score",

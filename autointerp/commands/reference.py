@@ -57,8 +57,8 @@ NEEDS: dict[str, str] = {
     " unembedding, and lists of other features that are not near",
     "steered": "an async function that gives an `OutputEffects` of texts, written by the subject while the feature is"
     " added to its activations",
-    "ablated": "an async function that gives an `OutputEffects` of tokens, which become less likely where the feature is"
-    " taken off",
+    "ablated": "an async function that gives an `OutputEffects` of tokens, which become less likely where the feature"
+    " is taken off",
     "token_table": "every token on which it fires in train documents, a tuple of `autointerp.records.TokenStat`",
     "shown": "the feature's train windows, firing and silent, a tuple of `autointerp.Context`",
     "frequencies": "of a control: feature -> its firings over the tokens harvested",

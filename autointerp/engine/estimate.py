@@ -32,6 +32,7 @@ from autointerp.records import (
     Neighbour,
     OutputEffects,
     TokenActivations,
+    Weight,
 )
 
 UNWRITTEN = "(the explanation, once it is written)"
@@ -113,7 +114,7 @@ class Sample:
 class Request:
     """A request that would be sent; `most` is the most tokens that its answer may have."""
 
-    kind: Literal["complete", "choose", "fill"]
+    kind: Literal["complete", "choose", "fill", "weigh"]
     messages: tuple[Message, ...]
     most: int
 
@@ -143,6 +144,10 @@ class Recorder:
         turn = Message("assistant", "".join(segment + filler for segment in segments))
         self.requests.append(Request("fill", (*messages, turn), 1))
         return [Choices(None, failure="not sent") for _ in segments]
+
+    async def weigh(self, messages: Sequence[Message], text: str) -> Weight:
+        self.requests.append(Request("weigh", (*messages, Message("assistant", text)), 1))
+        return Weight(None, failure="not sent")
 
 
 def stand_ins(names: Iterable[str], sample: Sample) -> dict[str, Any]:
