@@ -34,6 +34,9 @@ Need = Literal[
     "subject",  # the Subject, at the hook that the SAE reads
     "sae",  # the SAE
     "activations",  # async: texts -> this feature's activation on each of their tokens
+    "logit_effects",  # OutputEffects: tokens that the feature raises, by its product with the unembedding
+    "steered",  # async: OutputEffects, texts that the subject writes while the feature is added
+    "ablated",  # async: OutputEffects, tokens that become less likely where the feature is taken off
     "embedder",  # texts -> unit rows [n, d]
     "neighbours",  # of a scorer or explainer: Neighbour, nearest first; of a control: feature -> neighbours' numbers
     "constituents",  # of a flagged latent: Constituent; of a control: feature -> their numbers
@@ -82,6 +85,10 @@ scorers: Registry[Callable[..., Any]] = Registry(
         "embedding": "autointerp.scorers.embedding:score",
         "generation": "autointerp.scorers.generation:score",
         "saebench": "autointerp.scorers.saebench:score",
+        "surprisal": "autointerp.scorers.surprisal:score",
+        "output_tokens": "autointerp.scorers.output_tokens:score",
+        "steering": "autointerp.scorers.steering:score",
+        "ablation": "autointerp.scorers.ablation:score",
         "lexical": "autointerp.scorers.lexical:score",
         "lexical_shown": "autointerp.scorers.lexical:score_shown",
         "position": "autointerp.scorers.floors:position",

@@ -81,6 +81,14 @@ class TokenActivations:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputEffects:
+    """What a feature does to the subject's output, and what others do that are not near: tokens, or texts."""
+
+    own: tuple[str, ...]  # strongest first; empty where nothing was seen
+    others: tuple[tuple[str, ...], ...]  # those that share nothing with `own` first
+
+
+@dataclass(frozen=True, slots=True)
 class FeatureEvidence:
     """All that an explainer may see of a feature. Contexts are of the train split only."""
 
@@ -196,6 +204,19 @@ class Choices:
     retryable: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """How likely a text is as the next thing said: its log probability in nats, over so many tokens of the model.
+
+    None where nothing could be read, with the reason.
+    """
+
+    logprob: float | None
+    tokens: int = 0
+    failure: str | None = None
+    retryable: bool = False
+
+
 @runtime_checkable
 class LLM(Protocol):
     """A language model as explainers and scorers see it: cached, retried, counted and within budget.
@@ -233,4 +254,8 @@ class LLM(Protocol):
         The assistant's turn reads ``segments[0] + filler + segments[1] + filler + …``; the result has,
         for each segment, the distribution over `answers` at the place of its filler.
         """
+        ...
+
+    async def weigh(self, messages: Sequence[Message], text: str) -> Weight:
+        """The log probability of `text` as the assistant's turn. Needs "slots": probabilities of prompt tokens."""
         ...

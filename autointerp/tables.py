@@ -78,7 +78,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "stage": "text",  # for which the request was made
         "feature": "whole",
         "model": "text",
-        "kind": "text",  # complete, choose or fill
+        "kind": "text",  # complete, choose, fill or weigh
         "prompt_tokens": "whole",
         "completion_tokens": "whole",
         "cached_tokens": "whole",  # prompt tokens that the endpoint's prefix cache served

@@ -10,6 +10,8 @@ from autointerp.activations.outliers import is_outlying
 from autointerp.records import TokenActivations
 
 if TYPE_CHECKING:
+    import torch
+
     from autointerp.sae.model import SAE
     from autointerp.subject.model import Subject
 
@@ -33,21 +35,30 @@ class TextActivations:
         import torch
 
         subject, results = self._subject, []
-        bos = [] if subject.bos_id is None else [subject.bos_id]
+        skip = int(subject.bos_id is not None)
         for start in range(0, len(texts), BATCH):
-            batch = list(texts[start : start + BATCH])
-            rows = [bos + subject.tokenizer.encode(text, add_special_tokens=False) for text in batch]
-            rows = [row[: subject.context] for row in rows]
-            tokens = torch.zeros(len(rows), max(1, *map(len, rows)) if rows else 1, dtype=torch.long)
-            for i, row in enumerate(rows):
-                tokens[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+            tokens, lengths = tokenised(subject, texts[start : start + BATCH])
             with self._lock, torch.inference_mode():
                 acts = subject.activations(tokens)
                 values = self._sae.encode(acts)[..., feature].float()
                 if self._threshold is not None:
                     values = values.masked_fill(is_outlying(acts, self._threshold).to(values.device), 0.0)
                 values = values.cpu()
-            for row, activation in zip(rows, values.tolist()):
-                pieces = subject.token_strings(row[len(bos) :])
-                results.append(TokenActivations(tuple(pieces), tuple(activation[len(bos) : len(row)])))
+            for row, length, activation in zip(tokens.tolist(), lengths, values.tolist()):
+                pieces = subject.token_strings(row[skip:length])
+                results.append(TokenActivations(tuple(pieces), tuple(activation[skip:length])))
         return results
+
+
+def tokenised(subject: Subject, texts: Sequence[str]) -> tuple[torch.Tensor, list[int]]:
+    """Texts as rows of tokens [b, s] padded on the right, and each row's length; BOS in front where the subject was
+    trained so, and no longer than it reads."""
+    import torch
+
+    bos = [] if subject.bos_id is None else [subject.bos_id]
+    rows = [bos + subject.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    rows = [row[: subject.context] for row in rows]
+    tokens = torch.zeros(len(rows), max([1, *map(len, rows)]), dtype=torch.long)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+    return tokens, [len(row) for row in rows]

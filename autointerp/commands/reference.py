@@ -53,6 +53,12 @@ NEEDS: dict[str, str] = {
     " them in `feature.constituents`, and is then asked about composites alone",
     "embedder": "sentence embeddings by a model of the catalogue, an `autointerp.catalog.embed.Embedder`",
     "activations": "an async function that gives the feature's activation on each token of any texts",
+    "logit_effects": "an `autointerp.records.OutputEffects`: tokens that the decoder row raises by its product with the"
+    " unembedding, and lists of other features that are not near",
+    "steered": "an async function that gives an `OutputEffects` of texts, written by the subject while the feature is"
+    " added to its activations",
+    "ablated": "an async function that gives an `OutputEffects` of tokens, which become less likely where the feature"
+    " is taken off",
     "token_table": "every token on which it fires in train documents, a tuple of `autointerp.records.TokenStat`",
     "shown": "the feature's train windows, firing and silent, a tuple of `autointerp.Context`",
     "frequencies": "of a control: feature -> its firings over the tokens harvested",

@@ -30,7 +30,9 @@ from autointerp.records import (
     FeatureEvidence,
     Message,
     Neighbour,
+    OutputEffects,
     TokenActivations,
+    Weight,
 )
 
 UNWRITTEN = "(the explanation, once it is written)"
@@ -112,7 +114,7 @@ class Sample:
 class Request:
     """A request that would be sent; `most` is the most tokens that its answer may have."""
 
-    kind: Literal["complete", "choose", "fill"]
+    kind: Literal["complete", "choose", "fill", "weigh"]
     messages: tuple[Message, ...]
     most: int
 
@@ -143,6 +145,10 @@ class Recorder:
         self.requests.append(Request("fill", (*messages, turn), 1))
         return [Choices(None, failure="not sent") for _ in segments]
 
+    async def weigh(self, messages: Sequence[Message], text: str) -> Weight:
+        self.requests.append(Request("weigh", (*messages, Message("assistant", text)), 1))
+        return Weight(None, failure="not sent")
+
 
 def stand_ins(names: Iterable[str], sample: Sample) -> dict[str, Any]:
     """What a plug-in is given in a rehearsal for each thing that it asks for by name; nothing heavy is loaded."""
@@ -151,11 +157,21 @@ def stand_ins(names: Iterable[str], sample: Sample) -> dict[str, Any]:
         "sae": None,
         "subject": None,
         "activations": _silent,
+        "logit_effects": _EFFECTS,
+        "steered": _effects,
+        "ablated": _effects,
         "embedder": _alike,
         "neighbours": sample.neighbours,
         "constituents": sample.parts("", "own"),
     }
     return {name: values.get(name) for name in names}
+
+
+_EFFECTS = OutputEffects(("a few words",) * 10, (("a few words",) * 10,) * 12)
+
+
+async def _effects() -> OutputEffects:
+    return _EFFECTS
 
 
 def _silent(texts: Sequence[str]) -> list[TokenActivations]:

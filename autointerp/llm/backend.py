@@ -1,6 +1,6 @@
 """Protocol of an LLM backend: it asks once and keeps the raw answer; what that answer says is read from it anew.
 
-1. The client hands a request (`Complete`, `Choose` or `Fill`) to `ask`, which returns a `Raw` or raises.
+1. The client hands a request (`Complete`, `Choose`, `Fill` or `Weigh`) to `ask`, which returns a `Raw` or raises.
 2. The raw answer goes into the cache of answered requests.
 3. `read` makes a `Reply` of it, now and at each later run, so that a corrected reader corrects old answers.
 
@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from autointerp.config import LLMConfig
 from autointerp.llm.prices import Prices
-from autointerp.records import Capability, Choices, Message
+from autointerp.records import Capability, Choices, Message, Weight
 
 Raw = dict[str, Any]  # JSON: what the endpoint said, as far as any reader uses it
 
@@ -64,20 +64,32 @@ class Fill:
         return "".join(segment + self.filler for segment in self.segments)
 
 
-Request = Complete | Choose | Fill
+@dataclass(frozen=True, slots=True)
+class Weigh:
+    """The log probability of `turn` as the assistant's."""
+
+    messages: Sequence[Message]
+    turn: str
+
+    kind: ClassVar[Literal["weigh"]] = "weigh"
+
+
+Request = Complete | Choose | Fill | Weigh
 
 # --- what comes back
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a raw answer says: the `text` of `Complete`, one `Choices` for `Choose`, one a segment for `Fill`.
+    """What a raw answer says: the `text` of `Complete`, one `Choices` for `Choose`, one a segment for `Fill`,
+    the `weight` of `Weigh`.
 
     `failure` says why an answer could not be read. It is `retryable` where asking again may give another answer.
     """
 
     text: str | None = None
     choices: tuple[Choices, ...] = ()
+    weight: Weight | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0  # prompt tokens that a prefix cache served, where the backend says

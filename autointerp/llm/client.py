@@ -31,13 +31,14 @@ from autointerp.llm.backend import (
     Request,
     RequestFailed,
     RetryableFailure,
+    Weigh,
 )
 from autointerp.llm.cache import RequestCache, prompt_hash, request_key
 from autointerp.llm.health import Health
 from autointerp.llm.limiter import Budget, Limiter, Slot, Spent
 from autointerp.llm.prices import Prices
 from autointerp.llm.usage import Journal, Meter, UsageRow, count, metered, read_usage, tags
-from autointerp.records import Capability, Choices, Completion, Message
+from autointerp.records import Capability, Choices, Completion, Message, Weight
 
 log = logging.getLogger("autointerp.llm")
 
@@ -189,6 +190,12 @@ class Client:
             return tuple(Choices(None, failure=reply.failure, retryable=reply.retryable) for _ in segments)
         return reply.choices
 
+    async def weigh(self, messages: Sequence[Message], text: str) -> Weight:
+        reply = await self._answer(Weigh(_sendable(messages), sendable(text)), 1)
+        if reply.failure is not None or reply.weight is None:
+            return Weight(None, failure=reply.failure or "no probabilities", retryable=reply.retryable)
+        return reply.weight
+
     # --- how it is asked
 
     async def _answer(self, request: Request, most_tokens: int) -> Reply:
@@ -231,7 +238,7 @@ class Client:
     def _take_off(self, key: str, request: Request, most_tokens: int) -> _Flight:
         # prompt tokens are not known before: three characters each is more than any usual text needs
         characters = sum(len(message.content) for message in request.messages)
-        characters += len(request.turn) if isinstance(request, Fill) else 0
+        characters += len(request.turn) if isinstance(request, Fill | Weigh) else 0
         most = self._budget.price(characters // 3 + 8 * len(request.messages) + 8, most_tokens)
         flight = _Flight(asyncio.create_task(self._ask(key, request, most)))
         self._flights[key] = flight
@@ -399,7 +406,7 @@ class Client:
             seconds=round(outcome.seconds, 4),
             outcome="ok" if reply.failure is None else f"failed: {reply.failure}",
             attempts=outcome.attempts,
-            prompt_hash=prompt_hash(request.messages, request.turn if isinstance(request, Fill) else None),
+            prompt_hash=prompt_hash(request.messages, request.turn if isinstance(request, Fill | Weigh) else None),
         )
         self._journal.add(row)
         count(row, reply.retryable)

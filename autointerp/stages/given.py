@@ -25,6 +25,9 @@ STAGES: Mapping[Need, tuple[str, ...]] = {
     "subject": ("sae",),
     "sae": ("sae",),
     "activations": ("sae", "harvest"),
+    "logit_effects": ("directions",),
+    "steered": ("sae", "corpus", "directions", "contexts"),
+    "ablated": ("sae", "corpus", "directions", "contexts"),
     "neighbours": ("directions", "contexts", "corpus", "harvest"),
     "constituents": ("reencode", "contexts"),
     "token_table": ("corpus", "harvest"),
@@ -92,6 +95,30 @@ def _activations(job: Job, split: Split, explanations: Mapping[int, str | None])
         return read
 
     return lambda features: {feature: reader(feature) for feature in features}
+
+
+def _logit_effects(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:
+    from autointerp.stages import outputs
+
+    return outputs.direct(job, explanations, _near(job.inputs))
+
+
+def _steered(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:
+    from autointerp.stages import outputs
+
+    return outputs.tried(job, explanations, _near(job.inputs), "texts")
+
+
+def _ablated(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:
+    from autointerp.stages import outputs
+
+    return outputs.tried(job, explanations, _near(job.inputs), "lost")
+
+
+def _near(inputs: Mapping[str, Path]) -> Callable[[Sequence[int]], dict[int, set[int]]]:
+    """Of some features: feature -> those that are near by decoder cosine."""
+    nearest = nearest_of(inputs)
+    return lambda features: {f: {n for n, cosine in near if cosine >= NEAR} for f, near in nearest(features).items()}
 
 
 def _embedder(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:
@@ -203,6 +230,9 @@ _MAKERS: Mapping[str, Maker] = {
     "sae": _sae,
     "subject": _subject,
     "activations": _activations,
+    "logit_effects": _logit_effects,
+    "steered": _steered,
+    "ablated": _ablated,
     "embedder": _embedder,
     "neighbours": _neighbours,
     "constituents": _constituents,

@@ -136,13 +136,19 @@ class Subject:
         return Subject(self.name, self.bridge, self.tokenizer, resolve_hook(hook, self.n_layers, self.bridge.hook_dict))
 
     def logits(
-        self, tokens: torch.Tensor, *, read: Sequence[str] = (), patch: Mapping[str, torch.Tensor] | None = None
+        self,
+        tokens: torch.Tensor,
+        *,
+        read: Sequence[str] = (),
+        patch: Mapping[str, torch.Tensor] | None = None,
+        add: Mapping[str, torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """A whole pass: tokens [b, s], rows padded on the right -> logits [b, s, vocabulary] and what was read.
 
         read: hook points by their full names -> [b, s, d] float32, heads side by side. patch: hook point ->
-        [b, s, d] put in place of what is there; what comes before it is as in a clean pass. All layers are run:
-        the bridge cannot start in the middle. Hook points must be ones that `activations` has met.
+        [b, s, d] put in place of what is there; what comes before it is as in a clean pass. add: hook point ->
+        [b, s, d] added to what is there. All layers are run: the bridge cannot start in the middle. Hook points must
+        be ones that `activations` has met.
         """
         import torch
 
@@ -156,6 +162,7 @@ class Subject:
 
         hooks: list[Any] = [(name, lambda value, hook, name=name: keep(name, value)) for name in read]
         hooks += [(name, lambda value, hook, new=new: put(new, value)) for name, new in (patch or {}).items()]
+        hooks += [(name, lambda value, hook, new=new: value + put(new, value)) for name, new in (add or {}).items()]
         with torch.no_grad():
             logits: Any = self.bridge.run_with_hooks(tokens.to(self.device), fwd_hooks=hooks)
         return logits, values

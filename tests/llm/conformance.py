@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from autointerp.config import LLMConfig
-from autointerp.llm.backend import Choose, Complete, Fill, Reply, Request
+from autointerp.llm.backend import Choose, Complete, Fill, Reply, Request, Weigh
 from autointerp.llm.build import open_llm
 from autointerp.llm.prices import Prices
 from autointerp.llm.registry import backend_of, backend_target, capabilities, check, identity, open_backend, prices
@@ -35,6 +35,7 @@ def questions(able: frozenset[str]) -> list[Request]:
         asked += [Choose(QUESTION, ["Yes", "No"]), Choose(QUESTION, ["0", "1", "10"])]
     if "slots" in able:
         asked.append(Fill(QUESTION, ["Water: ", "\nIce: "], "No", ["Yes", "No"]))
+        asked.append(Weigh(QUESTION, "Yes, and it is cold."))
     return asked
 
 
@@ -92,6 +93,11 @@ def says_something(reply: Reply, request: Request) -> None:
     if isinstance(request, Complete):
         assert isinstance(reply.text, str)
         assert not any(stop in reply.text for stop in request.stop)
+        return
+    if isinstance(request, Weigh):
+        assert reply.weight is not None
+        assert reply.weight.logprob is not None
+        assert reply.weight.logprob < 0 < reply.weight.tokens
         return
     assert len(reply.choices) == (len(request.segments) if isinstance(request, Fill) else 1)
     for choices in reply.choices:

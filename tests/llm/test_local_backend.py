@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from transformers.models.qwen2 import Qwen2ForCausalLM
 
 from autointerp.config import LLMConfig
 from autointerp.errors import AutointerpError
-from autointerp.llm.backend import Choose, Complete, Fill, FinalFailure, Reply, Request
+from autointerp.llm.backend import Choose, Complete, Fill, FinalFailure, Reply, Request, Weigh
 from autointerp.llm.backends.local import LocalBackend, weights_hash
 from autointerp.llm.backends.local_model import LocalModel
 from autointerp.records import Message
@@ -181,6 +182,15 @@ async def test_fill_reads_each_slot_as_if_it_were_asked_alone(backend: LocalBack
         expected = [plain.says(before, answer) for answer in TEN]
         expected[1] -= expected[10]
         assert odds(filled, i) == pytest.approx([p / sum(expected) for p in expected], abs=1e-4)
+
+
+async def test_weigh_is_the_chain_rule_along_the_text(backend: LocalBackend, plain: Plain):
+    texts = ["the cat sat", "the", "zq the the"]
+    weighed = await asyncio.gather(*(reply(backend, Weigh(user("write"), text)) for text in texts))
+    for text, said in zip(texts, weighed):
+        assert said.weight is not None
+        assert said.weight.logprob == pytest.approx(math.log(plain.says(shown(user("write")), text)), abs=1e-3)
+        assert said.weight.tokens == len(plain.ids(text))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

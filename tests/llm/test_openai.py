@@ -26,6 +26,7 @@ from autointerp.llm.backend import (
     Request,
     RequestFailed,
     RetryableFailure,
+    Weigh,
 )
 from autointerp.llm.backends.failures import retry_after
 from autointerp.llm.backends.openai import OpenAIBackend
@@ -458,6 +459,22 @@ async def test_each_slot_has_the_distribution_after_its_segment() -> None:
     (body,) = endpoint.requests
     assert body["messages"][-1] == {"role": "assistant", "content": "No\tNo\nfires\tNo\nit\tNo"}
     assert (body["continue_final_message"], body["add_generation_prompt"]) == (True, False)
+
+
+async def test_a_text_weighs_as_much_as_its_tokens() -> None:
+    def slots(messages: list[dict[str, str]], before: str) -> Mapping[str, float]:
+        return {" cold": 0.25, " wet": 0.75} if before else {"Ice": 0.5}
+
+    request = Weigh(QUESTION, "Ice cold")
+    with serving(slots=slots) as endpoint:
+        async with started(endpoint.url) as api:
+            raw = await api.ask(request)
+            weighed, elsewhere = api.read(raw, request), api.read(raw, Weigh(QUESTION, "Hot"))
+    assert weighed.weight is not None
+    assert weighed.weight.logprob == pytest.approx(math.log(0.5 * 0.25))
+    assert weighed.weight.tokens == 2
+    assert elsewhere.weight is None
+    assert "does not end with" in (elsewhere.failure or "")
 
 
 async def test_digits_that_the_tokens_cannot_tell_apart_are_refused_in_slots() -> None:

@@ -25,6 +25,7 @@ from autointerp.llm.backend import (
     Request,
     RequestFailed,
     RetryableFailure,
+    Weigh,
 )
 from autointerp.llm.backends.failures import Failures, Refused
 from autointerp.llm.backends.http import asked_for, check_library, find_extra_body, find_headers, find_key, is_local
@@ -152,7 +153,7 @@ class GeminiBackend:
     # --- asking
 
     async def ask(self, request: Request) -> Raw:
-        if isinstance(request, Fill) or (isinstance(request, Choose) and not self.memory.get("choices")):
+        if isinstance(request, Fill | Weigh) or (isinstance(request, Choose) and not self.memory.get("choices")):
             raise FinalFailure(f"{public_url(self.base_url)} gives no such token probabilities")
         return keep(await self._send(request))
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from autointerp.config import LLMConfig
 from autointerp.errors import ConfigError
-from autointerp.llm.backend import Choose, Complete, Fill, FinalFailure, Raw, Reply, Request, RetryableFailure
+from autointerp.llm.backend import Choose, Complete, Fill, FinalFailure, Raw, Reply, Request, RetryableFailure, Weigh
 from autointerp.llm.backends.failures import Failures, Refused
 from autointerp.llm.backends.http import asked_for, check_library, find_extra_body, find_headers
 from autointerp.llm.backends.openai_read import alternatives, keep, read
@@ -148,7 +148,7 @@ class LiteLLMBackend:
             case Choose() if self.memory.get("top_logprobs"):
                 top = self.memory["top_logprobs"]
                 options = {"max_tokens": 1, "temperature": 0.0, "logprobs": True, "top_logprobs": top}
-            case Choose() | Fill():
+            case Choose() | Fill() | Weigh():
                 raise FinalFailure(f"{self._model} gives no such token probabilities")
         options = {name: value for name, value in options.items() if value is not None}
         return keep(await self._send(request.messages, **options), request)

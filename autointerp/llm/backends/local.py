@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 from autointerp.config import LLMConfig
 from autointerp.errors import ConfigError
 from autointerp.hashing import file_sha256
-from autointerp.llm.backend import Choose, Complete, Fill, FinalFailure, Raw, Reply, Request
+from autointerp.llm.backend import Choose, Complete, Fill, FinalFailure, Raw, Reply, Request, Weigh
 from autointerp.llm.backends.packed import Job, Tokens, common, follows
 from autointerp.llm.prices import FREE, Prices
-from autointerp.records import Capability, Choices
+from autointerp.records import Capability, Choices, Weight
 from autointerp.registry import did_you_mean
 
 if TYPE_CHECKING:
@@ -152,11 +152,19 @@ class LocalBackend:
             case Fill():
                 tokens, reads = self._slots(tokens, request)
                 return await self._queued(tokens, reads=reads, answers=self._answers(request.answers))
+            case Weigh():
+                turn = self._model.encode(request.turn)
+                if not turn:
+                    raise FinalFailure("an empty text has no probability")
+                reads = tuple(range(len(tokens) - 1, len(tokens) + len(turn) - 1))
+                return await self._queued((*tokens, *turn[:-1]), reads=reads, targets=turn)
 
     def read(self, raw: Raw, request: Request) -> Reply:
         counts = {name: raw[name] for name in ("prompt_tokens", "completion_tokens", "cached_tokens")}
         if isinstance(request, Complete):
             return Reply(text=raw["text"], truncated=raw["truncated"], **counts)
+        if isinstance(request, Weigh):
+            return Reply(weight=_weight(raw["logprobs"]), **counts)
         answers = [tuple(answer) for answer in raw["answers"]]
         going_on = follows(answers)
         odds = ({tuple(tokens): p for tokens, p in read} for read in raw["reads"])
@@ -238,6 +246,12 @@ def _choices(
     if mass <= 0:
         return Choices(None, mass=0.0, failure="the model gave none of the answers any probability")
     return Choices(tuple(p / mass for p in shares), mass=mass)
+
+
+def _weight(logprobs: Sequence[float]) -> Weight:
+    if not all(-1e6 < p <= 1e-3 for p in logprobs):  # nan too
+        return Weight(None, failure="the model's probabilities are no numbers from 0 to 1: try llm.dtype float32")
+    return Weight(min(sum(logprobs), 0.0), len(logprobs))
 
 
 def weights_hash(folder: Path) -> str:

@@ -113,13 +113,18 @@ class Passes:
         return packed, logits, {node: row for row, node in enumerate(nodes)}, cache
 
     def _read(self, jobs: list[Job]) -> dict[Job, Raw]:
-        """Answer probabilities at each read of each job, by the chain rule along the answers' tokens."""
+        """Answer probabilities at each read of each job, by the chain rule along the answers' tokens; of a turn that
+        is weighed the log probability of each of its tokens."""
         raws: dict[Job, Raw] = {}
         for group in self._passes(jobs):
             packed, logits, rows, _ = self._prefill(group)
             # in blocks: a float copy of many rows of a vocabulary of 150,000 would be large
             norms = torch.cat([block.float().logsumexp(-1) for block in logits.split(64)])
             for job, path, branches in zip(group, packed.paths, packed.branches):
+                if job.targets:
+                    at = [rows[int(path[read - packed.base])] for read in job.reads]
+                    raws[job] = {"logprobs": (logits[at, job.targets].float() - norms[at]).tolist()} | _counts(job, 1)
+                    continue
                 going_on = follows(job.answers)
                 kept: list[list[Any]] = []
                 for read in job.reads:

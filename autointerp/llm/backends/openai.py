@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from autointerp.config import LLMConfig
 from autointerp.errors import AutointerpError
-from autointerp.llm.backend import Choose, Complete, Fill, FinalFailure, Raw, Reply, Request
+from autointerp.llm.backend import Choose, Complete, Fill, FinalFailure, Raw, Reply, Request, Weigh
 from autointerp.llm.backends.failures import Refused, ServerError
 from autointerp.llm.backends.http import HttpBackend, asked_for, find_extra_body, find_headers, find_key
 from autointerp.llm.backends.openai_read import alternatives, keep, read
@@ -190,7 +190,9 @@ class OpenAIBackend(HttpBackend):
             case Choose():
                 data = await self._choose(request)
             case Fill():
-                data = await self._send(self._filled(request), _MOST_FILLED)
+                data = await self._send(self._turn(request, _TOP), _MOST_FILLED)
+            case Weigh():
+                data = await self._send(self._turn(request, 1), _MOST_FILLED)
         return keep(data, request)
 
     def read(self, raw: Raw, request: Request) -> Reply:
@@ -220,12 +222,13 @@ class OpenAIBackend(HttpBackend):
                     self.memory["slots"] = False
         raise FinalFailure(f"{self._where} gives no token probabilities for {self._model!r}", retryable=True)
 
-    def _filled(self, request: Fill) -> dict[str, Any]:
-        """vLLM's `prompt_logprobs` show what the model would have said where the fillers stand."""
+    def _turn(self, request: Fill | Weigh, alternatives: int) -> dict[str, Any]:
+        """vLLM's `prompt_logprobs` show what the model would have said at each token of the assistant's turn, and how
+        likely that token was; one alternative is the least that it gives."""
         return {
             **self._chat([*request.messages, Message("assistant", request.turn)], 1),
             "temperature": 0.0,
-            "prompt_logprobs": _TOP,
+            "prompt_logprobs": alternatives,
             "return_token_ids": True,
             "add_generation_prompt": False,
             "continue_final_message": True,

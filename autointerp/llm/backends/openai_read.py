@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from autointerp.llm.backend import Choose, Complete, Fill, FinalFailure, Raw, Reply, Request, RetryableFailure
-from autointerp.records import Choices
+from autointerp.llm.backend import Choose, Complete, Fill, FinalFailure, Raw, Reply, Request, RetryableFailure, Weigh
+from autointerp.records import Choices, Weight
 
 Token = tuple[str, float]  # its text and log probability
 
@@ -47,7 +47,7 @@ def keep(data: object, request: Request) -> Raw:
     raw["reasoning"] = _text_or_none(message.get("reasoning_content")) or _text_or_none(message.get("reasoning"))
     if isinstance(request, Choose):
         raw["tokens"] = _kept_tokens(choice.get("logprobs"))
-    if isinstance(request, Fill):
+    if isinstance(request, Fill | Weigh):
         raw["prompt"] = _kept_prompt(data, request.turn)
     return raw
 
@@ -143,6 +143,8 @@ def read(raw: Raw, request: Request) -> Reply:
                 return replace(reply, choices=(read_choices(alternatives(tokens[0]), request.answers, after),))
             case Fill():
                 return replace(reply, choices=_filled(raw["prompt"], request))
+            case Weigh():
+                return replace(reply, weight=_weighed(raw["prompt"], request.turn))
     except Unreadable as error:
         return replace(reply, failure=str(error), retryable=error.retryable)
 
@@ -188,6 +190,21 @@ def _filled(rows: Sequence[Sequence[Any]], request: Fill) -> tuple[Choices, ...]
     if cut := _cannot_tell(slots, request.answers):
         raise Unreadable(f"the model's tokens cannot tell {cut[1]!r} from {cut[0]!r}: use answers of one token")
     return tuple(read_choices(slot, request.answers) for slot in slots)
+
+
+def _weighed(rows: Sequence[Sequence[Any]], turn: str) -> Weight:
+    """The sum over the last tokens, which must spell `turn` in printable ASCII (see `find_slots`)."""
+    wanted, spelt, total, tokens = visible(turn), "", 0.0, 0
+    for own, pairs in reversed(rows):
+        if len(spelt) >= len(wanted):
+            break
+        text, logprob = pairs[own]
+        if cannot_be := _cannot_be([(text, logprob)]):
+            raise Unreadable(cannot_be)
+        spelt, total, tokens = visible(text) + spelt, total + min(logprob, 0.0), tokens + 1
+    if not wanted or spelt != wanted:
+        raise Unreadable("the endpoint's prompt does not end with the text that was to be weighed")
+    return Weight(total, tokens)
 
 
 def read_choices(tokens: Sequence[Token], answers: Sequence[str], after: Sequence[Token] = ()) -> Choices:

@@ -29,6 +29,7 @@ class Job:
     reads: tuple[int, ...]
     raw: asyncio.Future[Raw]
     answers: tuple[Tokens, ...] = ()  # of choose and fill; complete has none
+    targets: Tokens = ()  # of weigh: the token that follows each read
     max_tokens: int = 0
     temperature: float = 0.0
     seed: int = 0
@@ -38,7 +39,7 @@ class Job:
     @property
     def judges(self) -> bool:
         """Whether it wants probabilities and no text; jobs of one kind run together."""
-        return bool(self.answers)
+        return bool(self.answers or self.targets)
 
 
 def follows(answers: Sequence[Tokens]) -> dict[Tokens, list[int]]:

@@ -1,0 +1,172 @@
+"""What a latent does to the subject's output: its direction is added to the activations, or what it adds is taken away.
+
+Explanations from contexts say what a feature reads; what it writes has to be tried (2501.08319, 2507.08473).
+
+1. Steered: the decoder row's direction is added at every token but BOS. How strongly is chosen for each feature: the
+   least of a ladder of strengths, in units of the median norm of the activations, at which the next-token distribution
+   after a few beginnings moves by `MOVED` nats (mean Kullback–Leibler divergence, as 2501.08319 equalises features).
+   Then the subject writes on from those beginnings.
+2. Ablated: in texts on which the latent fires, what the SAE decodes from it is taken off where it fires, and nothing
+   else. The tokens whose log probability as the next token falls most on average are what it had made likelier.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from autointerp.activations.texts import tokenised
+
+if TYPE_CHECKING:
+    import torch
+
+    from autointerp.artifacts import Corpus
+    from autointerp.sae.model import SAE
+    from autointerp.subject.model import Subject
+
+LADDER = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # strengths that are tried, times the median norm
+MOVED = 1.0  # nats
+BEGINNING = 6  # tokens of a document that the subject goes on from
+LENGTH = 20  # tokens that it writes
+TOP = 10  # tokens kept of those that ablation makes less likely
+BATCH = 8  # texts in one pass
+
+
+class Steering:
+    """Answers for the latents of one SAE. Calls from several threads wait for each other.
+
+    `reads` and `writes`: the subject where the SAE reads, and where its output belongs. `corpus`: whose documents'
+    beginnings are written on from, `texts` of them. `firing`: texts in which a feature fires, for its ablation.
+    """
+
+    def __init__(
+        self,
+        reads: Subject,
+        writes: Subject,
+        sae: SAE,
+        corpus: Corpus,
+        firing: Callable[[int], Sequence[str]],
+        *,
+        texts: int = 8,
+        seed: int = 0,
+    ) -> None:
+        self._reads, self._writes, self._sae, self._corpus, self._firing = reads, writes, sae, corpus, firing
+        self._count, self._seed = texts, seed
+        self._lock = threading.Lock()
+        self._written: dict[int, tuple[str, ...]] = {}
+        self._lost: dict[int, tuple[str, ...]] = {}
+
+    def texts(self, feature: int) -> tuple[str, ...]:
+        """What the steered subject writes, without the beginnings; the same each time."""
+        import torch
+
+        with self._lock, torch.inference_mode():
+            if feature not in self._written:
+                self._written[feature] = self._write(feature)
+            return self._written[feature]
+
+    def lost(self, feature: int) -> tuple[str, ...]:
+        """Tokens that become less likely where the feature is ablated, the most first; none where it does not fire."""
+        import torch
+
+        with self._lock, torch.inference_mode():
+            if feature not in self._lost:
+                self._lost[feature] = self._ablate(feature, self._firing(feature))
+            return self._lost[feature]
+
+    def strength(self, feature: int) -> float:
+        """How far the direction, of length 1, is added: the least of the ladder that moves the output enough."""
+        clean, best = self._clean, (0.0, 0.0)
+        for rung in LADDER:
+            steered = self._logits(self._beginnings, self._direction(feature) * rung * self._norm)[:, -1]
+            moved = float((clean.exp() * (clean - steered.log_softmax(-1))).sum(-1).mean())
+            if moved >= MOVED:
+                return rung * self._norm
+            best = max(best, (moved, rung))
+        return best[1] * self._norm
+
+    def _write(self, feature: int) -> tuple[str, ...]:
+        import torch
+
+        added = self._direction(feature) * self.strength(feature)
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self._seed}:{feature}".encode()))
+        tokens, begun = self._beginnings, self._beginnings.shape[1]
+        for _ in range(LENGTH):
+            odds = self._logits(tokens, added)[:, -1].softmax(-1).cpu()
+            tokens = torch.cat([tokens, torch.multinomial(odds, 1, generator=generator)], dim=1)
+        return tuple("".join(self._reads.token_strings(row[begun:])).strip() for row in tokens.tolist())
+
+    def _ablate(self, feature: int, texts: Sequence[str]) -> tuple[str, ...]:
+        import torch
+
+        fallen = torch.zeros(len(self._vocabulary), device=self._reads.device)
+        for start in range(0, len(texts), BATCH):
+            fallen += self._fallen(feature, texts[start : start + BATCH])
+        top = fallen.topk(min(TOP, len(fallen)))
+        shown = (
+            self._vocabulary[i].strip() for i, value in zip(top.indices.tolist(), top.values.tolist()) if value > 0
+        )
+        return tuple(token for token in shown if token)
+
+    def _fallen(self, feature: int, texts: Sequence[str]) -> torch.Tensor:
+        """By how much each token's log probability falls, [vocabulary], over all places where the feature fires."""
+        import torch
+
+        tokens, lengths = tokenised(self._reads, texts)
+        hook = self._reads.hook.name
+        clean, seen = self._reads.logits(tokens, read=[hook])
+        share, fires = self._decoded(feature, seen[hook])
+        places = torch.arange(tokens.shape[1], device=fires.device)
+        inside = (places >= int(self._reads.bos_id is not None)) & (places < torch.tensor(lengths).to(places)[:, None])
+        fires &= inside
+        without = self._writes.logits(tokens, add={self._writes.hook.name: -share * fires[..., None]})[0]
+        return (clean[fires].float().log_softmax(-1) - without[fires].float().log_softmax(-1)).sum(0)
+
+    def _decoded(self, feature: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the SAE decodes from this latent alone, [b, s, d_out], and where it fires, [b, s]."""
+        codes = self._sae.encode(x)
+        none = codes.new_zeros(codes.shape)
+        alone = none.clone()
+        alone[..., feature] = codes[..., feature]
+        return self._sae.decode(alone, x) - self._sae.decode(none, x), codes[..., feature] > 0
+
+    def _direction(self, feature: int) -> torch.Tensor:
+        row = self._sae.W_dec[feature].float()
+        return row / row.norm().clamp_min(1e-12)
+
+    def _logits(self, tokens: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
+        """[b, s, vocabulary] float32, with `added` [d] put on every token but BOS."""
+        import torch
+
+        places = torch.ones(*tokens.shape, 1, device=added.device)
+        if self._reads.bos_id is not None:
+            places[:, 0] = 0.0
+        return self._writes.logits(tokens, add={self._writes.hook.name: places * added})[0].float()
+
+    @cached_property
+    def _beginnings(self) -> torch.Tensor:
+        """[texts, tokens] int64: of documents spread over the corpus, BOS in front where the subject wants it."""
+        import torch
+
+        length = BEGINNING + int(self._corpus.info.bos_id is not None)
+        rows = (self._corpus.row(i) for i in range(self._corpus.info.n_rows))
+        long_enough = [row[:length] for row in rows if len(row) >= length]
+        step = max(1, len(long_enough) // self._count)
+        return torch.tensor([row.tolist() for row in long_enough[::step][: self._count]], dtype=torch.long)
+
+    @cached_property
+    def _vocabulary(self) -> list[str]:
+        return self._reads.vocab_strings()
+
+    @cached_property
+    def _norm(self) -> float:
+        skip = int(self._reads.bos_id is not None)
+        return float(self._writes.activations(self._beginnings)[:, skip:].norm(dim=-1).median())
+
+    @cached_property
+    def _clean(self) -> torch.Tensor:
+        """Log probabilities after the beginnings, [texts, vocabulary]."""
+        return self._reads.logits(self._beginnings)[0][:, -1].float().log_softmax(-1)
