@@ -91,7 +91,7 @@ def tables(
     features: list[int], corpus: Corpus, firings: Firings, strings: Any, share: float, seed: int
 ) -> dict[int, Any]:
     """feature -> every token on which it fires in train documents."""
-    train = ~held_out(int(corpus.documents.max()) + 1, share, seed)
+    train = ~held_out(corpus, share, seed)
     seen, names = token_counts(corpus, train), token_table(corpus, strings)
     made: dict[int, list[TokenStat]] = {}
     for feature, (position, _) in firings.of(features).items():

@@ -12,16 +12,43 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from autointerp.plugins import scorer
 from autointerp.prompting import marked
 from autointerp.records import LLM, Context, Score
-from autointerp.scorers.judging import Asking, Item, Mode, ask, failed, held_out, summarise
+from autointerp.scorers.judging import (
+    Asking,
+    Item,
+    Mode,
+    Pairs,
+    ask,
+    calibration_pairs,
+    failed,
+    held_out,
+    rng_of,
+    summarise,
+)
 
 PROMPTS = ("judge_marked_one", "judge_marked_list")
 
 
-@scorer("fuzzing")
+async def pairs(
+    explanation: str,
+    examples: Sequence[Context],
+    llm: LLM,
+    *,
+    most: int,
+    seed: int,
+    **how: Any,
+) -> Pairs:
+    """(truth, evidence) of up to `most` marked windows, judged as `score` judges: for other features' scores."""
+    return await calibration_pairs(
+        explanation, marks(examples, rng_of(examples, seed)), llm, Asking(*PROMPTS, seed=seed, **how), most
+    )
+
+
+@scorer("fuzzing", needs={"llm", "calibration"}, pairs=pairs)
 async def score(
     explanation: str,
     examples: Sequence[Context],
@@ -30,15 +57,16 @@ async def score(
     mode: Mode = "auto",
     batch: int = 25,
     reask: int = 1,
-    calibration: Sequence[tuple[bool, float]] = (),
+    stop_width: float | None = None,
+    calibration: Pairs = (),
     seed: int,
 ) -> Score:
     """Judge the marks of every firing window, right ones and wrong ones; silent windows play no part."""
     held_out("fuzzing", examples)
-    items = marks(examples, random.Random(f"{seed}:{examples[0].feature if examples else ''}"))
+    items = marks(examples, rng_of(examples, seed))
     if not items:
         return failed([], "no two firing windows whose marks could be exchanged")
-    how = Asking("judge_marked_one", "judge_marked_list", mode, batch, reask, seed)
+    how = Asking(*PROMPTS, mode, batch, reask, stop_width, seed)
     return summarise(items, await ask(explanation, items, llm, how), calibration=calibration)
 
 

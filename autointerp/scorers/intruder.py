@@ -16,7 +16,7 @@ from autointerp.plugins import scorer
 from autointerp.prompting import REPEAT_TEMPERATURE, render
 from autointerp.records import LLM, Context, Judgement, Score
 from autointerp.scorers.fuzzing import marks
-from autointerp.scorers.judging import Item, held_out
+from autointerp.scorers.judging import Item, held_out, rng_of
 
 PROMPTS = ("judge_intruder",)
 Answer = tuple[int, ...] | str  # the places said, from 0 (several where the judge wavers), or why there is none
@@ -34,7 +34,7 @@ async def score(
     held_out("intruder", examples)
     if not 2 <= shown <= 9:
         raise ConfigError(f"intruder: shown is {shown}: 2 to 9 texts can be told by one digit")
-    rng = random.Random(f"{seed}:{examples[0].feature if examples else ''}")
+    rng = rng_of(examples, seed)
     questions = _questions(marks(examples, rng), shown, rng)
     answers = await asyncio.gather(*(_answer(explanation, q, llm, reask) for q, _ in questions))
     judgements = tuple(_judgement(q, place, answer) for (q, place), answer in zip(questions, answers))

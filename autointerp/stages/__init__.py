@@ -36,6 +36,7 @@ IN_ORDER = (
     "contexts",
     "evaluate",
     "explain",
+    "calibrate",
     "score",
     "semantic",
 )

@@ -7,11 +7,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeAlias
+
+import pyarrow.parquet as pq
 
 from autointerp.artifacts import write_atomically
 from autointerp.composites.evidence import PAIRS
@@ -20,6 +23,13 @@ from autointerp.engine.estimate import Amount, Sizes
 from autointerp.engine.executor import part_files
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.tables import COLUMNS, concat
+
+# Of scores.parquet what features.parquet has, beside the value by quantile of each scorer.
+_SHOWN = {
+    *("feature", "scorer", "control", "value", "low", "high", "chance", "corrected"),
+    *("yes_rate", "ece", "n_scored", "n_unscored", "failure"),
+}
+_QUANTILE = re.compile(r"(auroc|pearson)_q\d+$")
 
 Frame: TypeAlias = Any  # a pandas.DataFrame: its own types call every second column an array
 
@@ -105,7 +115,8 @@ def explained_by(features: Frame, tables: Path, explainer: str, scorers: Sequenc
     columns = ["feature", "explanation", "explainer", "status", "failure"]
     mine = pd.read_parquet(tables / "explanations.parquet", columns=columns, filters=[("explainer", "==", explainer)])
     features = features.merge(mine.rename(columns={"status": "_explained"}), on="feature", how="left")
-    columns = ["feature", "scorer", "control", "value", "low", "high", "corrected", "n_scored", "n_unscored", "failure"]
+    known = pq.read_schema(tables / "scores.parquet").names
+    columns = [name for name in known if name in _SHOWN or _QUANTILE.match(name)]
     scores = pd.read_parquet(tables / "scores.parquet", columns=columns, filters=[("explainer", "==", explainer)])
     for scorer in scorers:
         features = features.merge(_wide(scores, scorer), on="feature", how="left")
@@ -118,7 +129,8 @@ def explained_by(features: Frame, tables: Path, explainer: str, scorers: Sequenc
 
 
 def _wide(scores: Frame, scorer: str) -> Frame:
-    """One scorer's columns of features.parquet: value, interval, counts, and the control's value."""
+    """One scorer's columns of features.parquet: value, interval, counts, chance, the judge's habits, the value by
+    quantile, and the control's value."""
     import pandas as pd
 
     rows = scores[scores["scorer"] == scorer]
@@ -130,7 +142,13 @@ def _wide(scores: Frame, scorer: str) -> Frame:
         "n_scored": f"{scorer}_n_scored",
         "n_unscored": f"{scorer}_n_unscored",
         "corrected": f"{scorer}_corrected",
+        "chance": f"{scorer}_chance",
+        "yes_rate": f"{scorer}_yes_rate",
+        "ece": f"{scorer}_ece",
     }
+    for name in sorted(filter(_QUANTILE.match, rows.columns), key=lambda name: int(name.partition("_q")[2])):
+        if real[name].notna().any():
+            names[name] = f"{scorer}_{name.partition('_')[2]}"
     wide = real[["feature", *names]].rename(columns=names)
     # Features without a score leave gaps, which whole numbers of numpy cannot hold.
     wide = wide.astype({f"{scorer}_n_scored": "Int64", f"{scorer}_n_unscored": "Int64"})
