@@ -331,7 +331,7 @@ class _Sampler:
         rows, starts = self.rows_by_start[split], self.sorted_starts[split]
         if not len(like.row):  # nothing to match
             return like
-        model = np.resize(rng.permutation(len(like.row)), _TRIES * count)
+        model = np.resize(rng.permutation(len(like.row)), _TRIES * max(count, len(like.row)))
         row, offset = like.row[model], (like.start - self.low[like.row])[model]
         length = (like.stop - like.start)[model]
         first = starts.searchsorted(self.corpus.starts[row], "left")
@@ -339,9 +339,15 @@ class _Sampler:
         widen = np.maximum(_SAME_PLACE - (last - first), 0) // 2
         first, last = np.maximum(first - widen, 0), np.minimum(last + widen, len(rows))
         other = rows[rng.integers(first, last)]
-        start = self.low[other] + np.minimum(offset, np.maximum(self.high[other] - self.low[other] - length, 0))
+        start = self.low[other] + offset
         windows = _Windows(other, start, start + length)
-        return windows[(windows.stop <= self.high[other]) & _silent(position, windows)]
+        # The first that fits each model, then the second of each: else places where few fit would be rare.
+        fits = np.flatnonzero((windows.stop <= self.high[other]) & _silent(position, windows))
+        place = fits % len(like.row)  # of its model among them all
+        by_model = np.argsort(place, kind="stable")
+        turn = np.empty_like(fits)
+        turn[by_model] = np.arange(len(fits)) - place[by_model].searchsorted(place[by_model])
+        return windows[fits[np.lexsort((place, turn))]]
 
     def _read(
         self, windows: _Windows, position: np.ndarray, activation: np.ndarray
