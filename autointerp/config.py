@@ -107,6 +107,13 @@ class ContextsConfig(Section):
     test_share: float = Field(default=0.5, gt=0, lt=1)  # of documents
 
 
+class CalibrationConfig(Section):
+    """Train windows of a few features on which each judge's Yes is calibrated, for the scores of the others."""
+
+    features: int = Field(default=8, ge=0)  # at most, for each scorer and explainer; 0: judges are not calibrated
+    windows: int = Field(default=24, ge=2)  # of each, at most; half of them true
+
+
 class LLMConfig(Section):
     """Which language model answers, and how it is asked."""
 
@@ -250,9 +257,12 @@ class Config(Section):
     sae: SaeConfig
     features: FeaturesConfig = FeaturesConfig()
     contexts: ContextsConfig = ContextsConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
     llm: LLMConfig | None = None
     explainers: list[PluginConfig] = [PluginConfig(name="default")]
-    scorers: list[PluginConfig] = [PluginConfig(name="detection"), PluginConfig(name="simulation")]
+    scorers: list[PluginConfig] = [
+        PluginConfig(name=name) for name in ("detection", "simulation", "lexical", "lexical_shown")
+    ]
     controls: list[PluginConfig] = [PluginConfig(name="other_feature")]
     composites: CompositesConfig = CompositesConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -42,6 +42,9 @@ Need = Literal[
     "constituents",  # of a flagged latent: Constituent; of a control: feature -> their numbers
     "token_table",  # every token on which the feature fires in train documents: TokenStat
     "shown",  # the feature's train windows, firing and silent
+    "calibration",  # of a scorer: (truth, evidence) of its judge on train windows of other features
+    "natural_rate",  # share of the windows of running text in which the feature fires
+    "random_windows",  # windows of running text and in which of them the feature fires: RandomWindows
     "frequencies",  # of a control: feature -> its firings over the tokens harvested
 ]
 NEEDS: tuple[Need, ...] = get_args(Need)
@@ -117,9 +120,23 @@ def explainer(name: str, *, needs: Collection[Need] = ("llm",)) -> Callable[[Any
     return _decorate(explainers, name, needs)
 
 
-def scorer(name: str, *, needs: Collection[Need] = ("llm",)) -> Callable[[Any], Any]:
-    """Register a scorer; `needs` says what it is given beside the explanation and the examples (see `NEEDS`)."""
-    return _decorate(scorers, name, needs)
+def scorer(
+    name: str, *, needs: Collection[Need] = ("llm",), pairs: Callable[..., Any] | None = None
+) -> Callable[[Any], Any]:
+    """Register a scorer; `needs` says what it is given beside the explanation and the examples (see `NEEDS`).
+
+    One that needs "calibration" says in `pairs` how its judge is asked about train windows: an async function that
+    takes what the scorer takes, and `most`, and returns (truth, evidence) pairs.
+    """
+    if ("calibration" in needs) != (pairs is not None):
+        raise ConfigError(f"scorer {name!r}: the need 'calibration' and the function `pairs` go together")
+    add = _decorate(scorers, name, needs)
+
+    def register(target: Any) -> Any:
+        target.pairs = pairs
+        return add(target)
+
+    return register
 
 
 def control(name: str, *, needs: Collection[Need] = (), runs_again: bool = False) -> Callable[[Any], Any]:
@@ -155,6 +172,11 @@ def _decorate(registry: Registry[Any], name: str, needs: Collection[Need]) -> Ca
 def needs(plugin: Callable[..., Any]) -> frozenset[Need]:
     """What a plug-in is given; one that was never registered gets a language model."""
     return getattr(plugin, "needs", frozenset({"llm"}))
+
+
+def pairs_of(plugin: Callable[..., Any]) -> Callable[..., Any]:
+    """How the judge of a scorer that needs "calibration" is asked about train windows, see `scorer`."""
+    return plugin.pairs  # type: ignore[attr-defined]
 
 
 def given_by_keyword(plugin: Callable[..., Any]) -> set[str]:

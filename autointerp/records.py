@@ -120,6 +120,14 @@ class Explanation:
         return "ok" if self.text else "failed"
 
 
+@dataclass(frozen=True, slots=True)
+class RandomWindows:
+    """Windows of running text, drawn at random from test documents, and in which of them a feature fires."""
+
+    tokens: Sequence[tuple[str, ...]]  # of each window
+    fires: Sequence[bool]
+
+
 # --- scores -----------------------------------------------------------------------------------
 
 

@@ -40,6 +40,13 @@ COLUMNS: dict[str, dict[str, str]] = {
         "failure": "text",  # why there is no explanation
         "raw": "text",  # the model's whole answer
     },
+    "calibration": {
+        "feature": "whole",
+        "explainer": "text",
+        "scorer": "text",
+        "truth": "real",  # 1 where the answer is Yes
+        "evidence": "real",  # of the judge: log odds of a Yes, or 1 and 0
+    },
     "scores": {
         "feature": "whole",
         "explainer": "text",  # whose explanation

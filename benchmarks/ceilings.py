@@ -91,7 +91,7 @@ def tables(
     features: list[int], corpus: Corpus, firings: Firings, strings: Any, share: float, seed: int
 ) -> dict[int, Any]:
     """feature -> every token on which it fires in train documents."""
-    train = ~held_out(int(corpus.documents.max()) + 1, share, seed)
+    train = ~held_out(corpus, share, seed)
     seen, names = token_counts(corpus, train), token_table(corpus, strings)
     made: dict[int, list[TokenStat]] = {}
     for feature, (position, _) in firings.of(features).items():
@@ -139,16 +139,18 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
         scores["position"].append(await floors.position("", test, None))
         scores["constant"].append(await floors.constant("", test, None))
     tests = [[c for c in by_feature[f] if c.split == "test"] for f in chosen]
+    exchanged = [marks(test, random.Random(f)) for f, test in zip(chosen, tests)]
     cheap = {
         "detection": cheap_judge([[Item.window(c) for c in test] for test in tests]),
         "detection, random": cheap_judge([[Item.window(c) for c in test if c.kind != "near"] for test in tests]),
         "detection, near": cheap_judge([[Item.window(c) for c in test if c.kind != "random"] for test in tests]),
-        "fuzzing": cheap_judge([marks(test, random.Random(f)) for f, test in zip(chosen, tests)]),
+        "fuzzing": cheap_judge([items for items in exchanged if items]),
     }
     return {
         "features": len(chosen),
         "value": {name: summary([s.value for s in each]) for name, each in scores.items()},
         "corrected": {name: summary([s.corrected for s in each]) for name, each in scores.items()},
+        "fuzzing's examples": round(float(np.mean([len(items) for items in exchanged])), 1),
         "fifths, weakest first (AUROC of lexical)": [
             round(float(np.mean([s.metrics[f"auroc_q{q}"] for s in scores["lexical"]])), 3) for q in range(1, 6)
         ],

@@ -2,7 +2,8 @@
 
 How windows are drawn, and why:
 
-- A document belongs to train or to test by a hash of its number and the seed, for all features alike.
+- A document belongs to train or to test by a hash of its tokens and the seed, for all features alike. Equal
+  documents are in one split.
 - An activating window holds a firing at a place drawn uniformly over the window. Centred windows tell
   a simulator where the feature fires; windows on a fixed grid cut off what a firing at their start read.
 - The strata (`quantile`) are of equal size over the feature's candidate windows by their maximum, in
@@ -11,8 +12,9 @@ How windows are drawn, and why:
   windows, so "starts with Once upon a time" tells nothing about the kind.
 - Near windows lie around a neighbour's firing exactly as activating windows lie around the feature's.
 - A silent window holds no firing of the feature at all. Where too few exist, fewer are returned.
-- Of each kind a document gives one window as long as there are other documents, and windows never
-  overlap. No text comes twice for a feature, in either split.
+- Of each kind a document gives one window as long as there are other documents. Windows of a feature
+  never overlap, of whatever kind. No text comes twice for a feature, in either split, and no window of
+  test holds 16 tokens in a row that one of train holds.
 """
 
 from __future__ import annotations
@@ -36,13 +38,17 @@ TokenStrings = Callable[[Sequence[int]], list[str]]
 
 _CANDIDATES = 2048  # windows considered for the strata of one feature
 _TRIES = 32  # silent candidates drawn for each silent window wanted
+_RUN = 16  # tokens in a row that train and test may not share
 _SAME_PLACE = 64  # rows, at least, among which a random window's place in its document is matched
 _CHUNK_FIRINGS = 2_000_000  # firings in memory at once
 _ROW_GROUP = 2048  # contexts; a feature's are never split over row groups
 
 
-def held_out(n_documents: int, test_share: float, seed: int) -> np.ndarray:
-    """True for the documents of the test split, [n_documents] bool: a splitmix64 hash of number and seed."""
+def held_out(corpus: Corpus, test_share: float, seed: int) -> np.ndarray:
+    """True for the documents of the test split, [documents] bool: a splitmix64 hash of their tokens and the seed.
+
+    Documents of the same tokens are in the same split, wherever they stand. A row holds no two documents.
+    """
     import numpy as np
 
     def mix(x: np.ndarray) -> np.ndarray:
@@ -50,8 +56,19 @@ def held_out(n_documents: int, test_share: float, seed: int) -> np.ndarray:
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return x ^ (x >> np.uint64(31))
 
+    golden = np.uint64(0x9E3779B97F4A7C15)
     state = mix(np.array([seed % 2**64], np.uint64))
-    hashed = mix(state + np.arange(1, n_documents + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    content: np.ndarray = np.zeros(int(corpus.documents.max(initial=-1)) + 1, np.uint64)  # Σ hash of (place, token)
+    step = 1 << 11  # rows at a time bound the memory
+    for first in range(0, len(corpus.documents), step):
+        offsets = corpus.offsets[first : first + step + 1]
+        starts, documents = corpus.starts[first : first + step], corpus.documents[first : first + step]
+        words = np.asarray(corpus.tokens[offsets[0] : offsets[-1]]).astype(np.uint64)
+        place = np.arange(offsets[0], offsets[-1]) + np.repeat(starts - offsets[:-1], np.diff(offsets))
+        sums = np.cumsum(mix(words + mix(place.astype(np.uint64) * golden)))  # modulo 2^64, as their differences are
+        of_rows = np.diff(np.r_[np.zeros(1, np.uint64), sums][offsets - offsets[0]])
+        np.add.at(content, documents, of_rows)
+    hashed = mix(state + content * golden)
     return (hashed >> np.uint64(11)) * 2.0**-53 < test_share
 
 
@@ -148,49 +165,54 @@ class _Windows:
         return _Windows(self.row[index], self.start[index], self.stop[index])
 
 
-class _Picker:
-    """Takes windows in a given order: no overlap, nor with `others`, no text twice, no document again unless
-    `again`."""
+class _Taken:
+    """A feature's windows so far: their places by document, their texts, and what those of train show."""
 
-    def __init__(
-        self, tokens: np.ndarray, documents: np.ndarray, texts: set[bytes], others: _Windows | None = None
-    ) -> None:
-        self.tokens, self.documents, self.texts = tokens, documents, texts
-        self.taken: dict[int, list[tuple[int, int]]] = {}
-        self.barred: dict[int, list[tuple[int, int]]] = {}  # row -> spans of `others`
-        if others is not None:
-            for row, start, stop in zip(others.row.tolist(), others.start.tolist(), others.stop.tolist()):
-                self.barred.setdefault(row, []).append((start, stop))
+    def __init__(self) -> None:
+        self.places: dict[int, list[tuple[int, int]]] = {}
+        self.texts: set[bytes] = set()
+        self.shown: set[bytes] = set()  # runs of `_RUN` tokens
+
+
+class _Picker:
+    """Takes windows in a given order: no overlap, no text twice, nothing shown, no document again unless `again`."""
+
+    def __init__(self, tokens: np.ndarray, documents: np.ndarray, taken: _Taken, split: Split) -> None:
+        self.tokens, self.documents, self.taken, self.split = tokens, documents, taken, split
+        self.used: set[int] = set()  # documents, by this picker
 
     def pick(self, windows: _Windows, order: np.ndarray, count: int, again: bool) -> list[int]:
         picked: list[int] = []
         chosen = windows[order]
         documents = self.documents[chosen.row].tolist()
-        spans = zip(chosen.row.tolist(), chosen.start.tolist(), chosen.stop.tolist())
-        for index, document, (row, start, stop) in zip(order.tolist(), documents, spans):
+        for index, document, start, stop in zip(order.tolist(), documents, chosen.start.tolist(), chosen.stop.tolist()):
             if len(picked) == count:
                 break
-            before = self.taken.get(document)
-            if before and (not again or _overlaps(before, start, stop)):
-                continue
-            if _overlaps(self.barred.get(row, ()), start, stop):
+            places = self.taken.places.setdefault(document, [])
+            if (document in self.used and not again) or any(start < high and low < stop for low, high in places):
                 continue
             text = self.tokens[start:stop].tobytes()
-            if text in self.texts:
+            if text in self.taken.texts or not self._unseen(text):
                 continue
-            self.texts.add(text)
-            self.taken.setdefault(document, []).append((start, stop))
+            self.taken.texts.add(text)
+            places.append((start, stop))
+            self.used.add(document)
             picked.append(index)
         return picked
+
+    def _unseen(self, text: bytes) -> bool:
+        """Whether a window of test shares no run of tokens with those of train; what these show is kept."""
+        size = self.tokens.itemsize
+        runs = {text[i : i + _RUN * size] for i in range(0, len(text) - _RUN * size + 1, size)}
+        if self.split == "test":
+            return self.taken.shown.isdisjoint(runs)
+        self.taken.shown |= runs
+        return True
 
     def fill(self, windows: _Windows, order: np.ndarray, count: int) -> list[int]:
         """`count` windows: of new documents first, then of any."""
         picked = self.pick(windows, order, count, again=False)
         return picked + self.pick(windows, order, count - len(picked), again=True)
-
-
-def _overlaps(spans: Iterable[tuple[int, int]], start: int, stop: int) -> bool:
-    return any(start < high and low < stop for low, high in spans)
 
 
 class _Sampler:
@@ -203,7 +225,7 @@ class _Sampler:
         self.tokens = np.asarray(corpus.tokens)  # a plain view: slicing a memmap costs more
         self.table: np.ndarray = token_table(corpus, token_strings)
         self.low, self.high = content_starts(corpus), corpus.offsets[1:]
-        test = held_out(int(corpus.documents.max(initial=-1)) + 1, config.test_share, seed)[corpus.documents]
+        test = held_out(corpus, config.test_share, seed)[corpus.documents]
         self.split_of_row: np.ndarray = test.astype(np.int8)  # 0 train, 1 test
         by_start = np.argsort(corpus.starts, kind="stable")
         self.rows_by_start = [by_start[self.split_of_row[by_start] == split] for split in (0, 1)]
@@ -221,7 +243,7 @@ class _Sampler:
         strata = np.empty(len(peaks), np.int64)
         strata[np.argsort(peaks, kind="stable")] = np.arange(len(peaks)) * config.quantiles // max(len(peaks), 1)
         near_by = self._near(rngs[1], position, near)
-        texts: set[bytes] = set()
+        taken = _Taken()
         example = 0
         splits: tuple[tuple[Split, int, int, int], ...] = (
             ("train", config.train, (config.train + 1) // 2, config.train // 2),
@@ -229,12 +251,12 @@ class _Sampler:
         )
         for number, (split, n_activating, n_random, n_near) in enumerate(splits):
             mine = rngs[0].permutation(np.flatnonzero(self.split_of_row[windows.row] == number))
-            picker = _Picker(self.tokens, self.corpus.documents, texts)
+            picker = _Picker(self.tokens, self.corpus.documents, taken, split)
             chosen = np.array(self._spread(picker, windows, mine, strata, n_activating), np.int64)
             chosen = chosen[np.argsort(-peaks[chosen], kind="stable")]
             active = windows[chosen]
 
-            picker = _Picker(self.tokens, self.corpus.documents, texts, active)
+            picker = _Picker(self.tokens, self.corpus.documents, taken, split)
             nearby = near_by[self.split_of_row[near_by.row] == number]
             nearby = nearby[np.array(picker.fill(nearby, np.arange(len(nearby.row)), n_near), np.int64)]
             silent = self._random(rngs[2], number, active, position, n_random)
@@ -309,7 +331,7 @@ class _Sampler:
         rows, starts = self.rows_by_start[split], self.sorted_starts[split]
         if not len(like.row):  # nothing to match
             return like
-        model = np.resize(rng.permutation(len(like.row)), _TRIES * count)
+        model = np.resize(rng.permutation(len(like.row)), _TRIES * max(count, len(like.row)))
         row, offset = like.row[model], (like.start - self.low[like.row])[model]
         length = (like.stop - like.start)[model]
         first = starts.searchsorted(self.corpus.starts[row], "left")
@@ -317,9 +339,15 @@ class _Sampler:
         widen = np.maximum(_SAME_PLACE - (last - first), 0) // 2
         first, last = np.maximum(first - widen, 0), np.minimum(last + widen, len(rows))
         other = rows[rng.integers(first, last)]
-        start = self.low[other] + np.minimum(offset, np.maximum(self.high[other] - self.low[other] - length, 0))
+        start = self.low[other] + offset
         windows = _Windows(other, start, start + length)
-        return windows[(windows.stop <= self.high[other]) & _silent(position, windows)]
+        # The first that fits each model, then the second of each: else places where few fit would be rare.
+        fits = np.flatnonzero((windows.stop <= self.high[other]) & _silent(position, windows))
+        place = fits % len(like.row)  # of its model among them all
+        by_model = np.argsort(place, kind="stable")
+        turn = np.empty_like(fits)
+        turn[by_model] = np.arange(len(fits)) - place[by_model].searchsorted(place[by_model])
+        return windows[fits[np.lexsort((place, turn))]]
 
     def _read(
         self, windows: _Windows, position: np.ndarray, activation: np.ndarray

@@ -35,7 +35,7 @@ class EvidenceReader:
         self, firings: Firings, corpus: Corpus, token_strings: TokenStrings, *, test_share: float, seed: int
     ) -> None:
         """`test_share` and `seed` are those the contexts were drawn with: token statistics count train documents."""
-        train = ~held_out(int(corpus.documents.max(initial=-1)) + 1, test_share, seed)
+        train = ~held_out(corpus, test_share, seed)
         self._firings, self._corpus = firings, corpus
         self._seen = token_counts(corpus, train)
         self._table = token_table(corpus, token_strings)

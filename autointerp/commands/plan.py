@@ -184,7 +184,8 @@ class _Estimate:
         count = self.known.count(asks.about)
         if count.number is None:
             return PlannedStage(name, standing.state, standing.why, None, certainty="guessed", measured=False)
-        asked = self._requests(use, standing, asks, count.number)
+        features = count.number if asks.most is None else min(count.number, asks.most)
+        asked = self._requests(use, standing, asks, features)
         seconds, measured = self._asking(name, asks.llm, asked)
         return PlannedStage(
             name,

@@ -61,6 +61,9 @@ NEEDS: dict[str, str] = {
     " is taken off",
     "token_table": "every token on which it fires in train documents, a tuple of `autointerp.records.TokenStat`",
     "shown": "the feature's train windows, firing and silent, a tuple of `autointerp.Context`",
+    "calibration": "of a scorer with `pairs`: (truth, evidence) of its judge on train windows of other features",
+    "natural_rate": "share of the windows of running text in which the feature fires",
+    "random_windows": "windows of running text and where the feature fires, an `autointerp.records.RandomWindows`",
     "frequencies": "of a control: feature -> its firings over the tokens harvested",
 }
 FEATURES = (
@@ -76,7 +79,12 @@ SCORER = {
     "_n_scored": "examples that were judged",
     "_n_unscored": "examples whose judgement was lost or unreadable",
     "_corrected": "the value against its own chance: 0 at chance, 1 at best",
-    "_control": "the same score of the first control's explanation",
+    "_chance": "mean value of a judge who knows nothing",
+    "_yes_rate": "share of the examples to which the judge says yes",
+    "_ece": "expected calibration error of the judge's probabilities",
+    "_control": "the same score of the first control's explanations, the mean over its donors",
+    "_q1": "the same of the weakest quantile's firing windows beside all silent ones, an AUROC or a correlation",
+    "_q2": "and so on",
 }
 
 

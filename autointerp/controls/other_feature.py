@@ -15,6 +15,7 @@ import re
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 
+from autointerp.errors import ConfigError
 from autointerp.plugins import control
 
 _CANDIDATES = 300  # lenders considered for a feature, so that the work grows with the features and not their square
@@ -38,16 +39,18 @@ def pick(
     neighbours: Mapping[int, Sequence[int]] = _NONE,
     constituents: Mapping[int, Sequence[int]] = _NONE,
     frequencies: Mapping[int, float] | None = None,
+    donors: int = 3,
     seed: int,
-) -> Mapping[int, str]:
-    """Each feature with the explanation of its first donor; see `donors`."""
-    lent = donors(
-        features, explanations, 1, neighbours=neighbours, constituents=constituents, frequencies=frequencies, seed=seed
-    )
-    return {feature: explanations[others[0]] for feature, others in lent.items()}
+) -> Mapping[int, tuple[str, ...]]:
+    """Each feature with the explanations of up to `donors` others, see `lenders`: the control is their mean."""
+    if donors < 1:
+        raise ConfigError(f"other_feature: donors is {donors}: at least one other feature has to lend")
+    more = {"neighbours": neighbours, "constituents": constituents, "frequencies": frequencies, "seed": seed}
+    lent = lenders(features, explanations, donors, **more)
+    return {feature: tuple(explanations[other] for other in others) for feature, others in lent.items()}
 
 
-def donors(
+def lenders(
     features: Sequence[int],
     explanations: Mapping[int, str],
     count: int = 3,
@@ -57,7 +60,7 @@ def donors(
     frequencies: Mapping[int, float] | None = None,
     seed: int,
 ) -> Mapping[int, tuple[int, ...]]:
-    """Up to `count` other features for each feature, whose explanations it is scored with; the control is their mean.
+    """Up to `count` other features for each feature, whose explanations it is scored with.
 
     `neighbours` and `constituents` count both ways. A feature that nobody may lend to is left out; all are where all
     explanations are one text, or there are fewer than two.

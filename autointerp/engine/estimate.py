@@ -81,10 +81,11 @@ Population = Literal["features", "composites"]
 
 @dataclass(frozen=True)
 class Asks:
-    """Which language model a use asks, and whether about each feature or about composites alone."""
+    """Which language model a use asks, and whether about each feature or about composites alone, or `most` of them."""
 
     llm: LLMConfig
     about: Population = "features"
+    most: int | None = None
 
 
 Parts = Callable[[str, Pair], "tuple[Constituent, ...]"]  # explainer, pair -> a composite's constituents
@@ -162,6 +163,7 @@ def stand_ins(names: Iterable[str], sample: Sample) -> dict[str, Any]:
         "ablated": _effects,
         "embedder": _alike,
         "neighbours": sample.neighbours,
+        "calibration": (),
         "constituents": sample.parts("", "own"),
     }
     return {name: values.get(name) for name in names}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from autointerp.errors import AutointerpError, ConfigError
 from autointerp.registry import did_you_mean
-from autointerp.report.figures import scorers_of
+from autointerp.report.figures import all_scorers_of
 from autointerp.report.folder import RunFolder
 from autointerp.tables import compute
 
@@ -52,7 +52,9 @@ def features_by(run: RunFolder, explainer: str | None) -> pa.Table:
     for name in ("composite", "constituents"):
         if name not in frame:
             frame[name] = None
-    return pa.Table.from_pandas(explained_by(frame, run.path, explainer, scorers_of(features)), preserve_index=False)
+    return pa.Table.from_pandas(
+        explained_by(frame, run.path, explainer, all_scorers_of(features)), preserve_index=False
+    )
 
 
 def with_columns(run: RunFolder, features: pa.Table, names: Iterable[str], explainer: str | None) -> pa.Table:
@@ -62,7 +64,7 @@ def with_columns(run: RunFolder, features: pa.Table, names: Iterable[str], expla
     if not lacking:
         return features
     shown = explainer or next(iter(explainers_of(run)), None)
-    scorers = sorted(scorers_of(features), key=len, reverse=True)
+    scorers = sorted(all_scorers_of(features), key=len, reverse=True)
     for name in lacking:
         scorer = next((scorer for scorer in scorers if name.startswith(f"{scorer}_")), None)
         column = _scored(run, shown, scorer, name.removeprefix(f"{scorer}_"), features) if scorer and shown else None

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from autointerp.stats import Paired, paired_difference
+from autointerp.stats import by_habit, mean_interval
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
 STATUSES = ("ok", "dead", "too_rare", "failed")
-MANY = 5_000  # features from which on the bootstrap's interval is that of the normal distribution to two digits
+CEILINGS = ("lexical", "lexical_shown", "position", "constant")  # scorers that read no explanation
 
 
 @dataclass(frozen=True)
@@ -28,12 +27,26 @@ class Mean:
 
 @dataclass(frozen=True)
 class ScorerSummary:
+    """One scorer over all features asked for."""
+
     scorer: str
-    mean: Mean
+    mean: Mean  # over the features that have a value
+    asked: int  # features asked for
+    as_chance: float | None  # the mean over all of them, those without a value counted as chance
+    chance: float | None  # mean value of a judge who knows nothing
+    corrected: Mean  # against each feature's chance: 0 at chance, 1 at best
     control: Mean  # the same scorer told another feature's explanation
     difference: Mean  # paired: of the features that have both
+    yes_rate: float | None  # of the judge
+    ece: float | None
+    quantiles: list[float | None]  # mean value of each quantile of activation, weakest first
     n_unscored: int
     n_scored: int
+
+    @property
+    def doubt(self) -> str | None:
+        """What is wrong with a judge that answers nearly everything alike."""
+        return None if self.yes_rate is None else by_habit(self.yes_rate)
 
 
 @dataclass(frozen=True)
@@ -41,9 +54,16 @@ class Summary:
     n: int
     statuses: dict[str, int]  # those that occur, in the order of STATUSES
     scorers: list[ScorerSummary]
+    ceilings: list[ScorerSummary]  # what reads no explanation, on the same features
 
 
 def scorers_of(features: pa.Table) -> list[str]:
+    """Names of the scorers that read explanations; of all where there is none."""
+    known = all_scorers_of(features)
+    return [name for name in known if name not in CEILINGS] or known
+
+
+def all_scorers_of(features: pa.Table) -> list[str]:
     """Names of the scorers: the columns that have `_low` and `_high` beside them."""
     names = features.column_names
     return [name for name in names if f"{name}_low" in names and f"{name}_high" in names]
@@ -58,58 +78,56 @@ def numbers(table: pa.Table, column: str) -> np.ndarray:
     return np.array(table[column].to_pylist(), np.float64)  # to_numpy would import pandas
 
 
-def mean_interval(values: np.ndarray) -> Mean:
-    """Mean of `values` [n], NaN left out, with its 95 % interval.
-
-    The interval is the 2.5 and 97.5 % points of bootstrapped means; of more than `MANY` values the normal
-    distribution's, 1.96 standard errors to each side, which needs no resampling.
-    """
+def mean_of(values: np.ndarray, most: float = 1.0) -> Mean:
+    """Mean of `values` [n] that are `most` at most, NaN left out, with its `stats.mean_interval`."""
     import numpy as np
 
     values = values[~np.isnan(values)]
-    n = len(values)
-    if n == 0:
-        return Mean(None, None, None, 0)
-    mean = float(values.mean())
-    if n == 1:
-        return Mean(mean, None, None, 1)
-    if n > MANY:
-        return Mean(mean, *_normal(values), n)
-    resamples = max(400, min(2000, 1_000_000 // n))  # the table shall not wait for a third digit
-    drawn = np.random.default_rng(0).integers(0, n, (resamples, n), np.int32)
-    low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
-    return Mean(mean, float(low), float(high), n)
-
-
-def paired(a: np.ndarray, b: np.ndarray) -> Paired:
-    """Mean of a − b [n] over the features that have both, as `stats.paired_difference`; of many without resampling."""
-    import numpy as np
-
-    d = a - b
-    both = d[~np.isnan(d)]
-    if len(both) <= MANY:
-        return paired_difference(a.tolist(), b.tolist())
-    low, high = _normal(both)
-    ahead, behind = int((both > 0).sum()), int((both < 0).sum())
-    return Paired(float(both.mean()), low, high, ahead, behind, len(both), len(a) - len(both))
-
-
-def _normal(values: np.ndarray) -> tuple[float, float]:
-    mean, error = float(values.mean()), 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values))
-    return mean - error, mean + error
+    low, high = mean_interval(values) or (None, None)
+    high = None if high is None else min(high, most)
+    return Mean(float(values.mean()) if len(values) else None, low, high, len(values))
 
 
 def summarise(features: pa.Table) -> Summary:
+    counts = {row["values"]: row["counts"] for row in features["status"].value_counts().to_pylist()}
+    shown = scorers_of(features)
+    beside = [name for name in all_scorers_of(features) if name not in shown]
+    return Summary(
+        len(features),
+        {s: counts[s] for s in STATUSES if counts.get(s)},
+        [_summary(features, scorer) for scorer in shown],
+        [_summary(features, scorer) for scorer in beside],
+    )
+
+
+def _summary(features: pa.Table, scorer: str) -> ScorerSummary:
     import numpy as np
 
-    counts = {row["values"]: row["counts"] for row in features["status"].value_counts().to_pylist()}
-    scorers = []
-    for scorer in scorers_of(features):
-        value, control = numbers(features, scorer), numbers(features, f"{scorer}_control")
-        unscored, scored = (int(np.nansum(numbers(features, f"{scorer}_n_{n}"))) for n in ("unscored", "scored"))
-        mean, chance, difference = (mean_interval(v) for v in (value, control, value - control))
-        scorers.append(ScorerSummary(scorer, mean, chance, difference, unscored, scored))
-    return Summary(len(features), {s: counts[s] for s in STATUSES if counts.get(s)}, scorers)
+    def column(suffix: str) -> np.ndarray:
+        return numbers(features, f"{scorer}{suffix}")
+
+    value, control, mean = column(""), column("_control"), mean_of(column(""))
+    chance = mean_of(column("_chance")).value
+    quantiles: list[float | None] = []
+    while f"{scorer}_q{len(quantiles) + 1}" in features.column_names:
+        quantiles.append(mean_of(column(f"_q{len(quantiles) + 1}")).value)
+    without = len(features) - mean.n
+    unscored, scored = (int(np.nansum(column(f"_n_{n}"))) for n in ("unscored", "scored"))
+    return ScorerSummary(
+        scorer,
+        mean,
+        len(features),
+        None if chance is None or mean.value is None else (mean.value * mean.n + chance * without) / len(features),
+        chance,
+        mean_of(column("_corrected")),
+        mean_of(control),
+        mean_of(value - control, 2.0),
+        mean_of(column("_yes_rate")).value,
+        mean_of(column("_ece")).value,
+        quantiles,
+        unscored,
+        scored,
+    )
 
 
 def bounds(*values: Any) -> tuple[float, float]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from autointerp.report.feature import JUDGED, binary
-from autointerp.report.figures import Mean, ScorerSummary, mean_interval, numbers, paired
+from autointerp.report.figures import Mean, ScorerSummary, mean_of, numbers
 from autointerp.report.folder import RunFolder
 from autointerp.report.text import interval, number
-from autointerp.stats import Paired
+from autointerp.stats import Paired, paired_difference
 from autointerp.tables import compute
 
 if TYPE_CHECKING:
@@ -118,8 +118,12 @@ def notes(scores: Scores, scorers: Sequence[ScorerSummary], yes_or_no: Collectio
         if len(rates) and s.scorer in yes_or_no:
             lines.append(
                 f"{s.scorer}: on average {number(float(rates.mean()))} of the scored examples are positive (the base"
-                " rate); hold a score against what a constant answer would get at that rate."
+                " rate); chance is what a judge who knows nothing gets, corrected (value − chance) / (1 − chance)."
             )
+        if s.mean.n < s.asked:
+            lines.append(f"{s.scorer}: {s.asked - s.mean.n:,} of {s.asked:,} features asked for have no value.")
+        if s.doubt:
+            lines.append(f"{s.scorer}: {s.doubt}.")
         if s.n_unscored:
             total = s.n_scored + s.n_unscored
             lines.append(
@@ -157,9 +161,9 @@ def explainers(scores: Scores) -> list[ExplainerRow]:
     rows = []
     for scorer, explainer in sorted({(scorer, explainer) for explainer, scorer, _ in scores.names}):
         own, first = scores.of(explainer, scorer), scores.of(names[0], scorer)
-        control = mean_interval(scores.value[scores.of(explainer, scorer, control=True)])
+        control = mean_of(scores.value[scores.of(explainer, scorer, control=True)])
         ahead = None if explainer == names[0] else _ahead(scores, own, first)
-        rows.append(ExplainerRow(explainer, scorer, mean_interval(scores.value[own]), control, ahead))
+        rows.append(ExplainerRow(explainer, scorer, mean_of(scores.value[own]), control, ahead))
     return rows
 
 
@@ -167,7 +171,7 @@ def _ahead(scores: Scores, own: np.ndarray, first: np.ndarray) -> Paired:
     import numpy as np
 
     _, mine, others = np.intersect1d(scores.feature[own], scores.feature[first], return_indices=True)
-    return paired(scores.value[own][mine], scores.value[first][others])
+    return paired_difference(scores.value[own][mine].tolist(), scores.value[first][others].tolist())
 
 
 # --- histograms -------------------------------------------------------------------------------

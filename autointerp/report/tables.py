@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 from autointerp.errors import ConfigError
 from autointerp.report.columns import features_by, names_in, with_columns
 from autointerp.report.controls import control_lines
-from autointerp.report.figures import ScorerSummary, scorers_of, summarise
+from autointerp.report.figures import ScorerSummary, all_scorers_of, scorers_of, summarise
 from autointerp.report.folder import RunFolder, so_far
 from autointerp.report.text import colours, harmless, interval, note, number, verdict, width_of
 from autointerp.report.where import select
@@ -55,14 +56,17 @@ def _columns(table: pa.Table) -> list[_Column]:
     return columns
 
 
-_BESIDE = ("low", "high", "control", "corrected", "n_scored", "n_unscored")  # a scorer's columns in features.parquet
+# A scorer's columns in features.parquet.
+_BESIDE = re.compile(r"(low|high|control|chance|corrected|yes_rate|ece|n_scored|n_unscored|q\d+)$")
 
 
 def _asked_for(table: pa.Table) -> list[str]:
     """The columns of scorers that the command named beyond those of features.parquet."""
-    scorers = scorers_of(table)
-    own = {f"{scorer}_{beside}" for scorer in scorers for beside in _BESIDE}
-    return [n for n in table.column_names if n not in own and n.startswith(tuple(f"{scorer}_" for scorer in scorers))]
+    scorers = all_scorers_of(table)
+    named = {
+        name: [s for s in scorers if name.startswith(f"{s}_")] for name in table.column_names if name not in scorers
+    }
+    return [name for name, of in named.items() if of and not _BESIDE.match(name.removeprefix(f"{max(of, key=len)}_"))]
 
 
 def _scorer_columns(scorer: str, rows: list[dict[str, Any]], keep: int) -> list[_Column]:
@@ -139,24 +143,51 @@ def _cut(text: str, space: float) -> str:
 
 
 def footer(features: pa.Table) -> list[str]:
-    """How many features of each status, and each scorer's mean against its control's, with the wrong explanation."""
+    """How many features of each status, and each scorer's mean beside its chance, its control and the ceilings."""
     summary = summarise(features)
     counts = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in summary.statuses.items())
     first = f"{summary.n} feature{'s' * (summary.n != 1)}" + (f": {counts}" if counts else "")
-    return [first, *(_mean_line(s) for s in summary.scorers)]
+    ceilings = ", ".join(map(ceiling_text, (c for c in summary.ceilings if c.mean.n)))
+    return [first, *(line for s in summary.scorers for line in _mean_lines(s, ceilings))]
 
 
-def _mean_line(s: ScorerSummary) -> str:
+def ceiling_text(s: ScorerSummary) -> str:
+    """``lexical .83 (corrected .65)``"""
+    corrected = "" if s.corrected.value is None else f" (corrected {number(s.corrected.value)})"
+    return f"{s.scorer.replace('_', ' ')} {number(s.mean.value)}{corrected}"
+
+
+def all_asked(s: ScorerSummary) -> str:
+    """Over how many of the features asked for a mean is, and what it is over all of them."""
+    if s.mean.n == s.asked:
+        return f"over {s.asked}"
+    text = f"over {s.mean.n} of {s.asked}"
+    return text if s.as_chance is None else f"{text} ({number(s.as_chance)} if the others count as chance)"
+
+
+def _mean_lines(s: ScorerSummary, ceilings: str) -> Iterator[str]:
     mean, control, difference = s.mean, s.control, s.difference
-    line = f"{s.scorer} {interval(mean.value, mean.low, mean.high)} over {mean.n}"
-    if control.n:
-        line += f"; control {number(control.value)}"
-    if difference.n:
-        paired = interval(difference.value, difference.low, difference.high)
-        line += f", paired difference {paired} over {difference.n}"
+    line = f"{s.scorer} {interval(mean.value, mean.low, mean.high)} {all_asked(s)}"
     if s.n_unscored:
         line += f"; {s.n_unscored:,} of {s.n_unscored + s.n_scored:,} examples unscored"
-    return line
+    yield line
+    beside = []
+    if s.chance is not None:
+        corrected = interval(s.corrected.value, s.corrected.low, s.corrected.high)
+        beside.append(f"chance {number(s.chance)}, corrected {corrected}")
+    if control.n:
+        beside.append(f"control {number(control.value)}")
+    if difference.n:
+        paired = interval(difference.value, difference.low, difference.high)
+        beside.append(f"paired difference {paired} over {difference.n}")
+    if beside:
+        yield f"  {', '.join(beside)}"
+    if ceilings and mean.n:
+        yield f"  without a model, windows of the same features: {ceilings}"
+    if s.quantiles:
+        yield f"  by quantile of activation, weakest first: {' '.join(map(number, s.quantiles))}"
+    if s.doubt:
+        yield f"  {s.doubt}"
 
 
 def print_table(

@@ -6,15 +6,31 @@ The value is the area under precision-recall (average precision); `chance` and `
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from autointerp.plugins import scorer
 from autointerp.records import LLM, Context, Score
-from autointerp.scorers.judging import Asking, Item, Mode, ask, held_out, summarise
+from autointerp.scorers.judging import Asking, Item, Mode, Pairs, ask, calibration_pairs, held_out, summarise
 
 PROMPTS = ("judge_one", "judge_list")
 
 
-@scorer("detection")
+async def pairs(
+    explanation: str,
+    examples: Sequence[Context],
+    llm: LLM,
+    *,
+    most: int,
+    seed: int,
+    **how: Any,
+) -> Pairs:
+    """(truth, evidence) of up to `most` windows, judged as `score` judges: for other features' scores."""
+    return await calibration_pairs(
+        explanation, [Item.window(example) for example in examples], llm, Asking(seed=seed, **how), most
+    )
+
+
+@scorer("detection", needs={"llm", "calibration", "natural_rate"}, pairs=pairs)
 async def score(
     explanation: str,
     examples: Sequence[Context],
@@ -23,7 +39,8 @@ async def score(
     mode: Mode = "auto",
     batch: int = 25,
     reask: int = 1,
-    calibration: Sequence[tuple[bool, float]] = (),
+    stop_width: float | None = None,
+    calibration: Pairs = (),
     natural_rate: float | None = None,
     seed: int,
 ) -> Score:
@@ -33,5 +50,6 @@ async def score(
     """
     held_out("detection", examples)
     items = [Item.window(example) for example in examples]
-    verdicts = await ask(explanation, items, llm, Asking(mode=mode, batch=batch, reask=reask, seed=seed))
+    how = Asking(mode=mode, batch=batch, reask=reask, stop_width=stop_width, seed=seed)
+    verdicts = await ask(explanation, items, llm, how)
     return summarise(items, verdicts, calibration=calibration, natural_rate=natural_rate)

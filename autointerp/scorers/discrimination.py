@@ -10,16 +10,44 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from itertools import zip_longest
+from typing import Any
 
 from autointerp.plugins import scorer
 from autointerp.prompting import marked
 from autointerp.records import LLM, Context, Neighbour, Score
-from autointerp.scorers.judging import Asking, Item, Mode, ask, failed, held_out, summarise
+from autointerp.scorers.judging import (
+    Asking,
+    Item,
+    Mode,
+    Pairs,
+    ask,
+    calibration_pairs,
+    failed,
+    held_out,
+    rng_of,
+    summarise,
+)
 
 PROMPTS = ("judge_marked_one", "judge_marked_list")
 
 
-@scorer("discrimination", needs={"llm", "neighbours"})
+async def pairs(
+    explanation: str,
+    examples: Sequence[Context],
+    llm: LLM,
+    *,
+    most: int,
+    neighbours: Sequence[Neighbour] = (),
+    windows: int = 50,
+    seed: int,
+    **how: Any,
+) -> Pairs:
+    """(truth, evidence) of up to `most` marked windows, judged as `score` judges: for other features' scores."""
+    items = against(examples, neighbours, windows, rng_of(examples, seed))
+    return await calibration_pairs(explanation, items, llm, Asking(*PROMPTS, seed=seed, **how), most)
+
+
+@scorer("discrimination", needs={"llm", "neighbours", "calibration"}, pairs=pairs)
 async def score(
     explanation: str,
     examples: Sequence[Context],
@@ -30,7 +58,8 @@ async def score(
     mode: Mode = "auto",
     batch: int = 25,
     reask: int = 1,
-    calibration: Sequence[tuple[bool, float]] = (),
+    stop_width: float | None = None,
+    calibration: Pairs = (),
     seed: int,
 ) -> Score:
     """Judge up to `windows` firing windows and as many of the neighbours', each neighbour giving an equal part.
@@ -38,11 +67,11 @@ async def score(
     The windows of `neighbours` are of the test split.
     """
     held_out("discrimination", [*examples, *(c for neighbour in neighbours for c in neighbour.contexts)])
-    items = against(examples, neighbours, windows, random.Random(f"{seed}:{examples[0].feature if examples else ''}"))
+    items = against(examples, neighbours, windows, rng_of(examples, seed))
     present = {item.truth for item in items}
     if len(present) < 2:
         return failed(items, "no windows of neighbours" if True in present else "no firing window")
-    how = Asking("judge_marked_one", "judge_marked_list", mode, batch, reask, seed)
+    how = Asking(*PROMPTS, mode, batch, reask, stop_width, seed)
     return summarise(items, await ask(explanation, items, llm, how), calibration=calibration)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from autointerp.plugins import scorer
 from autointerp.records import LLM, Context, Score
 from autointerp.scorers.fuzzing import marks
-from autointerp.scorers.judging import Item, held_out
+from autointerp.scorers.judging import Item, held_out, rng_of
 from autointerp.scorers.picking import Question, check_shown, score_picks
 
 PROMPTS = ("judge_intruder",)
@@ -29,7 +29,7 @@ async def score(
     """
     held_out("intruder", examples)
     check_shown("intruder", shown)
-    rng = random.Random(f"{seed}:{examples[0].feature if examples else ''}")
+    rng = rng_of(examples, seed)
     questions = _questions(marks(examples, rng), shown, rng)
     lacking = "too few firing windows whose marks could be exchanged"
     return await score_picks(

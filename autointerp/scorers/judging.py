@@ -1,8 +1,10 @@
 """What scorers with a judge share: asking one by one or in lists, reading, and the summary as a Score.
 
 1. A scorer makes `Item`s: a text as the judge sees it, whether the property is there, and whose example it is.
-2. `ask` has the judge answer Yes or No about each, as `Verdict`s: evidence, or the reason for silence.
-3. `summarise` turns items and verdicts into a `Score`. Scorers without a judge start here, with evidence of their own.
+2. `ask` has the judge answer Yes or No about each, as `Verdict`s: evidence, or the reason for silence. With a
+   `stop_width` it asks part by part and stops when the interval is as narrow as that.
+3. `calibration_pairs` asks about train windows in the same way, for a threshold that means something.
+4. `summarise` turns items and verdicts into a `Score`. Scorers without a judge start here, with evidence of their own.
 
 The value is the area under precision-recall (average precision), which passes the sanity checks of 2506.05774. Its
 chance, by permutation of the labels, stands beside it, and the value corrected for it is the headline.
@@ -13,23 +15,24 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from autointerp import stats
 from autointerp.answers import parse_labels, read_yes_no
 from autointerp.errors import AutointerpError, ConfigError
 from autointerp.prompting import REPEAT_TEMPERATURE, plain, render
-from autointerp.records import LLM, Context, Judgement, Score
+from autointerp.records import LLM, Context, Judgement, RandomWindows, Score
 
 Mode = Literal["auto", "each", "list"]
 Pairs = Sequence[tuple[bool, float]]  # of calibration: whether the property is there, and the judge's evidence
 
 # What is heard of one item: (evidence for Yes, P(Yes) where the judge gives it), or the reason for silence.
-Verdict = tuple[float, float | None] | str
+Heard = tuple[float, float | None] | str
+Verdict = Heard | None  # None: the judge was not asked, since the interval was narrow enough without it
 
-USUAL_YES = (0.05, 0.95)  # a judge whose yes-rate lies outside answers by habit: precision and recall say nothing
+LEAST_PARTS = 8  # parts of a sequential judging: the first is as large as the others, or a list
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class Asking:
     unreadable, cheap where the shared prefix is cached (in-process, vLLM). ``list`` asks for `batch` shuffled
     items in one answer; what is unreadable is asked `reask` times more and then left unscored with the reason.
     ``auto`` takes ``each`` from models that run here. No unscored item counts as right, wrong or 0.
+    `stop_width`: of a 95 % interval that is narrow enough to stop asking; None asks about every item.
     """
 
     one: str = "judge_one"
@@ -62,6 +66,7 @@ class Asking:
     mode: Mode = "auto"
     batch: int = 25
     reask: int = 1
+    stop_width: float | None = None
     seed: int = 0
 
 
@@ -71,36 +76,85 @@ def held_out(scorer: str, examples: Sequence[Context]) -> None:
         raise AutointerpError(f"{scorer} was given train contexts, which the explainer may have seen")
 
 
+def rng_of(examples: Sequence[Context], seed: int) -> random.Random:
+    """The draws of one feature: the same for every explanation of it."""
+    return random.Random(f"{seed}:{examples[0].feature if examples else ''}")
+
+
 async def ask(explanation: str, items: Sequence[Item], llm: LLM, how: Asking) -> list[Verdict]:
     """The judge's verdict on each item, in their order. ConfigError where the model cannot be asked in this mode."""
     if how.mode == "each" and "choices" not in llm.capabilities:
         raise ConfigError(f"a judge in mode 'each' needs token probabilities, which {llm.model!r} does not give")
-    if how.mode == "each" or (how.mode == "auto" and {"choices", "slots"} <= llm.capabilities):
-        return list(await asyncio.gather(*(_ask_one(explanation, item, llm, how) for item in items)))
-    shuffled = list(range(len(items)))
-    random.Random(f"{how.seed}:{items[0].context.feature if items else ''}").shuffle(shuffled)
-    parts = [shuffled[i : i + how.batch] for i in range(0, len(shuffled), how.batch)]
-    answers = await asyncio.gather(*(_ask_list(explanation, [items[i] for i in part], llm, how) for part in parts))
-    by_place = {i: verdict for part, answer in zip(parts, answers) for i, verdict in zip(part, answer)}
-    return [by_place[i] for i in range(len(items))]
+    one_by_one = how.mode == "each" or (how.mode == "auto" and {"choices", "slots"} <= llm.capabilities)
+    rng = rng_of([item.context for item in items[:1]], how.seed)
+    asked = _ask_each if one_by_one else _ask_lists
+    if how.stop_width is None:
+        order = rng.sample(range(len(items)), len(items))
+        parts = [order]
+    else:
+        order = in_proportion(items, rng)
+        size = max(-(-len(items) // LEAST_PARTS), 1) if one_by_one else how.batch
+        parts = [order[i : i + size] for i in range(0, len(order), size)]
+    verdicts: list[Verdict] = [None] * len(items)
+    for part in parts:
+        for i, verdict in zip(part, await asked(explanation, [items[i] for i in part], llm, how)):
+            verdicts[i] = verdict
+        if how.stop_width is not None and _narrow(items, verdicts, how.stop_width):
+            break
+    return verdicts
 
 
-async def calibration_pairs(explanation: str, contexts: Sequence[Context], llm: LLM, how: Asking) -> Pairs:
-    """(truth, evidence) of windows judged as detection judges them, for `summarise`; silence is left out.
+def in_proportion(items: Sequence[Item], rng: random.Random) -> list[int]:
+    """Places of the items in an order every beginning of which holds each kind and quintile in its share."""
+    strata: dict[tuple[object, ...], list[int]] = {}
+    for place in rng.sample(range(len(items)), len(items)):
+        item = items[place]
+        strata.setdefault((item.truth, item.kind, item.context.quantile), []).append(place)
+    at = {
+        place: (rank + rng.random()) / len(members) for members in strata.values() for rank, place in enumerate(members)
+    }
+    return sorted(at, key=at.__getitem__)
 
-    Meant for train windows, and for scores of other features than the one they are of.
+
+def _narrow(items: Sequence[Item], verdicts: Sequence[Verdict], width: float) -> bool:
+    heard = [(item, verdict) for item, verdict in zip(items, verdicts) if isinstance(verdict, tuple)]
+    interval = stats.average_precision_interval(
+        [item.truth for item, _ in heard],
+        [verdict[0] for _, verdict in heard],
+        documents=[item.context.document for item, _ in heard],
+    )
+    return interval is not None and interval[1] - interval[0] <= width
+
+
+async def calibration_pairs(explanation: str, items: Sequence[Item], llm: LLM, how: Asking, most: int) -> Pairs:
+    """(truth, evidence) of up to `most` items, half of them true where there are as many; silence is left out.
+
+    Meant for train windows, and for scores of other features than the one they are of: `summarise` takes them.
     """
-    items = [Item.window(context) for context in contexts]
-    verdicts = await ask(explanation, items, llm, how)
-    return [(item.truth, verdict[0]) for item, verdict in zip(items, verdicts) if not isinstance(verdict, str)]
+    rng = rng_of([item.context for item in items[:1]], how.seed)
+    true, false = ([item for item in items if item.truth == truth] for truth in (True, False))
+    each = most // 2
+    drawn = [*rng.sample(true, min(each, len(true))), *rng.sample(false, min(each, len(false)))]
+    verdicts = await ask(explanation, drawn, llm, replace(how, stop_width=None))
+    return [(item.truth, verdict[0]) for item, verdict in zip(drawn, verdicts) if isinstance(verdict, tuple)]
 
 
-async def _ask_one(explanation: str, item: Item, llm: LLM, how: Asking) -> Verdict:
+async def _ask_each(explanation: str, items: Sequence[Item], llm: LLM, how: Asking) -> list[Heard]:
+    return list(await asyncio.gather(*(_ask_one(explanation, item, llm, how) for item in items)))
+
+
+async def _ask_lists(explanation: str, items: Sequence[Item], llm: LLM, how: Asking) -> list[Heard]:
+    parts = [items[i : i + how.batch] for i in range(0, len(items), how.batch)]
+    answers = await asyncio.gather(*(_ask_list(explanation, part, llm, how) for part in parts))
+    return [verdict for answer in answers for verdict in answer]
+
+
+async def _ask_one(explanation: str, item: Item, llm: LLM, how: Asking) -> Heard:
     return read_yes_no(await llm.choose(render(how.one, explanation=explanation, text=item.text), ("Yes", "No")))
 
 
-async def _ask_list(explanation: str, items: Sequence[Item], llm: LLM, how: Asking) -> list[Verdict]:
-    verdicts: list[Verdict] = ["not asked"] * len(items)
+async def _ask_list(explanation: str, items: Sequence[Item], llm: LLM, how: Asking) -> list[Heard]:
+    verdicts: list[Heard] = ["not asked"] * len(items)
     waiting = list(range(len(items)))
     for attempt in range(1 + how.reask):
         numbers = [str(number) for number in range(1, len(waiting) + 1)]
@@ -148,17 +202,18 @@ def summarise(
     of windows of running text in which the feature fires: precision and average precision at it are suffixed
     ``_natural`` and come from firing and random windows alone. Scores by quantile, q1 the weakest, are AUROC and
     recall of its firing examples. ``corrected_low`` and ``corrected_high`` are the interval against the base rate.
-    Without `answers` the evidence only ranks (a cosine, a place): nothing says Yes, and a judgement's prediction is
-    the evidence.
+    ``n_saved`` counts the items that were not asked about. Without `answers` the evidence only ranks (a cosine, a
+    place): nothing says Yes, and a judgement's prediction is the evidence.
     """
-    judgements = tuple(_judgement(item, verdict, answers) for item, verdict in zip(items, verdicts))
-    heard = [(item, v, j) for item, v, j in zip(items, verdicts, judgements) if not isinstance(v, str)]
+    asked = [(item, verdict) for item, verdict in zip(items, verdicts) if verdict is not None]
+    judgements = tuple(_judgement(item, verdict, answers) for item, verdict in asked)
+    heard = [(item, verdict, j) for (item, verdict), j in zip(asked, judgements) if not isinstance(verdict, str)]
     truth, evidence = [item.truth for item, _, _ in heard], [verdict[0] for _, verdict, _ in heard]
-    unscored = len(items) - len(heard)
+    unscored = len(asked) - len(heard)
     base_rate = sum(truth) / len(truth) if truth else None
     interval = stats.average_precision_interval(truth, evidence, documents=[i.context.document for i, _, _ in heard])
     if interval is None or base_rate is None:
-        why = Counter(verdict for verdict in verdicts if isinstance(verdict, str)).most_common(1)
+        why = Counter(verdict for _, verdict in asked if isinstance(verdict, str)).most_common(1)
         lacking = "no example" if not truth else "no silent example" if all(truth) else "no firing example"
         failure = f"{lacking} could be judged" + (f": {why[0][0]}" if why else "")
         return Score(None, None, None, len(heard), unscored, base_rate, {}, judgements, failure)
@@ -166,23 +221,27 @@ def summarise(
     yes = [j.prediction == 1 for _, _, j in heard] if answers else []
     value = stats.average_precision(truth, evidence)
     chance = stats.average_precision_chance(truth, evidence)
+    judged = [item for item, _, _ in heard]
     metrics: dict[str, float | None] = {
         "auprc": value,
         "corrected_low": stats.chance_corrected(low, base_rate),
         "corrected_high": stats.chance_corrected(high, base_rate),
         "auroc": stats.auroc(truth, evidence),
-        **_by_kind([item for item, _, _ in heard], evidence),
-        **_by_quantile([item for item, _, _ in heard], evidence, yes),
+        **_by_kind(judged, evidence),
+        **_by_quantile(judged, evidence, yes),
     }
+    if len(asked) < len(items):
+        metrics["n_saved"] = float(len(items) - len(asked))
     yes_rate = error = None
     if answers:
         sure = [float(answer) if j.probability is None else j.probability for answer, (_, _, j) in zip(yes, heard)]
         yes_rate, error = stats.yes_rate(sure), stats.probability_error(truth, sure)
+        scaled = _scaled(evidence, calibration)
         metrics |= {
             **stats.binary_metrics(truth, yes),
             **{f"{name}_chance": of_chance for name, of_chance in stats.binary_chance(truth, yes).items()},
-            **_calibrated(truth, evidence, calibration),
-            **_natural([item for item, _, _ in heard], evidence, yes, natural_rate),
+            **_calibrated(truth, scaled),
+            **_natural(judged, evidence, {"": yes, "_calibrated": [p >= 0.5 for p in scaled]}, natural_rate),
         }
     return Score(
         *(value, low, high, len(heard), unscored, base_rate, metrics, judgements),
@@ -193,13 +252,33 @@ def summarise(
     )
 
 
+def counted(score: Score, random_windows: RandomWindows | None, evidence: Callable[[Sequence[str]], float]) -> Score:
+    """`score` with precision, recall and average precision counted on windows of running text: ``_counted``.
+
+    `evidence` of a window's tokens is a Yes from ½ on. For scorers without a model, who can read a thousand windows.
+    """
+    if random_windows is None or score.value is None:
+        return score
+    fires = list(random_windows.fires)
+    read = [evidence(tokens) for tokens in random_windows.tokens]
+    at_half = stats.binary_metrics(fires, [value >= 0.5 for value in read])
+    metrics: dict[str, float | None] = {
+        "n_counted": float(len(fires)),
+        "n_firing_counted": float(sum(fires)),
+        "precision_counted": at_half["precision"],
+        "recall_counted": at_half["recall"],
+        "auprc_counted": stats.average_precision(fires, read),
+    }
+    return replace(score, metrics={**score.metrics, **metrics})
+
+
 def failed(items: Sequence[Item], why: str) -> Score:
     """A score without a value, for one reason."""
     judgements = tuple(_judgement(item, why, True) for item in items)
     return Score(None, None, None, 0, len(items), None, {}, judgements, why)
 
 
-def _judgement(item: Item, verdict: Verdict, answers: bool) -> Judgement:
+def _judgement(item: Item, verdict: Heard, answers: bool) -> Judgement:
     context = item.context
     shown = None if item.text == plain(context) else item.text
     place = (context.example, item.kind, context.quantile, float(item.truth))
@@ -242,31 +321,40 @@ def _by_quantile(items: Sequence[Item], evidence: Sequence[float], yes: Sequence
     return metrics
 
 
-def _calibrated(truth: Sequence[bool], evidence: Sequence[float], pairs: Pairs) -> dict[str, float | None]:
+def _scaled(evidence: Sequence[float], pairs: Pairs) -> list[float]:
+    """P(true) of the evidence by the calibration pairs; empty where these do not tell."""
     fitted = stats.fit_calibration([t for t, _ in pairs], [e for _, e in pairs]) if pairs else None
-    if fitted is None:
+    return [] if fitted is None else fitted.probability(evidence).tolist()
+
+
+def _calibrated(truth: Sequence[bool], scaled: Sequence[float]) -> dict[str, float | None]:
+    if not scaled:
         return {}
-    probability = fitted.probability(evidence)
-    at_half = stats.binary_metrics(truth, probability >= 0.5)
+    at_half = stats.binary_metrics(truth, [p >= 0.5 for p in scaled])
     return {
         **{f"{name}_calibrated": value for name, value in at_half.items()},
-        "yes_rate_calibrated": stats.yes_rate(probability),
-        "ece_calibrated": stats.probability_error(truth, probability),
+        "yes_rate_calibrated": stats.yes_rate(scaled),
+        "ece_calibrated": stats.probability_error(truth, scaled),
     }
 
 
 def _natural(
-    items: Sequence[Item], evidence: Sequence[float], yes: Sequence[bool], rate: float | None
+    items: Sequence[Item], evidence: Sequence[float], answers: Mapping[str, Sequence[bool]], rate: float | None
 ) -> dict[str, float | None]:
+    """Reweighted to running text; `answers` by the suffix of their columns."""
     if rate is None:
         return {}
     firing = [i for i, item in enumerate(items) if item.truth]
     silent = [i for i, item in enumerate(items) if not item.truth and item.kind == "random"]
-    precision, _ = stats.natural_precision([yes[i] for i in firing], [yes[i] for i in silent], rate)
-    return {
+    metrics: dict[str, float | None] = {
         "natural_rate": rate,
-        "precision_natural": precision,
         "auprc_natural": stats.natural_average_precision(
             [evidence[i] for i in firing], [evidence[i] for i in silent], rate
         ),
     }
+    for suffix, yes in answers.items():
+        if yes:
+            metrics[f"precision_natural{suffix}"], metrics[f"recall_natural{suffix}"] = stats.natural_precision(
+                [yes[i] for i in firing], [yes[i] for i in silent], rate
+            )
+    return metrics

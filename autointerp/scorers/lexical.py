@@ -9,13 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from autointerp.plugins import scorer
-from autointerp.records import Context, Score, TokenStat
-from autointerp.scorers.judging import Item, failed, held_out, summarise
+from autointerp.records import Context, RandomWindows, Score, TokenStat
+from autointerp.scorers.judging import Item, counted, failed, held_out, summarise
 
 
-@scorer("lexical", needs={"token_table"})
+@scorer("lexical", needs={"token_table", "random_windows"})
 async def score(
-    explanation: str, examples: Sequence[Context], llm: None, *, token_table: Sequence[TokenStat] = ()
+    explanation: str,
+    examples: Sequence[Context],
+    llm: None,
+    *,
+    token_table: Sequence[TokenStat] = (),
+    random_windows: RandomWindows | None = None,
 ) -> Score:
     """Rank windows by the feature's whole token table, counted over train documents.
 
@@ -23,17 +28,22 @@ async def score(
     that it lacks never fire.
     """
     held_out("lexical", examples)
-    return _ranked(examples, token_table, "no token table of the feature")
+    return _ranked(examples, token_table, random_windows, "no token table of the feature")
 
 
-@scorer("lexical_shown", needs={"shown"})
+@scorer("lexical_shown", needs={"shown", "random_windows"})
 async def score_shown(
-    explanation: str, examples: Sequence[Context], llm: None, *, shown: Sequence[Context] = ()
+    explanation: str,
+    examples: Sequence[Context],
+    llm: None,
+    *,
+    shown: Sequence[Context] = (),
+    random_windows: RandomWindows | None = None,
 ) -> Score:
     """Rank windows by the token counts of the windows alone that the explainer saw: the ceiling of word lists from
     the same evidence. `shown` are the feature's train windows, firing and silent."""
     held_out("lexical_shown", examples)
-    return _ranked(examples, _counted(shown), "no train windows of the feature")
+    return _ranked(examples, _counted(shown), random_windows, "no train windows of the feature")
 
 
 def _counted(windows: Iterable[Context]) -> list[TokenStat]:
@@ -46,11 +56,17 @@ def _counted(windows: Iterable[Context]) -> list[TokenStat]:
     return [TokenStat(token, fired[token], seen[token], 0.0) for token in seen if fired[token]]
 
 
-def _ranked(examples: Sequence[Context], table: Sequence[TokenStat], lacking: str) -> Score:
+def _ranked(
+    examples: Sequence[Context], table: Sequence[TokenStat], random_windows: RandomWindows | None, lacking: str
+) -> Score:
     items = [Item.window(example) for example in examples]
     if not table:
         return failed(items, lacking)
     # One occurrence more than was seen: 1 of 1 must not stand before 38 of 38.
     share = {stat.token: stat.fired / (stat.seen + 1) for stat in table}
-    most = [max((share.get(token, 0.0) for token in e.tokens), default=0.0) for e in examples]
-    return summarise(items, [(value, value) for value in most])
+
+    def most(tokens: Sequence[str]) -> float:
+        return max((share.get(token, 0.0) for token in tokens), default=0.0)
+
+    got = summarise(items, [(value, value) for value in map(most, (e.tokens for e in examples))])
+    return counted(got, random_windows, most)

@@ -19,6 +19,7 @@ from autointerp.errors import AutointerpError, ConfigError
 from autointerp.plugins import scorer
 from autointerp.prompting import REPEAT_TEMPERATURE, SCALE, on_one_line, render
 from autointerp.records import LLM, Context, Judgement, Score
+from autointerp.scorers.judging import rng_of
 
 PROMPTS = ("simulate_slots", "simulate_json")
 Mode = Literal["auto", "slots", "json"]
@@ -63,7 +64,7 @@ async def score(
 
 def _choose(examples: Sequence[Context], n: int, seed: int) -> list[Context]:
     """Half firing, taken in turn from every quantile; half silent, near misses and random ones in turn."""
-    rng = random.Random(f"{seed}:{examples[0].feature if examples else ''}")
+    rng = rng_of(examples, seed)
     firing = _in_turn([e for e in examples if e.fires], lambda e: e.quantile, rng)[: n - n // 2]
     silent = _in_turn([e for e in examples if not e.fires], lambda e: e.kind, rng)[: n // 2]
     return firing + silent
@@ -156,6 +157,11 @@ def _summary(examples: Sequence[Context], heard: Sequence[Prediction]) -> Score:
         "n_tokens": float(len(truth)),
         "constant": float(constant),
     }
+    silent = [pair for (e, _), *pair in zip(scored, truths, predictions) if not e.fires]
+    for quantile in sorted({e.quantile for e, _ in scored if e.quantile is not None}):
+        own = [pair for (e, _), *pair in zip(scored, truths, predictions) if e.quantile == quantile]
+        of_both = ([a for pair in (*own, *silent) for a in pair[i]] for i in (0, 1))
+        metrics[f"pearson_q{quantile + 1}"] = 0.0 if constant else stats.pearson(*of_both)
     interval = stats.pooled_pearson_interval(
         truths, predictions, strata=[e.fires for e, _ in scored], documents=[e.document for e, _ in scored]
     )

@@ -37,6 +37,7 @@ IN_ORDER = (
     "contexts",
     "evaluate",
     "explain",
+    "calibrate",
     "score",
     "semantic",
 )

@@ -6,6 +6,7 @@ import inspect
 
 from autointerp.composites.evidence import Pair
 from autointerp.config import Config, PluginConfig
+from autointerp.engine.estimate import Population
 from autointerp.errors import ConfigError
 from autointerp.plugins import bind_options, explainers, needs
 from autointerp.registry import did_you_mean
@@ -33,6 +34,12 @@ def reads(config: Config, explainer: PluginConfig) -> str | None:
     if not config.composites.enabled:
         raise ConfigError(f"explainer {explainer.key!r} explains composites, and composites.enabled is false")
     return explained_by(config, explainer.options.get("of"), f"explainer {explainer.key!r}")
+
+
+def about(config: Config, explainer: str) -> Population:
+    """Whether the explainer of this key explains every feature, or composites alone."""
+    plugin = next(plugin for plugin in config.explainers if plugin.key == explainer)
+    return "features" if reads(config, plugin) is None else "composites"
 
 
 def pair_of(config: Config, explainer: PluginConfig) -> Pair:

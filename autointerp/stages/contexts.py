@@ -14,7 +14,7 @@ from autointerp.engine import models
 from autointerp.engine.estimate import Amount, Sizes
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.progress import progress
-from autointerp.records import Context
+from autointerp.records import Context, Split
 from autointerp.stages.select import ready
 
 if TYPE_CHECKING:
@@ -72,13 +72,13 @@ def _counting(contexts: Iterator[Context], bar: Progress) -> Iterator[Context]:
         yield context
 
 
-def held_out(folder: Path) -> Callable[[Sequence[int]], dict[int, list[Context]]]:
-    """The contexts of the test split of each feature, from the stage's folder."""
+def windows_of(folder: Path, split: Split) -> Callable[[Sequence[int]], dict[int, list[Context]]]:
+    """The contexts of a split of each feature, from the stage's folder."""
     from autointerp.activations.contexts import read_contexts
 
     def read(features: Sequence[int]) -> dict[int, list[Context]]:
         contexts = read_contexts(folder / "contexts.parquet", features)
-        return {feature: [c for c in contexts.get(feature, []) if c.split == "test"] for feature in features}
+        return {feature: [c for c in contexts.get(feature, []) if c.split == split] for feature in features}
 
     return read
 

@@ -18,6 +18,7 @@ from autointerp.records import Constituent, Context, Split
 from autointerp.tables import FeatureRows, compute
 
 if TYPE_CHECKING:
+    from autointerp.activations.natural import RunningText
     from autointerp.activations.nearby import NearbyWindows
 
 # The stages whose files a need is made from, beside those that every plug-in's stage reads.
@@ -32,6 +33,8 @@ STAGES: Mapping[Need, tuple[str, ...]] = {
     "constituents": ("reencode", "contexts"),
     "token_table": ("corpus", "harvest"),
     "shown": ("contexts",),
+    "natural_rate": ("corpus", "harvest"),
+    "random_windows": ("corpus", "harvest"),
     "frequencies": ("select",),
 }
 
@@ -163,6 +166,38 @@ def _shown(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Va
     return make
 
 
+def _calibration(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:
+    """The pairs of the other features; none where the config calibrates no judge."""
+    use = next((name for name in job.inputs if name.startswith("calibrate/")), None)
+    if use is None:
+        return lambda features: dict.fromkeys(features, ())
+    columns = ["feature", "truth", "evidence"]
+    table = pq.read_table(job.inputs[use] / "calibration.parquet", columns=columns)
+    rows = list(zip(*(column.to_pylist() for column in table.columns)))
+
+    def make(features: Sequence[int]) -> dict[int, tuple[tuple[bool, float], ...]]:
+        return {f: tuple((truth == 1, evidence) for of, truth, evidence in rows if of != f) for f in features}
+
+    return make
+
+
+def _natural_rate(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:
+    return _running_text(job).rates
+
+
+def _random_windows(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:
+    text, strings = _running_text(job), models.token_strings(job.session)
+    return lambda features: text.sample(features, strings)
+
+
+def _running_text(job: Job) -> RunningText:
+    from autointerp.activations.natural import RunningText
+
+    sizes, folders = job.config.contexts, job.inputs
+    corpus, firings = Corpus(folders["corpus"]), Firings(folders["harvest"])
+    return RunningText(corpus, firings, window=sizes.window, test_share=sizes.test_share, seed=job.config.seed)
+
+
 def _token_table(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:
     from autointerp.activations.evidence import EvidenceReader
 
@@ -238,4 +273,7 @@ _MAKERS: Mapping[str, Maker] = {
     "constituents": _constituents,
     "shown": _shown,
     "token_table": _token_table,
+    "calibration": _calibration,
+    "natural_rate": _natural_rate,
+    "random_windows": _random_windows,
 }

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow.parquet as pq
 
+from autointerp import stats
 from autointerp.config import Config, PluginConfig
 from autointerp.engine import asking
 from autointerp.engine.estimate import UNWRITTEN, Amount, Asks, Sample, Sizes, stand_ins
@@ -18,8 +21,9 @@ from autointerp.engine.stage import Job, Stage, Use
 from autointerp.plugins import bind_options, controls, explainers, needs, runs_again, scorers
 from autointerp.progress import progress
 from autointerp.records import LLM, Context, Judgement, Score
-from autointerp.stages.constituents import reads
-from autointerp.stages.contexts import held_out
+from autointerp.stages import calibrate
+from autointerp.stages.constituents import about
+from autointerp.stages.contexts import windows_of
 from autointerp.stages.given import Maker, for_control, giver, makers_of, stages_of
 from autointerp.stages.plugin_section import code_of, plugin_section
 from autointerp.tables import compute
@@ -37,7 +41,7 @@ class Scoring:
     makers: Mapping[str, Maker]
     explainer: str
     control: str | None = None
-    pick: Callable[..., Mapping[int, str]] | None = None
+    pick: Callable[..., Mapping[int, str | Sequence[str]]] | None = None
     pick_options: Mapping[str, Any] | None = None
 
 
@@ -50,6 +54,7 @@ def uses(config: Config) -> Iterator[Use]:
             options = bind_options("scorer", plugin.name, score, plugin.options, config.seed)
             makers = makers_of(score)
             read = ("contexts", f"explain/{explainer.key}", *stages_of(needs(score)))
+            read += (calibrate.name_of(plugin, explainer.key),) if calibrate.wanted(config, score) else ()
             read = tuple(dict.fromkeys(read))
             given = Scoring(plugin, score, options, makers, explainer.key)
             code = (*code_of(config, plugin, score), *makers.values())
@@ -75,8 +80,10 @@ def name_of(scorer: PluginConfig, explainer: str, control: PluginConfig | None) 
 def work(job: Job) -> None:
     """Write scores.parquet (a row a feature) and judgements.parquet (a row a judged example)."""
     given: Scoring = job.use.given
-    texts, failures = _texts(job, given)
-    read, give = held_out(job.inputs["contexts"]), giver(job, given.makers, "test", texts)
+    explained = _explanations(job, given.explainer)
+    known = {feature: text for feature, (text, _) in explained.items() if text}
+    told = _lent(job, given, known)
+    read, give = windows_of(job.inputs["contexts"], "test"), giver(job, given.makers, "test", known)
     llm = asking.client(job.session, given.plugin) if "llm" in needs(given.score) else None
     names = {"explainer": given.explainer, "scorer": given.plugin.key, "control": given.control}
 
@@ -85,43 +92,73 @@ def work(job: Job) -> None:
         return {feature: (examples[feature], others[feature]) for feature in batch}
 
     async def scored(feature: int, shown: tuple[list[Context], Mapping[str, Any]]) -> Rows:
-        text, (examples, others) = texts[feature], shown
+        examples, others = shown
+        options = {**given.options, **others}
+
+        async def by(text: str) -> Score:
+            return await guarded(lambda: given.score(text, examples, llm, **options), Score, _failed(examples))
+
         with asking.asked(llm, job.use.name, feature) as meter:
-            if text:
-                options = {**given.options, **others}
-                score = await guarded(lambda: given.score(text, examples, llm, **options), Score, _failed(examples))
-            else:
-                score = _failed(examples)(failures[feature])
+            scores = await asyncio.gather(*map(by, told.get(feature, ())))
+            why = "no other explanation to compare with" if given.control else explained[feature][1]
+            score = mean_of(scores) if scores else _failed(examples)(why)
         failed = (score.value is None) + sum(judgement.status == "failed" for judgement in score.judgements)
         return Rows(_rows({"feature": feature} | names, score), meter.retryable_failures, failed)
 
     width = asking.width(job.config, given.plugin)
-    with progress(job.use.name, len(texts), "features") as bar:
+    with progress(job.use.name, len(explained), "features") as bar:
         job.to_retry += each_feature(
             job.session,
             job.folder,
-            sorted(texts),
+            sorted(explained),
             with_needs,
             scored,
             width=width,
             bar=bar,
         )
-    _conclude(job, len(texts))
+    _conclude(job, len(explained))
 
 
-def _texts(job: Job, given: Scoring) -> tuple[dict[int, str | None], dict[int, str]]:
-    """The text that each feature is judged by, and why one has none."""
+def mean_of(scores: Sequence[Score]) -> Score:
+    """Of one feature's scores with several explanations the mean, over those that have a value; all judgements.
+
+    The interval is the mean of theirs: they share their examples, so it is not narrowed by their number.
+    """
+    if len(scores) == 1:
+        return scores[0]
+
+    def mean(values: Iterable[float | None]) -> float | None:
+        present = [value for value in values if value is not None]
+        return sum(present) / len(present) if present else None
+
+    fields = ("value", "low", "high", "base_rate", "chance", "corrected", "yes_rate", "ece")
+    valued = [score for score in scores if score.value is not None]
+    names = dict.fromkeys(name for score in valued for name in score.metrics)
+    return Score(
+        **{name: mean(getattr(score, name) for score in valued) for name in fields},
+        n_scored=sum(score.n_scored for score in scores),
+        n_unscored=sum(score.n_unscored for score in scores),
+        metrics={name: mean(score.metrics.get(name) for score in valued) for name in names},
+        judgements=tuple(judgement for score in scores for judgement in score.judgements),
+        failure=None if valued else scores[0].failure,
+    )
+
+
+def _explanations(job: Job, explainer: str) -> dict[int, tuple[str | None, str]]:
+    """Of each feature that X was asked about what it says, and why it may say nothing."""
     columns = ["feature", "explanation", "status", "failure"]
-    table = pq.read_table(job.inputs[f"explain/{given.explainer}"] / "explanations.parquet", columns=columns)
+    table = pq.read_table(job.inputs[f"explain/{explainer}"] / "explanations.parquet", columns=columns)
     table = table.filter(compute().not_equal(table["status"], "not_composite"))
-    written = [table[name].to_pylist() for name in ("feature", "explanation", "failure")]
-    texts: dict[int, str | None] = dict(zip(*written[:2]))
+    written = (table[name].to_pylist() for name in ("feature", "explanation", "failure"))
+    return {feature: (text, f"no explanation: {why}") for feature, text, why in zip(*written)}
+
+
+def _lent(job: Job, given: Scoring, known: Mapping[int, str]) -> dict[int, tuple[str, ...]]:
+    """The texts that a control puts in the place of each feature's own."""
     if given.pick is None:
-        return texts, {feature: f"no explanation: {why}" for feature, text, why in zip(*written) if not text}
-    known = {feature: text for feature, text in texts.items() if text}
-    others: dict[int, str | None] = dict.fromkeys(texts)
-    others |= given.pick(sorted(known), known, **(given.pick_options or {}), **for_control(job, given.pick))
-    return others, dict.fromkeys(texts, "no other explanation to compare with")
+        return {feature: (text,) for feature, text in known.items()}
+    lent = given.pick(sorted(known), known, **(given.pick_options or {}), **for_control(job, given.pick))
+    return {feature: (texts,) if isinstance(texts, str) else tuple(texts) for feature, texts in lent.items()}
 
 
 def _rows(names: Mapping[str, Any], score: Score) -> dict[str, list[dict[str, Any]]]:
@@ -158,44 +195,54 @@ def _failed(examples: Sequence[Context]) -> Callable[[str], Score]:
 
 def _conclude(job: Job, features: int) -> None:
     reasons: list[str] = []
-    unscored = 0
+    yes: list[float] = []
+    unscored = saved = asked = 0
     for file in part_files(job.folder, "scores"):
-        columns = pq.read_table(file, columns=["value", "failure", "n_unscored"])
-        reasons += [row["failure"] for row in columns.to_pylist() if row["value"] is None]
-        unscored += sum(columns["n_unscored"].to_pylist())
+        wanted = ["value", "failure", "n_scored", "n_unscored", "yes_rate", "n_saved"]
+        rows = pq.read_table(file, columns=[c for c in wanted if c in pq.read_schema(file).names]).to_pylist()
+        reasons += [row["failure"] for row in rows if row["value"] is None]
+        yes += [row["yes_rate"] for row in rows if row["yes_rate"] is not None]
+        unscored += sum(row["n_unscored"] for row in rows)
+        asked += sum(row["n_scored"] + row["n_unscored"] for row in rows)
+        saved += sum(int(row.get("n_saved") or 0) for row in rows)
     merge_parts(job.folder, ["scores", "judgements"])
     forget_shards(job.folder, files=True)
     if reasons:
         lost = len(reasons)
         log.warning("%s: %d of %d features have no score, for example: %s", job.use.name, lost, features, reasons[0])
     job.facts |= {"features": features, "failed": len(reasons), "unscored_examples": unscored}
+    if yes and "llm" in needs(job.use.given.score):
+        job.facts["yes_rate"] = sum(yes) / len(yes)
+        if doubt := stats.by_habit(job.facts["yes_rate"]):
+            log.warning("%s: %s", job.use.name, doubt)
+    if saved:
+        job.facts["saved_examples"] = saved
+        log.info("%s: intervals were narrow enough without %d of %d examples", job.use.name, saved, saved + asked)
 
 
 def asks(config: Config, use: Use) -> Asks | None:
     given: Scoring = use.given
     if "llm" not in needs(given.score):
         return None
-    return Asks(
-        asking.llm_config(config, given.plugin), "composites" if _composites_alone(config, given) else "features"
-    )
+    return Asks(asking.llm_config(config, given.plugin), about(config, given.explainer))
 
 
-def _composites_alone(config: Config, given: Scoring) -> bool:
-    explainer = next(plugin for plugin in config.explainers if plugin.key == given.explainer)
-    return reads(config, explainer) is not None
+def _donors(given: Scoring) -> int:
+    """How many explanations a control lends to a feature, as its option `donors` says; 1 of one that has none."""
+    declared = inspect.signature(given.pick or work).parameters.get("donors")
+    return (given.pick_options or {}).get("donors", declared.default if declared else 1)
 
 
 async def rehearse(use: Use, sample: Sample, llm: LLM) -> None:
-    """A control puts another explanation in the place of the feature's own: as many requests, about as long."""
+    """A control puts others' explanations in the place of the feature's own: as many requests for each, as long."""
     given: Scoring = use.given
     text = sample.texts.get(given.explainer, UNWRITTEN)
-    if not text or (given.control is not None and not sample.others):
-        return
-    await given.score(text, sample.examples, llm, **given.options, **stand_ins(given.makers, sample))
+    for _ in range(min(_donors(given), sample.others) if given.pick else 1) if text else ():
+        await given.score(text, sample.examples, llm, **given.options, **stand_ins(given.makers, sample))
 
 
 def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
-    scored = sizes.composites if _composites_alone(config, use.given) else sizes.features
+    scored = sizes.composites if about(config, use.given.explainer) == "composites" else sizes.features
     return Amount(scored or 0, "features", use.given.plugin.name, guess=5e-3)
 
 

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
@@ -28,6 +29,13 @@ from autointerp.tables import COLUMNS, FeatureRows, compute, concat
 OF_BRANCHES = {"explain": "explanations", "score": "scores"}  # tables that have a sibling, control_…, of branches
 
 _AT_ONCE = 1 << 14  # features in a data frame at a time, which is many times as large as the same in Arrow
+
+# Of scores.parquet what features.parquet has, beside the value by quantile of each scorer.
+_SHOWN = {
+    *("feature", "scorer", "control", "value", "low", "high", "chance", "corrected"),
+    *("yes_rate", "ece", "n_scored", "n_unscored", "failure"),
+}
+_QUANTILE = re.compile(r"(auroc|pearson)_q\d+$")
 
 Frame: TypeAlias = Any  # a pandas.DataFrame: its own types call every second column an array
 
@@ -140,7 +148,8 @@ def explained_by(features: Frame, tables: Path, explainer: str, scorers: Sequenc
     columns = ["feature", "explanation", "explainer", "status", "failure"]
     mine = _of(explainer, tables / "explanations.parquet", shown, columns)
     features = features.merge(mine.rename(columns={"status": "_explained"}), on="feature", how="left")
-    columns = ["feature", "scorer", "control", "value", "low", "high", "corrected", "n_scored", "n_unscored", "failure"]
+    known = pq.read_schema(tables / "scores.parquet").names
+    columns = [name for name in known if name in _SHOWN or _QUANTILE.match(name)]
     scores = _of(explainer, tables / "scores.parquet", shown, columns)
     for scorer in scorers:
         features = features.merge(_wide(scores, scorer), on="feature", how="left")
@@ -158,7 +167,8 @@ def _of(explainer: str, file: Path, features: Sequence[int], columns: Sequence[s
 
 
 def _wide(scores: Frame, scorer: str) -> Frame:
-    """One scorer's columns of features.parquet: value, interval, counts, and the control's value."""
+    """One scorer's columns of features.parquet: value, interval, counts, chance, the judge's habits, the value by
+    quantile, and the control's value."""
     import pandas as pd
 
     rows = scores[scores["scorer"] == scorer]
@@ -170,7 +180,13 @@ def _wide(scores: Frame, scorer: str) -> Frame:
         "n_scored": f"{scorer}_n_scored",
         "n_unscored": f"{scorer}_n_unscored",
         "corrected": f"{scorer}_corrected",
+        "chance": f"{scorer}_chance",
+        "yes_rate": f"{scorer}_yes_rate",
+        "ece": f"{scorer}_ece",
     }
+    for name in sorted(filter(_QUANTILE.match, rows.columns), key=lambda name: int(name.partition("_q")[2])):
+        if real[name].notna().any():
+            names[name] = f"{scorer}_{name.partition('_')[2]}"
     wide = real[["feature", *names]].rename(columns=names)
     # Features without a score leave gaps, which whole numbers of numpy cannot hold.
     wide = wide.astype({f"{scorer}_n_scored": "Int64", f"{scorer}_n_unscored": "Int64"})

@@ -9,6 +9,7 @@ from autointerp.stats.agreement import correlation_interval, kappa, spearman, to
 from autointerp.stats.binary import binary_chance, binary_metrics, share_interval
 from autointerp.stats.calibration import (
     Calibration,
+    by_habit,
     fit_calibration,
     natural_average_precision,
     natural_precision,
@@ -46,6 +47,7 @@ __all__ = [
     "average_precision_interval",
     "binary_chance",
     "binary_metrics",
+    "by_habit",
     "by_quantile",
     "chance_corrected",
     "correlation_interval",

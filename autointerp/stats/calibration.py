@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
+USUAL_YES = (0.05, 0.95)  # a judge whose rate of Yes lies outside answers by habit
 _FAR = 40.0  # log odds beyond which evidence is cut: a probability that has rounded to 0 or 1
 
 
@@ -16,6 +17,13 @@ def yes_rate(probability: ArrayLike) -> float | None:
     """Share of probabilities (or answers, 0 or 1) of ½ and more; None where there is none."""
     p = np.asarray(probability, dtype=float)
     return float(np.mean(p >= 0.5)) if p.size else None
+
+
+def by_habit(rate: float) -> str | None:
+    """What is wrong with a judge that says Yes at this rate, where it answers nearly everything alike."""
+    if USUAL_YES[0] <= rate <= USUAL_YES[1]:
+        return None
+    return f"the judge says yes to {rate:.0%} of the examples: its precision, recall and F1 at ½ say nothing"
 
 
 def probability_error(truth: ArrayLike, probability: ArrayLike, bins: int = 10) -> float | None:

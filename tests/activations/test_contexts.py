@@ -105,7 +105,7 @@ def test_contexts_are_what_they_say(tmp_path_factory, documents, longest, rates,
     folder = tmp_path_factory.mktemp("world")
     corpus, firings, dense = world(folder, documents=documents, longest=longest, rates=rates, bos=bos, vocab=vocab)
     found = sample(corpus, firings, seed=seed)
-    in_test = held_out(documents, CONFIG.test_share, seed)
+    in_test = held_out(corpus, CONFIG.test_share, seed)
     for context in found:
         at = span(corpus, context)
         assert (context.split == "test") == in_test[context.document]
@@ -129,6 +129,37 @@ def test_contexts_are_what_they_say(tmp_path_factory, documents, longest, rates,
         assert set(by_quantile) <= set(range(CONFIG.quantiles))
         ordered = [by_quantile[q] for q in sorted(by_quantile)]
         assert all(max(low) <= min(high) for low, high in pairwise(ordered)), "quantiles overlap"
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    documents=st.integers(20, 60),
+    rates=st.lists(st.sampled_from([0.01, 0.05, 0.3]), min_size=4, max_size=4),
+    same=st.floats(0, 1),
+    seed=st.integers(0, 9),
+)
+def test_nothing_shown_is_scored(tmp_path_factory, documents, rates, same, seed):
+    """Neither by document nor by 16 tokens in a row, where documents quote each other at length."""
+    rng = np.random.default_rng(seed)
+    quoted = rng.integers(1, VOCAB, 24).tolist()
+    rows = [
+        [BOS, *rng.integers(1, VOCAB, 8).tolist(), *(quoted if rng.random() < same else rng.integers(1, VOCAB, 24))]
+        for _ in range(documents)
+    ]
+    folder = tmp_path_factory.mktemp("quoted")
+    info = CorpusInfo("test", "test", BOS, 33, 33 * documents, documents, documents, "")
+    offsets, starts = np.arange(documents + 1) * 33, np.zeros(documents, int)
+    Corpus.save(folder, info, np.concatenate(rows), offsets, np.arange(documents), starts)
+    dense = np.where(rng.random((33 * documents, 4)) < rates, 1, 0).astype(np.float16)
+    config = CONFIG.model_copy(update={"window": 20})
+    drawn = sample(Corpus(folder), plant(folder, dense), config=config, seed=seed)
+    for feature in range(4):
+        runs, read = {"train": set(), "test": set()}, {"train": set(), "test": set()}
+        for context in (c for c in drawn if c.feature == feature):
+            runs[context.split] |= {context.tokens[i : i + 16] for i in range(len(context.tokens) - 15)}
+            read[context.split].add(context.document)
+        assert runs["train"].isdisjoint(runs["test"])
+        assert read["train"].isdisjoint(read["test"])
 
 
 def test_enough_text_gives_what_the_config_asks_with_one_window_a_document(tmp_path):
@@ -181,16 +212,34 @@ def test_the_firing_lies_anywhere_in_the_window_and_random_windows_lie_where_act
     assert mean[0] == pytest.approx(mean[1], abs=0.8)
 
 
-def test_splits_follow_the_share_and_the_seed():
-    first, second = held_out(20_000, 0.3, 0), held_out(20_000, 0.3, 1)
+def test_splits_follow_the_share_and_the_seed(tmp_path):
+    corpus, _, _ = world(tmp_path, documents=8000, longest=20, rates=[0.0])
+    first, second = held_out(corpus, 0.3, 0), held_out(corpus, 0.3, 1)
     assert first.mean() == pytest.approx(0.3, abs=0.02)
     assert (first & second).mean() == pytest.approx(0.09, abs=0.02)
-    np.testing.assert_array_equal(held_out(100, 0.3, 0), first[:100])
+
+
+@settings(deadline=None, max_examples=30)
+@given(texts=st.lists(st.lists(st.integers(1, 3), max_size=9), min_size=1, max_size=40), cut=st.integers(1, 5))
+def test_documents_of_the_same_tokens_share_a_split_wherever_they_stand(tmp_path_factory, texts, cut):
+    rows = [
+        (n, at, [BOS, *text[at : at + cut]]) for n, text in enumerate(texts) for at in range(0, len(text) or 1, cut)
+    ]
+    offsets = np.cumsum([0, *(len(tokens) for _, _, tokens in rows)])
+    folder = tmp_path_factory.mktemp("same")
+    info = CorpusInfo("test", "test", BOS, cut + 1, int(offsets[-1]), len(rows), len(texts), "")
+    flat = np.concatenate([tokens for _, _, tokens in rows])
+    Corpus.save(folder, info, flat, offsets, np.array([n for n, _, _ in rows]), np.array([at for _, at, _ in rows]))
+    test = held_out(Corpus(folder), 0.5, 3)
+    by_text = defaultdict(set)
+    for text, side in zip(texts, test.tolist()):
+        by_text[tuple(text)].add(side)
+    assert all(len(sides) == 1 for sides in by_text.values())
 
 
 def test_token_counts_leave_out_bos_and_other_documents(tmp_path):
     corpus, _, _ = world(tmp_path, documents=30, longest=40, rates=[0.1], vocab=9)
-    mask = held_out(30, 0.5, 0)
+    mask = held_out(corpus, 0.5, 0)
     expected = np.zeros(9, np.int64)
     for row in range(corpus.info.n_rows):
         if mask[corpus.documents[row]]:

@@ -67,7 +67,7 @@ def test_evidence_counts_train_documents_only_and_shows_no_test_context(planted)
     up = {0: [(" cat", 1.5)]}
     first, second = EvidenceReader(firings, corpus, words, test_share=0.5, seed=7).read(contexts, logits_up=up)
 
-    train = np.asarray(corpus.tokens).reshape(200, 21)[~held_out(200, 0.5, 7)]
+    train = np.asarray(corpus.tokens).reshape(200, 21)[~held_out(corpus, 0.5, 7)]
     counted = {word: int((train == i).sum()) for i, word in enumerate(WORDS)}
     stats = {s.token: (s.fired, s.seen, s.mean) for s in first.token_stats}
     assert stats == {word: (counted[word], counted[word], mean) for word, mean in ((" cat", 4.0), (" dog", 2.0))}

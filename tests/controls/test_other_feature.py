@@ -1,9 +1,11 @@
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autointerp.controls.other_feature import donors, pick
+from autointerp.controls.other_feature import lenders, pick
+from autointerp.errors import ConfigError
 from autointerp.plugins import controls
 
 texts = st.sampled_from(["dogs", "Dogs.", "cats", "names", "colours", "verbs"])
@@ -11,8 +13,9 @@ texts = st.sampled_from(["dogs", "Dogs.", "cats", "names", "colours", "verbs"])
 
 @given(st.dictionaries(st.integers(0, 50), texts), st.integers(0, 5))
 def test_everyone_gets_the_explanation_of_another_or_none_where_there_is_no_other(explanations, seed):
-    picked = pick(sorted(explanations), explanations, seed=seed)
-    assert picked == pick(sorted(explanations), explanations, seed=seed)
+    lent = pick(sorted(explanations), explanations, donors=1, seed=seed)
+    assert lent == pick(sorted(explanations), explanations, donors=1, seed=seed)
+    picked = {feature: text for feature, (text,) in lent.items()}
     same = [text.lower().rstrip(".") for text in explanations.values()]
     if len(set(same)) < 2:
         assert picked == {}
@@ -25,8 +28,16 @@ def test_everyone_gets_the_explanation_of_another_or_none_where_there_is_no_othe
 
 def test_only_the_features_asked_for_take_part_and_seeds_differ():
     explanations = {i: f"text {i}" for i in range(30)}
-    assert pick([1, 2, 99], explanations, seed=0) == {1: "text 2", 2: "text 1"}
+    assert pick([1, 2, 99], explanations, seed=0) == {1: ("text 2",), 2: ("text 1",)}
     assert pick(range(30), explanations, seed=0) != pick(range(30), explanations, seed=1)
+
+
+def test_three_others_lend_and_no_feature_lends_twice_to_one():
+    explanations = {i: f"text {i}" for i in range(30)}
+    for feature, texts in pick(range(30), explanations, seed=0).items():
+        assert len({*texts, explanations[feature]}) == 4
+    with pytest.raises(ConfigError, match="at least one"):
+        pick(range(30), explanations, donors=0, seed=0)
 
 
 def test_it_is_the_registered_control():
@@ -41,7 +52,7 @@ relations = st.dictionaries(st.integers(0, 39), st.lists(st.integers(0, 39), max
 @settings(max_examples=30, deadline=None)
 @given(relations, relations, st.integers(0, 5))
 def test_neither_neighbours_nor_constituents_nor_explanations_of_the_same_words_are_lent(near, parts, seed):
-    lent = donors(sorted(SPREAD), SPREAD, neighbours=near, constituents=parts, seed=seed)
+    lent = lenders(sorted(SPREAD), SPREAD, neighbours=near, constituents=parts, seed=seed)
     assert lent.keys() == SPREAD.keys()
     for feature, others in lent.items():
         assert len(set(others)) == len(others) == 3
@@ -55,21 +66,21 @@ def test_neither_neighbours_nor_constituents_nor_explanations_of_the_same_words_
 def test_explanations_that_name_the_same_word_are_not_lent():
     texts = dict(enumerate(["the word dog", 'the words "dogs" and "cat"', *TEXTS[1:]]))
     for seed in range(10):
-        assert 1 not in donors(sorted(texts), texts, seed=seed)[0]
-        assert 0 not in donors(sorted(texts), texts, seed=seed)[1]
+        assert 1 not in lenders(sorted(texts), texts, seed=seed)[0]
+        assert 0 not in lenders(sorted(texts), texts, seed=seed)[1]
 
 
 def test_donors_fire_about_as_often():
     frequencies = {i: 10.0 ** -(i % 4 + 1) for i in SPREAD}
-    lent = donors(sorted(SPREAD), SPREAD, frequencies=frequencies, seed=0)
+    lent = lenders(sorted(SPREAD), SPREAD, frequencies=frequencies, seed=0)
     alike = [frequencies[f] == frequencies[o] for f, others in lent.items() for o in others]
     assert sum(alike) / len(alike) > 0.9
-    free = donors(sorted(SPREAD), SPREAD, seed=0)
+    free = lenders(sorted(SPREAD), SPREAD, seed=0)
     assert sum(frequencies[f] == frequencies[o] for f, others in free.items() for o in others) / 120 < 0.5
 
 
 def test_every_explanation_is_lent_equally_often():
-    lent = donors(sorted(SPREAD), SPREAD, seed=0)
+    lent = lenders(sorted(SPREAD), SPREAD, seed=0)
     assert set(Counter(o for others in lent.values() for o in others).values()) == {3}
 
 

@@ -72,6 +72,12 @@ def write_run(
                 scorer: value,
                 f"{scorer}_low": None if value is None else value - 0.08,
                 f"{scorer}_high": None if value is None else min(value + 0.06, 1.0),
+                f"{scorer}_chance": None if value is None else 0.54,
+                f"{scorer}_corrected": None if value is None else (value - 0.54) / 0.46,
+                f"{scorer}_yes_rate": None if value is None else 0.97 if scorer == "detection" else None,
+                f"{scorer}_ece": None if value is None else 0.4 if scorer == "detection" else None,
+                f"{scorer}_q1": None if value is None else 0.6,
+                f"{scorer}_q2": None if value is None else 0.7,
                 f"{scorer}_control": control,
                 f"{scorer}_n_scored": 0 if value is None else 20 - i % 2,
                 f"{scorer}_n_unscored": 20
@@ -80,6 +86,9 @@ def write_run(
                 if value is None
                 else i % 2,
             }
+        lexical = None if text is None else 0.83
+        row |= {"lexical": lexical, "lexical_low": lexical, "lexical_high": lexical}
+        row |= {"lexical_corrected": None if text is None else 0.65}
         label = None if status == "dead" else ("composite" if i % 4 == 1 else "split_child" if i % 4 == 2 else "atomic")
         rows["features"].append(row | {"composite": label, "status": status, "failure": failure})
         if label:

@@ -18,8 +18,9 @@ from synthetic import write_run
 
 from autointerp.errors import AutointerpError, ConfigError
 from autointerp.report.columns import features_by
-from autointerp.report.figures import mean_interval, summarise
+from autointerp.report.figures import summarise
 from autointerp.report.folder import RunFolder, find_run
+from autointerp.report.html import write_report
 from autointerp.report.tables import lay_out, print_table
 from autointerp.report.text import interval, number, visible
 from autointerp.report.where import sort, where
@@ -57,8 +58,15 @@ feature  detection       control  unscored  simulation      control  composite  
      80  –                     –        20  .62 [.54 .68]       .50  atomic       words about topic 11, such as…
 
 6 features: 3 ok, 1 dead, 1 too rare, 1 failed
-detection .94 [.92 .95] over 2; control .51, paired difference .43 [.42 .44] over 2; 21 of 60 examples unscored
-simulation .83 [.62 .95] over 3; control .50, paired difference .33 [.12 .44] over 3; 2 of 60 examples unscored
+detection .94 [.74 1.00] over 2 of 6 (.67 if the others count as chance); 21 of 60 examples unscored
+  chance .54, corrected .86 [.44 1.00], control .51, paired difference .43 [.26 .60] over 2
+  without a model, windows of the same features: lexical .83 (corrected .65)
+  by quantile of activation, weakest first: .60 .70
+  the judge says yes to 97% of the examples: its precision, recall and F1 at ½ say nothing
+simulation .83 [.24 1.00] over 3 of 6 (.69 if the others count as chance); 2 of 60 examples unscored
+  chance .54, corrected .63 [-.64 1.00], control .50, paired difference .33 [-.26 .64] over 3
+  without a model, windows of the same features: lexical .83 (corrected .65)
+  by quantile of activation, weakest first: .60 .70
 not shown at this width: firings, unscored (--format csv has all)
 """
 
@@ -243,15 +251,22 @@ def test_the_summary_pairs_score_and_control(features: pa.Table):
     assert detection.n_unscored == 20 + 4
 
 
-def test_the_interval_of_a_mean_covers_it_about_as_often_as_it_says():
-    import numpy as np
+def test_means_are_over_all_features_asked_for(features: pa.Table):
+    detection = summarise(features).scorers[0]
+    assert (detection.asked, detection.mean.n, detection.chance, detection.quantiles) == (12, 8, 0.54, [0.6, 0.7])
+    assert detection.as_chance == pytest.approx((8 * detection.mean.value + 4 * 0.54) / 12)
+    assert detection.mean.low is not None
+    assert "97%" in detection.doubt
+    assert summarise(features).scorers[1].doubt is None
 
-    rng = np.random.default_rng(1)
-    found = [mean_interval(rng.normal(0.5, 0.2, 40)) for _ in range(200)]
-    covered = sum(m.low <= 0.5 <= m.high for m in found if m.low is not None and m.high is not None)
-    assert 0.88 <= covered / 200 <= 1
-    assert mean_interval(np.array([np.nan])).value is None
-    assert mean_interval(np.array([0.5])).low is None
+
+def test_what_reads_no_explanation_stands_beside_every_mean(run: Path, features: pa.Table):
+    assert [s.scorer for s in summarise(features).ceilings] == ["lexical"]
+    lines = text_of(run).splitlines()
+    assert "lexical" not in lines[0]
+    assert sum("lexical .83 (corrected .65)" in line for line in lines) == 2
+    page = write_report(run).read_text()
+    assert page.count("lexical") >= 3
 
 
 def test_json_csv_and_parquet_hold_all_columns_and_missing_is_null(run: Path, features: pa.Table, tmp_path: Path):
@@ -359,15 +374,3 @@ def test_a_few_features_of_a_large_table_are_read_from_their_row_groups(tmp_path
     assert folder.rows("contexts", [5], ["value", "not there"]) == [{"value": "v5"}]
     assert folder.rows("contexts", [4000]) == []
     assert sum(len(batch) for batch in folder.batches("contexts", ["value"])) == 1000
-
-
-def test_many_features_have_the_interval_of_the_normal_distribution_and_it_is_the_bootstraps():
-    import numpy as np
-
-    from autointerp.report import figures
-
-    values = np.random.default_rng(0).beta(5, 2, figures.MANY)
-    bootstrapped, normal = mean_interval(values), mean_interval(np.append(values, values.mean()))
-    assert normal.low == pytest.approx(bootstrapped.low, abs=0.001)
-    assert normal.high == pytest.approx(bootstrapped.high, abs=0.001)
-    assert normal.n == figures.MANY + 1

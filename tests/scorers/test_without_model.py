@@ -5,7 +5,7 @@ import pytest
 from planted_features import OWN, windows
 
 from autointerp.plugins import bind_options, needs, scorers
-from autointerp.records import TokenStat
+from autointerp.records import RandomWindows, TokenStat
 from autointerp.scorers import embedding, floors, lexical
 
 
@@ -38,6 +38,21 @@ async def test_constant_and_position_know_nothing():
     assert only_ranks.judgements[0].prediction == -windows(1)[0].position
     placed = [(await floors.position("", windows(f), None)).corrected for f in range(200)]
     assert np.mean(placed) == pytest.approx(0, abs=0.02)
+
+
+async def test_precision_is_counted_on_running_text():
+    tokens = [(f" {OWN}", " a"), (" b", f" {OWN}"), (" a", " b"), (" c", " a")]
+    text = RandomWindows(tokens, (True, False, False, True))
+    table = [TokenStat(f" {OWN}", 38, 39, 1.0)]
+    got = (await lexical.score("", windows(1), None, token_table=table, random_windows=text)).metrics
+    assert (got["precision_counted"], got["recall_counted"], got["n_counted"], got["n_firing_counted"]) == (
+        0.5,
+        0.5,
+        4,
+        2,
+    )
+    always = (await floors.constant("", windows(1), None, random_windows=text)).metrics
+    assert (always["precision_counted"], always["recall_counted"], always["auprc_counted"]) == (0.5, 1.0, 0.5)
 
 
 async def test_an_embedding_that_sees_the_word_ranks_by_it():

@@ -1,16 +1,19 @@
 """What each scorer gives to judges whose knowledge is known: all of it, or none."""
 
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from planted_features import OWN, Judge, know_nothing, neighbours, oracle, window, windows
 
 from autointerp import stats
 from autointerp.errors import AutointerpError, ConfigError
 from autointerp.records import Context
 from autointerp.scorers import detection, discrimination, fuzzing, generation, intruder
-from autointerp.scorers.judging import Asking, Item, calibration_pairs, summarise
+from autointerp.scorers.judging import Item, in_proportion, summarise
 
 modes = pytest.mark.parametrize("capabilities", [("choices", "slots"), ()])
 
@@ -106,15 +109,43 @@ async def test_train_windows_of_other_features_make_precision_mean_something():
     pairs = [
         pair
         for feature in range(3)
-        for pair in await calibration_pairs("dogs", windows(feature, split="train"), Judge(hasty), Asking())
+        for pair in await detection.pairs("dogs", windows(feature, split="train"), Judge(hasty), most=40, seed=0)
     ]
-    assert len(pairs) == 300
+    assert Counter(truth for truth, _ in pairs) == {True: 60, False: 60}
     got = await detection.score("dogs", windows(9), Judge(hasty), calibration=pairs, natural_rate=0.02, seed=0)
     assert (got.yes_rate, got.metrics["precision"], got.metrics["precision_chance"]) == (1.0, 0.5, 0.5)
     assert got.metrics["precision_calibrated"] == got.metrics["recall_calibrated"] == 1.0
     assert got.metrics["ece_calibrated"] < 0.05 < got.ece
     assert got.metrics["precision_natural"] == pytest.approx(0.02)
+    assert got.metrics["precision_natural_calibrated"] == got.metrics["recall_natural_calibrated"] == 1.0
     assert got.metrics["auprc_natural"] == 1.0
+
+
+@pytest.mark.parametrize("scorer", [detection, fuzzing, discrimination])
+@pytest.mark.parametrize("capabilities", [("choices", "slots"), ()])
+async def test_asking_stops_when_the_interval_is_narrow_enough(scorer, capabilities):
+    more = {"neighbours": neighbours(2)} if scorer is discrimination else {}
+    judge = Judge(oracle, capabilities)
+    got = await scorer.score("dogs", windows(2), judge, stop_width=0.3, batch=10, seed=0, **more)
+    assert got.value == 1.0
+    assert got.high - got.low <= 0.3
+    assert got.n_unscored == 0
+    assert len(got.judgements) == got.n_scored < 60
+    whole = await scorer.score("dogs", windows(2), Judge(oracle, capabilities), seed=0, **more)
+    assert "n_saved" not in whole.metrics
+    assert got.n_scored + got.metrics["n_saved"] == whole.n_scored
+    never = await scorer.score("dogs", windows(2), Judge(oracle, capabilities), stop_width=0.001, seed=0, **more)
+    assert never.n_scored == whole.n_scored
+
+
+@given(st.integers(0, 99), st.integers(8, 100))
+def test_every_beginning_of_a_sequential_judging_holds_each_kind_in_its_share(feature, n):
+    items = [Item.window(context) for context in windows(feature, n)]
+    order = in_proportion(items, random.Random(0))
+    assert sorted(order) == list(range(len(items)))
+    for cut in range(1, n):
+        true = sum(items[i].truth for i in order[:cut])
+        assert abs(true - cut / 2) <= 6  # one for each stratum but one, of which there are seven
 
 
 async def test_scores_by_quantile_show_where_an_explanation_fails():
