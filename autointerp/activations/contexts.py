@@ -329,8 +329,8 @@ class _Sampler:
         import numpy as np
 
         rows, starts = self.rows_by_start[split], self.sorted_starts[split]
-        if not len(like.row):  # nothing to match
-            return like
+        if not count or not len(like.row):  # nothing to match
+            return like[:0]
         model = np.resize(rng.permutation(len(like.row)), _TRIES * max(count, len(like.row)))
         row, offset = like.row[model], (like.start - self.low[like.row])[model]
         length = (like.stop - like.start)[model]

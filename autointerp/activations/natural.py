@@ -62,7 +62,7 @@ class RunningText:
         import numpy as np
 
         numbers: dict[int, np.ndarray] = {}
-        for chunk in chunks(list(features), {}, self._firings.counts):
+        for chunk in chunks(list(features), self._firings.counts):
             for feature, (position, _) in self._firings.of(chunk).items():
                 row = self._corpus.row_of(position)
                 place = (position - self._low[row]) // self._window

@@ -195,6 +195,8 @@ class Known:
                 return [self._as_composite(sample) for sample in self.real(spread(population, most))]
             own = self.flagged(None).parts["own"]
             population = [feature for feature in population if feature in own]
+            # Composites alone can lend to composites.
+            return [replace(each, others=len(population) - 1) for each in self.real(spread(population, most))]
         return list(self.real(spread(population, most)))
 
     def real(self, features: Sequence[int]) -> Iterator[Sample]:

@@ -62,11 +62,13 @@ _BESIDE = re.compile(r"(low|high|control|chance|corrected|yes_rate|ece|n_scored|
 
 def _asked_for(table: pa.Table) -> list[str]:
     """The columns of scorers that the command named beyond those of features.parquet."""
-    scorers = all_scorers_of(table)
-    named = {
-        name: [s for s in scorers if name.startswith(f"{s}_")] for name in table.column_names if name not in scorers
-    }
-    return [name for name, of in named.items() if of and not _BESIDE.match(name.removeprefix(f"{max(of, key=len)}_"))]
+    scorers = sorted(all_scorers_of(table), key=len, reverse=True)
+    asked = []
+    for name in table.column_names:
+        scorer = next((each for each in scorers if name.startswith(f"{each}_")), None)
+        if scorer is not None and name not in scorers and not _BESIDE.match(name.removeprefix(f"{scorer}_")):
+            asked.append(name)
+    return asked
 
 
 def _scorer_columns(scorer: str, rows: list[dict[str, Any]], keep: int) -> list[_Column]:

@@ -134,11 +134,14 @@ def mean_of(scores: Sequence[Score]) -> Score:
     fields = ("value", "low", "high", "base_rate", "chance", "corrected", "yes_rate", "ece")
     valued = [score for score in scores if score.value is not None]
     names = dict.fromkeys(name for score in valued for name in score.metrics)
+    metrics = {name: mean(score.metrics.get(name) for score in valued) for name in names}
+    if "n_saved" in metrics:
+        metrics["n_saved"] = sum(score.metrics.get("n_saved") or 0.0 for score in valued)
     return Score(
         **{name: mean(getattr(score, name) for score in valued) for name in fields},
         n_scored=sum(score.n_scored for score in scores),
         n_unscored=sum(score.n_unscored for score in scores),
-        metrics={name: mean(score.metrics.get(name) for score in valued) for name in names},
+        metrics=metrics,
         judgements=tuple(judgement for score in scores for judgement in score.judgements),
         failure=None if valued else scores[0].failure,
     )
@@ -213,7 +216,8 @@ def _conclude(job: Job, features: int) -> None:
     job.facts |= {"features": features, "failed": len(reasons), "unscored_examples": unscored}
     if yes and "llm" in needs(job.use.given.score):
         job.facts["yes_rate"] = sum(yes) / len(yes)
-        if doubt := stats.by_habit(job.facts["yes_rate"]):
+        doubt = stats.by_habit(job.facts["yes_rate"])
+        if doubt and job.use.given.control is None:
             log.warning("%s: %s", job.use.name, doubt)
     if saved:
         job.facts["saved_examples"] = saved

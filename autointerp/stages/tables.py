@@ -187,6 +187,7 @@ def _wide(scores: Frame, scorer: str) -> Frame:
     for name in sorted(filter(_QUANTILE.match, rows.columns), key=lambda name: int(name.partition("_q")[2])):
         if real[name].notna().any():
             names[name] = f"{scorer}_{name.partition('_')[2]}"
+    names = {name: column for name, column in names.items() if name in rows}  # an earlier version's lack some
     wide = real[["feature", *names]].rename(columns=names)
     # Features without a score leave gaps, which whole numbers of numpy cannot hold.
     wide = wide.astype({f"{scorer}_n_scored": "Int64", f"{scorer}_n_unscored": "Int64"})
