@@ -31,12 +31,13 @@ from autointerp.activations.outliers import find_outliers
 from autointerp.artifacts import Corpus
 from autointerp.catalog import resolve
 from autointerp.config import CorpusConfig, SaeConfig, SubjectConfig
+from autointerp.evaluation.rows import held_out_of
 from autointerp.progress import Progress
 from autointerp.sae import ArraySource, TrainConfig, train_sae
 from autointerp.subject.corpus import build_corpus
 from autointerp.subject.model import load_subject
 
-MODEL, TEXT, CONTEXT, HELD_OUT = "smollm2-135m", "imdb", 256, 50_000
+MODEL, TEXT, CONTEXT = "smollm2-135m", "imdb", 256
 LRS = (3e-4, 2e-3, 6e-3)  # sae-lens' default, and others that suit so short a training better
 SILENT = 0.10
 MULTIPLE = SaeConfig.model_fields["outlier_norm"].default
@@ -71,7 +72,8 @@ def on_all_rows(source: ArraySource, tokens: int) -> dict[str, Any]:
 
 def measure(rows: np.ndarray, tokens: int) -> dict[str, Any]:
     outliers, index = find_outliers(rows, MULTIPLE)
-    source, held_out = ArraySource(rows, index).hold_out(HELD_OUT)
+    held = held_out_of(len(rows))
+    source, held_out = ArraySource(rows, index).hold_out(held)
     held_out, at = held_out.float(), outliers.threshold
     runs = {"autointerp": ours(source, held_out, tokens, at)}
     few = 3 * BATCH
@@ -81,7 +83,7 @@ def measure(rows: np.ndarray, tokens: int) -> dict[str, Any]:
     return {
         "outliers": asdict(outliers),
         "runs": runs,
-        "trained on all rows": on_all_rows(ArraySource(rows[: len(rows) - HELD_OUT]), tokens),
+        "trained on all rows": on_all_rows(ArraySource(rows[: len(rows) - held]), tokens),
     }
 
 
@@ -139,6 +141,7 @@ def main() -> int:
         "blocks": blocks,
         "limits": limits,
     }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     return int(not all(bar["met"] for bar in limits))
 

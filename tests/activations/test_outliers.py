@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from autointerp.activations import outliers
 from autointerp.activations.dense import harvest_dense
-from autointerp.activations.harvest import harvest
+from autointerp.activations.harvest import Harvest, harvest, harvest_shard, merge_shards, shard_path
 from autointerp.activations.outliers import find_outliers, is_outlying
 from autointerp.artifacts import Corpus, CorpusInfo, Firings
 from autointerp.progress import Progress
@@ -139,6 +139,33 @@ def test_streamed_stored_and_resumed_harvests_agree(tmp_path_factory, rows, shar
     for path in Firings(folder / "streamed").shards():
         assert path.read_bytes() == (folder / "stored" / path.name).read_bytes()
         assert path.read_bytes() == (folder / "resumed" / path.name).read_bytes()
+
+
+@settings(deadline=None, max_examples=20)
+@given(text)
+def test_a_temporal_sae_reads_whole_rows_and_still_fires_at_no_sink(tmp_path_factory, rows) -> None:
+    folder = tmp_path_factory.mktemp("temporal")
+    corpus = corpus_of(folder / "corpus", rows)
+    shapes: list[int] = []
+
+    def encode_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        shapes.append(x.ndim)
+        return encode(x.flatten(0, 1))
+
+    def harvested(encode_sparse, contextual: bool) -> Firings:
+        out = folder / str(contextual)
+        out.mkdir()
+        wanted = Harvest(corpus, subject, encode_sparse, LATENTS, "h", False, 16, "cpu", contextual, 50.0)
+        harvest_shard(wanted, 0, corpus.info.n_rows, shard_path(out, 0), Progress("harvest", None, "tokens"))
+        merge_shards(wanted, out, 1)
+        return Firings(out)
+
+    whole, tokens = harvested(encode_rows, True), harvested(encode, False)
+    assert set(shapes) == {3}
+    assert whole.info == tokens.info
+    for latent, (position, activation) in tokens.of(list(range(LATENTS))).items():
+        assert whole.of([latent])[latent][0].tolist() == position.tolist()
+        assert whole.of([latent])[latent][1].tolist() == activation.tolist()
 
 
 def test_without_outliers_the_firings_are_those_of_a_harvest_that_does_not_look(tmp_path: Path) -> None:

@@ -147,3 +147,20 @@ def test_train_leaves_an_sae_that_evaluate_takes(config: str, sae: Path, tmp_pat
     assert (done["sae"] / "sae_weights.safetensors").exists()
     figures = pd.read_parquet(done["evaluate"] / "evaluation.parquet").set_index("metric")
     assert 0 < figures.loc["l0", "n"] <= 400, "a tenth was held out from its training: no more is counted"
+
+
+def test_how_much_of_a_norm_is_outlying_is_the_configs_to_say(config: str, sae: Path, tmp_path: Path) -> None:
+    figures, facts = {}, {}
+    for multiple in ("1.05", "null"):
+        out = tmp_path / multiple
+        ran = call("evaluate", sae, config, "--set", f"sae.outlier_norm={multiple}", "--out", out)
+        assert ran.exit_code == 0, ran.output
+        figures[multiple] = pd.read_parquet(out / "evaluation.parquet").set_index("metric")["value"]
+        facts[multiple] = json.loads((out / "evaluation.json").read_text())["facts"]["outlier_threshold"]
+    left, everything = figures["1.05"], figures["null"]
+    assert facts["1.05"] > 0
+    assert facts["null"] is None
+    assert 0 < left["outlying_tokens"] < 1
+    assert everything["outlying_tokens"] == 0
+    assert left["explained_variance_with_outliers"] == pytest.approx(everything["explained_variance"], abs=1e-5)
+    assert left["explained_variance"] != everything["explained_variance"]
