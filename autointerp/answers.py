@@ -226,12 +226,15 @@ def sendable(text: str) -> str:
 # --- shared -----------------------------------------------------------------------------------
 
 
+LONGEST_WITH_THOUGHTS = 1_000_000  # characters; more are not even looked through
 LONGEST = 100_000  # characters after the thoughts; no list of labels or pairs is as long
 MARKS = 100  # lines EXPLANATION: that an answer may have; one that has more goes round in circles
 
 
 def _answer(text: str) -> tuple[str, str | None]:
     """The answer after a reasoning model's thoughts, or "" with the reason why there is none to read."""
+    if len(text) > LONGEST_WITH_THOUGHTS:
+        return "", f"the answer has {len(text):,} characters, more than {LONGEST_WITH_THOUGHTS:,} are not read"
     _, end, answer = text.rpartition("</think>")
     if not end and "<think>" in text:
         return "", "the answer ends before it begins: only reasoning"

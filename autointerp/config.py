@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from autointerp.errors import ConfigError
-from autointerp.redact import has_key_prefix, looks_like_key, secret_name
+from autointerp.redact import has_key_prefix, hide, looks_like_key, secret_name
 from autointerp.registry import did_you_mean, look_in
 
 NOT_IN_KEYS = "a stage's key holds the values of its section, not the code that read them"
@@ -280,6 +280,8 @@ class Config(Section):
     def holds_no_key(cls, raw: Any) -> Any:
         """Names and options stand in tables, reports and logs. What goes to a server alone has places of its own."""
         for name, text in _texts(raw, but=PRIVATE):
+            if secret_name(name):  # an option of a plug-in: it needs it, and nobody else
+                hide(text)
             if has_key_prefix(text):
                 raise ValueError(f"the value of {name!r} looks like a key: keep it in an environment variable")
         return raw

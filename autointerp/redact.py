@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -133,6 +133,18 @@ def harmless(value: Any) -> Any:
     if isinstance(value, str) and not _WORD.fullmatch(value):
         return HIDDEN
     return value
+
+
+def not_harmless(value: Any, name: str = "") -> Iterator[str]:
+    """Each text that `harmless` hides."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from not_harmless(part, str(key))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from not_harmless(part, name)
+    elif isinstance(value, str) and (secret_name(name) or not _WORD.fullmatch(value)) and not VARIABLE.fullmatch(value):
+        yield value
 
 
 def public_headers(headers: Mapping[str, str]) -> dict[str, str]:

@@ -159,7 +159,7 @@ def run(
     name: str, url: str, folder: Path, mode: Mode | None, retry_failed: bool = False
 ) -> tuple[dict[int, Outcome], str, int]:
     """The rows of each feature that a run comes to, what ended it (empty: nothing), and how many requests may pass."""
-    timeout = (mode and mode.timeout) or 30.0
+    timeout = (mode and mode.timeout) or 300.0
     config = LLMConfig(
         model="test-model", base_url=url, api_key_env=None, logprobs=name == "probability", retries=3,
         timeout=timeout, max_retry_after=0.05, concurrency=8,

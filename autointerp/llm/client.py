@@ -55,10 +55,11 @@ class _Outcome:
 
 @dataclass(slots=True)
 class _Flight:
-    """A request on its way, and how many askers wait for it."""
+    """A request on its way, how many askers wait for it, and whether the endpoint has it."""
 
     task: asyncio.Task[_Outcome]
     waiting: int = 0
+    sent: bool = False
 
 
 class Client:
@@ -102,6 +103,7 @@ class Client:
         self._started = False
         self._flights: dict[str, _Flight] = {}  # by request key
         self._tasks: set[asyncio.Task[_Outcome]] = set()
+        self._lands = not getattr(backend, "collects", False)  # soon: a batch may take hours
         self._health = Health(backend.model, backend.probe, pause=2 * backoff, longest=config.max_retry_after)
 
     @property
@@ -216,7 +218,8 @@ class Client:
         try:
             outcome = await asyncio.shield(flight.task)
         except asyncio.CancelledError:
-            if flight.waiting == 1:  # nobody else wants the answer
+            # nobody else wants the answer; one that the endpoint is giving is paid for, and is kept
+            if flight.waiting == 1 and not (flight.sent and self._lands):
                 flight.task.cancel()
                 self._flights.pop(key, None)
             raise
@@ -265,8 +268,12 @@ class Client:
             await slot.renew()
             if self._health.over is not None:
                 raise self._health.over
+            flight = self._flights[key]
+            if attempts and not flight.waiting:  # whoever asked is gone
+                raise asyncio.CancelledError
             attempts += 1
             begun = time.perf_counter()
+            flight.sent = True
             try:
                 raw = await self._backend.ask(request)
                 seconds = time.perf_counter() - begun
@@ -276,6 +283,7 @@ class Client:
             except RequestFailed as error:
                 seconds = time.perf_counter() - begun
                 self._slow_down(error, slot)
+                flight.sent = False
                 await self._health.failed(error, self._limiter.in_flight)
                 raise
             self._health.answered()

@@ -99,6 +99,18 @@ async def test_equal_requests_in_flight_are_asked_once(tmp_path: Path) -> None:
     assert Counter(row.cached for row in rows) == {False: 2, True: 9}
 
 
+async def test_what_the_endpoint_is_answering_is_kept_though_its_asker_is_gone(tmp_path: Path) -> None:
+    with serving(echo, hold=2) as endpoint:
+        async with opened(endpoint.url, tmp_path) as llm:
+            gone = asyncio.create_task(llm.complete(ask("first")))
+            await asyncio.to_thread(endpoint.until, lambda: endpoint.in_flight > 0)
+            gone.cancel()
+            await llm.complete(ask("second"))  # lets the endpoint answer both
+            await asyncio.to_thread(endpoint.until, lambda: endpoint.in_flight == 0)
+            assert (await llm.complete(ask("first"))).text == "heard first"
+        assert len(endpoint.requests) == 2
+
+
 async def test_an_asker_that_is_cancelled_takes_no_other_with_it(tmp_path: Path) -> None:
     with serving(echo, hold=2) as endpoint:
         async with opened(endpoint.url, tmp_path) as llm:

@@ -28,11 +28,19 @@ from autointerp.llm.backend import (
     Weigh,
 )
 from autointerp.llm.backends.failures import Failures, Refused
-from autointerp.llm.backends.http import asked_for, check_library, find_extra_body, find_headers, find_key, is_local
+from autointerp.llm.backends.http import (
+    asked_for,
+    check_library,
+    find_extra_body,
+    find_headers,
+    find_key,
+    is_local,
+    secrets_sent,
+)
 from autointerp.llm.backends.openai_read import Unreadable, alternatives, read_choices
 from autointerp.llm.prices import Prices, listed_prices
 from autointerp.records import Capability, Message
-from autointerp.redact import hide, public_url, secrets_of
+from autointerp.redact import public_url
 
 GEMINI = "https://generativelanguage.googleapis.com"
 QUESTION = (Message("user", "Is water wet? Answer Yes or No."),)
@@ -114,9 +122,7 @@ class GeminiBackend:
         genai = importlib.import_module("google.genai")
         local = is_local(self.base_url)
         key, headers = find_key(self._config, self.base_url), find_headers(self._config)
-        hidden = [key, *secrets_of(self.base_url), *(v for k, v in headers.items() if v != self._config.headers[k])]
-        hide(*hidden)
-        secrets = tuple(secret for secret in hidden if len(secret) > 4)
+        secrets = secrets_sent(key, headers, find_extra_body(self._config), self.base_url)
         self._failures = Failures(self.base_url, self._model, self._config.api_key_env, secrets)
         self._client = genai.Client(
             api_key=key,

@@ -8,7 +8,7 @@ import importlib.util
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -16,7 +16,7 @@ from autointerp.config import LLMConfig
 from autointerp.errors import ConfigError
 from autointerp.llm.backends.failures import Failures, Refused
 from autointerp.llm.backends.wire import Wire
-from autointerp.redact import VARIABLE, hide, public_url, secrets_of
+from autointerp.redact import VARIABLE, hide, not_harmless, public_url, secrets_of
 
 log = logging.getLogger("autointerp.llm")
 
@@ -60,10 +60,7 @@ class HttpBackend:
                 self._api_key = find_key(self._config, self.base_url)
             headers = find_headers(self._config)
             self._extra_body = find_extra_body(self._config)
-            hidden = [self._api_key, *headers.values(), *secrets_of(self.base_url)]
-            hidden += [os.environ[name[1:]] for name in _variables(self._config.extra_body)]
-            secrets = tuple(secret for secret in hidden if len(secret) > 4)
-            hide(*(secret for secret in secrets if secret not in self._config.headers.values()))
+            secrets = secrets_sent(self._api_key, headers, self._extra_body, self.base_url)
             failures = Failures(self.base_url, self._model, self._config.api_key_env, secrets)
             self._wire = Wire(
                 library,
@@ -153,6 +150,13 @@ def find_extra_body(config: LLMConfig) -> dict[str, Any]:
     return {name: _resolved(value, f"llm.extra_body.{name}") for name, value in config.extra_body.items()}
 
 
+def secrets_sent(key: str, headers: Mapping[str, str], body: Mapping[str, Any], base_url: str) -> tuple[str, ...]:
+    """What is sent to an endpoint and may be a secret; from now on hidden wherever text is written."""
+    hidden = [key, *not_harmless(headers), *not_harmless(body), *secrets_of(base_url)]
+    hide(*hidden)
+    return tuple(secret for secret in hidden if len(secret) > 4)
+
+
 def _resolved(value: Any, where: str) -> Any:
     if isinstance(value, Mapping):
         return {key: _resolved(part, f"{where}.{key}") for key, part in value.items()}
@@ -163,15 +167,6 @@ def _resolved(value: Any, where: str) -> Any:
     if not os.environ.get(value[1:]):
         raise ConfigError(f"{where} needs the environment variable {value[1:]}")
     return os.environ[value[1:]]
-
-
-def _variables(value: Any) -> Iterator[str]:
-    """Each ``$NAME`` in a value."""
-    if isinstance(value, Mapping | list | tuple):
-        for part in value.values() if isinstance(value, Mapping) else value:
-            yield from _variables(part)
-    elif isinstance(value, str) and VARIABLE.fullmatch(value):
-        yield value
 
 
 def is_local(url: str) -> bool:

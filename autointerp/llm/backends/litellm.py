@@ -16,11 +16,11 @@ from autointerp.config import LLMConfig
 from autointerp.errors import ConfigError
 from autointerp.llm.backend import Choose, Complete, Fill, FinalFailure, Raw, Reply, Request, RetryableFailure, Weigh
 from autointerp.llm.backends.failures import Failures, Refused
-from autointerp.llm.backends.http import asked_for, check_library, find_extra_body, find_headers
+from autointerp.llm.backends.http import asked_for, check_library, find_extra_body, find_headers, secrets_sent
 from autointerp.llm.backends.openai_read import alternatives, keep, read
 from autointerp.llm.prices import Prices, listed_prices
 from autointerp.records import Capability, Message
-from autointerp.redact import hide, public_url, secrets_of
+from autointerp.redact import public_url
 
 QUESTION = (Message("user", "Is water wet? Answer Yes or No."),)
 _TOP = 20  # alternatives a token; a provider that gives fewer is asked for five
@@ -103,13 +103,11 @@ class LiteLLMBackend:
         library.telemetry = False
         library.drop_params = True
         key, headers = _key(self._config), find_headers(self._config)
-        hidden = [key or "", *secrets_of(self._config.base_url or "")]
-        hidden += [value for name, value in headers.items() if value != self._config.headers[name]]
-        hide(*hidden)
-        secrets = tuple(secret for secret in hidden if len(secret) > 4)
+        body = find_extra_body(self._config)
+        secrets = secrets_sent(key or "", headers, body, self._config.base_url or "")
         self._failures = Failures(self._config.base_url or "LiteLLM", self._model, _variable(self._config), secrets)
         given = {"api_key": key, "api_base": self._config.base_url, "extra_headers": headers}
-        given |= {"reasoning_effort": self._config.reasoning_effort, "extra_body": find_extra_body(self._config)}
+        given |= {"reasoning_effort": self._config.reasoning_effort, "extra_body": body}
         self._options = {name: value for name, value in given.items() if value}
         self._library = library
 
