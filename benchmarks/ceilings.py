@@ -23,8 +23,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from autointerp import stats
-from autointerp.activations.contexts import held_out, sample_contexts, token_counts, token_table
+from autointerp.activations.contexts import sample_contexts
 from autointerp.activations.evidence import firing_table
+from autointerp.activations.splits import held_out, token_counts, token_table
 from autointerp.artifacts import Corpus, Firings
 from autointerp.config import ContextsConfig
 from autointerp.records import Context, TokenStat

@@ -92,7 +92,8 @@ def look(wanted: Any, out: Path, undisturbed: dict[str, Any]) -> tuple[str, str]
         return "one clear line", str(error)
     except Exception as error:
         return "another error", f"{type(error).__name__}: {error}"
-    other = [name for name, table in undisturbed.items() if not table.equals(tables[name])]
+    same = {name for name in undisturbed.keys() & tables.keys() if undisturbed[name].equals(tables[name])}
+    other = sorted((undisturbed.keys() | tables.keys()) - same)
     return ("another table", ", ".join(other)) if other else ("same tables", "")
 
 
@@ -103,7 +104,8 @@ def tables_of(wanted: Any, out: Path) -> dict[str, Any]:
     from autointerp.stages import TABLES
 
     run = ai.run(wanted, out=out)
-    return {name: pq.read_table(run.folder / f"{name}.parquet") for name in TABLES}
+    files = {name: run.folder / f"{name}.parquet" for name in TABLES}
+    return {name: pq.read_table(file) for name, file in files.items() if file.exists()}
 
 
 def flip(cache: Path, kind: str, chance: random.Random) -> None:

@@ -5,14 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from autointerp.activations.contexts import (
-    TokenStrings,
-    chunks,
-    content_starts,
-    held_out,
-    token_counts,
-    token_table,
-)
+from autointerp.activations.contexts import chunks
+from autointerp.activations.splits import TokenStrings, content_starts, held_out, token_counts, token_table
 from autointerp.artifacts import Corpus, Firings
 from autointerp.errors import AutointerpError, ConfigError
 from autointerp.records import Context, FeatureEvidence, TokenStat

@@ -90,9 +90,8 @@ def harvest(
 
     Raises AutointerpError where the subject's activations are not finite.
     """
-    wanted = Harvest(
-        corpus, activations, encode_sparse, n_latents, hook, skip_bos, batch_tokens, device, outlier_threshold
-    )
+    about = (corpus, activations, encode_sparse, n_latents, hook, skip_bos, batch_tokens, device)
+    wanted = Harvest(*about, outlier_threshold=outlier_threshold)
     folder.mkdir(parents=True, exist_ok=True)
     remove_torn(folder)
     shards = text_shards(corpus, shard_tokens)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from autointerp.activations.contexts import TokenStrings, chunks, content_starts, held_out, token_table
+from autointerp.activations.contexts import chunks
+from autointerp.activations.splits import TokenStrings, content_starts, held_out, token_table
 from autointerp.artifacts import Corpus, Firings
 from autointerp.records import RandomWindows
 

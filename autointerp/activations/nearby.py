@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from autointerp.activations.contexts import TokenStrings, content_starts, sample_contexts
+from autointerp.activations.contexts import sample_contexts
+from autointerp.activations.splits import TokenStrings, content_starts
 from autointerp.artifacts import Corpus, Firings
 from autointerp.config import ContextsConfig
 from autointerp.records import Context, Neighbour, Split

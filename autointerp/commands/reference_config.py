@@ -74,6 +74,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel], str], ...] = (
     ("sae.train.wandb", train_config.WandbConfig, ""),
     ("features", config.FeaturesConfig, ""),
     ("contexts", config.ContextsConfig, ""),
+    ("calibration", config.CalibrationConfig, ""),
     ("llm", config.LLMConfig, "Also below an item of `explainers` or `scorers`, and below `composites.semantic`."),
     (
         "plug-in",

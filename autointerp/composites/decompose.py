@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 LEVEL = 1e-3  # chance flags fewer than this share of latents
 PARTIAL = 0.3  # least partial R² of a term given the others
 SHARE = 0.2  # least share of the smaller coefficient in the sum of the smaller and the largest
-OPPOSED = 0.3, 4.0  # most negative cosine of two terms: this, or so many standard deviations of a chance one
+OPPOSED = 0.4, 4.0  # most negative white cosine of two terms: this, or so many standard deviations of a chance one
 TERMS = 4
 TRIPLE_GAIN = 0.05  # R² that a third or fourth term must add
 EDGE = 1e-6  # thresholds sit beside round numbers, where hand-made rows fall and rounding would decide
@@ -214,7 +214,8 @@ def _unrelated(white: _Products) -> torch.Tensor:
     """The collider test V: cos(g, h) ≤ ½ cos(f, g) cos(f, h). A parent's children fail it: theirs is about
     cos(f, g) cos(f, h), while the parts of a composite are related only through it.
 
-    Nor are they opposed: if f = g + h and there is a row near -g, h is f and that row."""
+    Nor are they opposed: if f = g + h and there is a row near -g, h is f and that row. In a dictionary of few rows
+    whitening alone sets g and h at -1/3 to each other, and f and the row near -g at -.47."""
     opposed = max(OPPOSED[0], OPPOSED[1] / white.d**0.5)
     return (0.5 * white.c[:, :, None] * white.c[:, None, :] + EDGE >= white.G) & (-opposed <= white.G)
 

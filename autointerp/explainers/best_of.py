@@ -16,7 +16,7 @@ from typing import Any, Literal
 from autointerp.explainers import default, whole_words
 from autointerp.plugins import explainer
 from autointerp.records import LLM, Context, Explanation, FeatureEvidence
-from autointerp.scorers.judging import Asking, Mode, calibration_pairs
+from autointerp.scorers.judging import Asking, Item, Mode, calibration_pairs
 from autointerp.stats import average_precision
 
 PROMPTS = ("explain", "explain_words", "judge_one", "judge_list")
@@ -92,6 +92,7 @@ async def better(written: Sequence[Explanation], held: Sequence[Context], llm: L
 
 async def _detects(text: str, windows: Sequence[Context], llm: LLM, how: Asking) -> float | None:
     """How well the explanation ranks the windows that fire; None where those that could be judged are of one kind."""
-    pairs = await calibration_pairs(text, windows, llm, how)
+    items = [Item.window(window) for window in windows]
+    pairs = await calibration_pairs(text, items, llm, how, 2 * len(items))  # so many that all are drawn
     truth = [fires for fires, _ in pairs]
     return average_precision(truth, [evidence for _, evidence in pairs]) if len(set(truth)) == 2 else None

@@ -22,7 +22,8 @@ _TOO_FEW = ("dead", "too_rare")  # statuses that no explainer changes
 
 def explainers_of(run: RunFolder) -> list[str]:
     """Labels of the explainers that wrote something, that of features.parquet first."""
-    shown = next((name for name in run.features["explainer"].to_pylist() if name), None)
+    named = run.features["explainer"].to_pylist() if "explainer" in run.features.column_names else []
+    shown = next((name for name in named if name), None)
     parts = (part["explainer"].unique().to_pylist() for part in run.batches("explanations", ["explainer"]))
     others = (name for names in parts for name in names)
     return list(dict.fromkeys([shown, *others] if shown else others))

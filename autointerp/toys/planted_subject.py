@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 HOOK = "blocks.0.hook_resid_post"
 NEUTRAL = 100  # words that no feature reads or raises
-RAISED = 0.6  # of an effect word's unembedding along the direction that it reads; the norm's scale comes on top
+LOGIT = 6.5  # about what an effect word has behind a trigger word, where all other words have 0
 WRITTEN = 4.0  # how strongly block 1 writes a later feature's effect for a trigger word
 COMMON = 0.2  # part of every word's embedding, so that no activation is zero
 
@@ -124,7 +124,7 @@ def _plant(model: Any, features: Sequence[PlantedFeature], token: dict[str, int]
         for word in each.triggers:
             model.model.embed_tokens.weight[token[f"▁{word}"]] += reads
         for word in each.effects:
-            model.lm_head.weight[token[f"▁{word}"]] = RAISED * written
+            model.lm_head.weight[token[f"▁{word}"]] = LOGIT / root * written  # the final norm makes it √width long
         if each.path == "later":
             # silu(x) · x of the normed input, whose part along `reads` is about √width for a trigger word
             mlp.gate_proj.weight[i] = mlp.up_proj.weight[i] = reads

@@ -11,13 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from autointerp.activations.contexts import (
-    held_out,
-    read_contexts,
-    sample_contexts,
-    token_counts,
-    write_contexts,
-)
+from autointerp.activations.contexts import read_contexts, sample_contexts, write_contexts
+from autointerp.activations.splits import held_out, token_counts
 from autointerp.artifacts import Corpus, CorpusInfo, Firings
 from autointerp.config import ContextsConfig
 from autointerp.records import Context

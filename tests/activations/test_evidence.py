@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from autointerp.activations.contexts import held_out, sample_contexts
+from autointerp.activations.contexts import sample_contexts
 from autointerp.activations.evidence import EvidenceReader, firing_table, select_features
 from autointerp.activations.harvest import harvest
+from autointerp.activations.splits import held_out
 from autointerp.artifacts import Corpus, CorpusInfo, Firings
 from autointerp.config import ContextsConfig, FeaturesConfig
 from autointerp.errors import AutointerpError, ConfigError

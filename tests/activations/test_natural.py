@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_contexts import BOS, strings, world
 
-from autointerp.activations.contexts import held_out
 from autointerp.activations.natural import RunningText
+from autointerp.activations.splits import held_out
 
 
 def by_hand(corpus, dense, window, seed):

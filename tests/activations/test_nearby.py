@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autointerp.activations.contexts import held_out
 from autointerp.activations.nearby import NearbyWindows
+from autointerp.activations.splits import held_out
 from autointerp.artifacts import Corpus, CorpusInfo, Firings
 from autointerp.config import ContextsConfig
 
@@ -47,10 +47,12 @@ def planted_firings(tmp_path: Path) -> tuple[Corpus, Firings]:
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_neighbours_fire_and_the_feature_is_silent_in_their_windows(windows: NearbyWindows, split) -> None:
+def test_neighbours_fire_and_the_feature_is_silent_in_their_windows(
+    windows: NearbyWindows, planted_firings: tuple[Corpus, Firings], split
+) -> None:
     near = windows.of({0: [(2, 0.9), (1, 0.5)], 1: [(0, 0.5)]}, split, {2: "birds"})
     assert [(n.feature, n.similarity, n.explanation) for n in near[0]] == [(2, 0.9, "birds"), (1, 0.5, None)]
-    test = held_out(200, 0.5, 7)
+    test = held_out(planted_firings[0], 0.5, 7)
     for feature, own in ((0, " cat"), (1, " dog")):
         for neighbour in near[feature]:
             word = WORDS[2 + neighbour.feature]

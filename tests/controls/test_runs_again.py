@@ -35,16 +35,18 @@ def branch(label: str, of: Config) -> dict[str, Any]:
 
 def test_a_redrawn_subject_makes_all_anew_but_the_text() -> None:
     made = branch("redrawn_subject", trained("redrawn_subject"))
-    assert list(made) == ["activations", *NEEDED]
+    assert list(made) == ["activations", "outliers", *NEEDED]
     assert made["activations"].needs == ("corpus",)
-    assert made["harvest"].needs == ("corpus", "redrawn_subject:sae", "redrawn_subject:activations")
+    assert made["harvest"].needs == (
+        "corpus", "redrawn_subject:sae", "redrawn_subject:activations", "redrawn_subject:outliers"
+    )  # fmt: skip
 
 
 def test_a_random_sae_reads_the_same_activations() -> None:
     made = branch("random_sae", trained("random_sae"))
     assert list(made) == NEEDED
-    assert made["sae"].needs == ("corpus", "sae")
-    assert made["harvest"].needs == ("corpus", "random_sae:sae", "activations")
+    assert made["sae"].needs == ("corpus", "sae", "outliers")
+    assert made["harvest"].needs == ("corpus", "random_sae:sae", "activations", "outliers")
 
 
 def test_the_run_s_own_uses_do_not_change_beside_a_control() -> None:

@@ -98,7 +98,7 @@ IDLE = [
     Change("activations/harvest.py", '"""Harvest: run a corpus', '"""Harvest: send a corpus', ""),
     Change("activations/harvest.py", "# above it a shard keeps", "# beyond it a shard keeps", ""),
     Change("scorers/detection.py", '"""The detection scorer: shown', '"""The detection scorer: given', ""),
-    Change("sae/model.py", '"""[..., d_in] -> codes [..., d_sae], zero or positive."""', '"""Codes."""', ""),
+    Change("sae/model.py", '"""[..., d_in] -> codes [..., d_sae], zero or positive.', '"""Codes.', ""),
     Change("cli.py", "Run the pipeline:", "Runs the pipeline:", ""),
     Change("cli.py", "limit=50", "limit=60", ""),
     Change("report/overview.py", "_BINS = 20", "_BINS = 30", ""),

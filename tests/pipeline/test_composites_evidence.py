@@ -163,7 +163,9 @@ def test_the_exact_prompts_of_a_composite_can_be_seen(finished) -> None:
     assert f"«{words[feature]}»" in asked
     assert sum(view.stage == "semantic" for view in prompts(whole, feature, run.folder)) == 12
     other = next(f for f, word in words.items() if word not in parts)
-    assert {view.stage for view in prompts(whole, other, run.folder)} == {"explain/default", "score/detection/default"}
+    assert {view.stage for view in prompts(whole, other, run.folder)} == {
+        "explain/default", "calibrate/detection/default", "score/detection/default"
+    }  # fmt: skip
 
 
 def test_no_held_out_context_reaches_an_explainer(finished) -> None:

@@ -29,7 +29,7 @@ def test_a_feature_shows_all_that_the_run_knows(run: Path):
     for part in (
         "feature 10 · ok · composite",
         "default, detection: .92 [.82 .97]; control: other feature .51",
-        "20 scored, 1 unscored, base rate .50; f1 .92, auprc .92",
+        "20 scored, 1 unscored, base rate .50; corrected .92, f1 .92, auprc .92",
         "token_stats (tiny): tokens 1",
         "quantile 3 of 3 (3 of 8)",
         "near misses: a neighbour fires, this feature is silent (3 of 8)",

@@ -437,7 +437,7 @@ def test_where_to_log_is_not_what_is_trained(tmp_path: Path) -> None:
 
 def test_a_missing_wandb_is_said_before_anything_is_trained(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match=r"pip install 'autointerp\[wandb\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'autointerp-sae\[wandb\]'"):
         train_sae(ArraySource(planted(600)[0]), small(wandb={"project": "p"}), tmp_path)
     assert not list(tmp_path.iterdir())
 

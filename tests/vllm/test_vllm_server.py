@@ -47,7 +47,7 @@ async def test_python_without_vllm_is_told_what_to_install(tmp_path: Path, monke
     bare.write_text("#!/bin/sh\necho no\n")
     bare.chmod(0o755)
     monkeypatch.setenv("AUTOINTERP_VLLM_PYTHON", str(bare))
-    with pytest.raises(AutointerpError, match=r"pip install 'autointerp\[vllm\]'"):
+    with pytest.raises(AutointerpError, match=r"pip install 'autointerp-sae\[vllm\]'"):
         await VllmBackend(LLMConfig(model="vllm:some/model")).start()
     monkeypatch.setenv("AUTOINTERP_VLLM_PYTHON", str(tmp_path / "absent"))
     with pytest.raises(AutointerpError, match="AUTOINTERP_VLLM_PYTHON: cannot run"):
