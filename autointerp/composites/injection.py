@@ -94,7 +94,7 @@ def inject(
         recovered_by_noise={noise: int(seen[i :: len(NOISES)].sum()) for i, noise in enumerate(NOISES)},
         false_flags=int(flagged[n + wanted :].sum() + (flagged[:n] & ~before).sum()),
         on_circles=sum(CIRCLES),
-        labelled_subspace=int((again["label"][circles] == "subspace").sum()),
+        labelled_subspace=int(np.sum(again["label"].to_numpy()[circles] == "subspace")),
     )
 
 

@@ -85,7 +85,8 @@ async def better(written: Sequence[Explanation], held: Sequence[Context], llm: L
     if len(texts) < 2 or not held:
         return next((each for each in written if each.text), written[0])
     values = [await _detects(text, held, llm, how) for text in texts]
-    best = max(range(len(texts)), key=lambda i: -1.0 if values[i] is None else values[i])
+    ranks = [-1.0 if value is None else value for value in values]
+    best = ranks.index(max(ranks))
     lines = [f"{'no value' if value is None else f'{value:.3f}'}  {text}" for value, text in zip(values, texts)]
     return Explanation(texts[best], raw="\n".join([f"average precision on {len(held)} train windows:", *lines]))
 

@@ -50,12 +50,12 @@ async def explain(
     texts = _read(path, tuple(sorted((only or {}).items())), stamp).get(feature.feature)
     if not texts:
         return Explanation(None, failure=f"{path.name} has no explanation of it")
-    if len(texts) > 1:
+    given, *others = texts
+    if others:
         return Explanation(None, failure=f"{path.name} has {len(texts)} explanations of it: choose by the option only")
-    text = texts[0].text
-    if text is None:
-        return Explanation(None, failure=f"its explanation in {path.name} {texts[0].why}")
-    return Explanation(text, raw=texts[0].raw)
+    if given.text is None:
+        return Explanation(None, failure=f"its explanation in {path.name} {given.why}")
+    return Explanation(given.text, raw=given.raw)
 
 
 @dataclass(frozen=True, slots=True)

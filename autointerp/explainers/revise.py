@@ -75,7 +75,7 @@ async def _mistakes(
 ) -> tuple[list[Context], list[Context]]:
     """Firing windows on the wrong side of the judge's best threshold, and silent ones, the worst first."""
     verdicts = await judge(text, [Item.window(window) for window in windows], llm, how)
-    heard = [(verdict, window) for verdict, window in zip(verdicts, windows) if not isinstance(verdict, str)]
+    heard = [(verdict, window) for verdict, window in zip(verdicts, windows) if isinstance(verdict, tuple)]
     ranked = sorted(((evidence, window) for (evidence, _), window in heard), key=lambda pair: pair[0])
     usual = 0.5 if any(probability is None for (_, probability), _ in heard) else 0.0  # labels, or log odds
     yes_from = best_threshold([window.fires for _, window in ranked], [evidence for evidence, _ in ranked], usual)

@@ -137,7 +137,7 @@ class _Patched:
         return ids if any(letter.isalnum() for letter in self.text(ids)) else []
 
     def text(self, ids: list[int]) -> str:
-        return " ".join(self._tokenizer.decode(ids).split())
+        return " ".join(str(self._tokenizer.decode(ids)).split())
 
     def log_probabilities(self, rows: Sequence[tuple[torch.Tensor, list[int]]]) -> list[float]:
         """Mean log-probability a token of each continuation (ids) behind the prompt with a vector [d_model] in it."""

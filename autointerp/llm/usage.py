@@ -14,7 +14,7 @@ from autointerp.errors import AutointerpError
 
 NOT_IN_KEYS = "it counts what was asked"
 
-RequestKind = Literal["complete", "choose", "fill"]
+RequestKind = Literal["complete", "choose", "fill", "weigh"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ async def score(explanation: str, examples: Sequence[Context], llm: LLM, *, wind
     summed = summarise(items, verdicts, answers=False)
     metrics = {
         f"nats_{name}": _mean(
-            [v[0] for item, v in zip(items, verdicts) if item.truth is fires and not isinstance(v, str)]
+            [v[0] for item, v in zip(items, verdicts) if item.truth is fires and isinstance(v, tuple)]
         )
         for name, fires in (("firing", True), ("silent", False))
     }
