@@ -203,8 +203,8 @@ class _Sampler:
                 ("random", silent, [None] * len(silent.row)),
                 ("near", nearby, [None] * len(nearby.row)),
             )
-            for kind, found, quantiles in kinds:
-                for place, tokens, values, row, quantile in zip(*self._read(found, position, activation), quantiles):
+            for kind, drawn, quantiles in kinds:
+                for place, tokens, values, row, quantile in zip(*self._read(drawn, position, activation), quantiles):
                     document = int(self.corpus.documents[row])
                     yield Context(feature, example, split, kind, quantile, document, place, tokens, values)
                     example += 1

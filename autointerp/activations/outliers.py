@@ -54,9 +54,9 @@ def find_outliers(rows: NDArray[np.floating], multiple: float) -> tuple[Outliers
     for start, part in _parts(rows):
         outlying = np.flatnonzero(is_outlying(torch.from_numpy(part), threshold).numpy())
         indices.append(start + outlying)
-        for i, of in enumerate((part, part[outlying])):
-            sums[i] += of.sum(0)
-            powers[i] += np.square(of).sum()
+        for i, counted in enumerate((part, part[outlying])):
+            sums[i] += counted.sum(0)
+            powers[i] += np.square(counted).sum()
     index = np.concatenate(indices)
     mean = sums[0] / len(rows)
     total = powers[0] - len(rows) * mean @ mean

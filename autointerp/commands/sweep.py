@@ -113,7 +113,7 @@ def _with_sae_of(config: Config, seed: int, trained: Mapping[tuple[str, int], Pa
         return config
     folder = trained.get((union[1:], seed))
     if folder is None:
-        known = [name for name, of in trained if of == seed]
+        known = [name for name, trained_at in trained if trained_at == seed]
         raise ConfigError(f"composites.union: no earlier variant {union[1:]!r}{did_you_mean(union[1:], known)}")
     return config.model_copy(update={"composites": config.composites.model_copy(update={"union": str(folder)})})
 
@@ -145,8 +145,8 @@ def _composites(folder: Path) -> list[dict[str, Any]]:
         if column == "cofire":
             rows.append({"metric": "share_cofiring", "value": sum(x >= CONFIRM_SHARE for x in shares) / living})
     facts = json.loads((folder / "manifest.json").read_text())["facts"]
-    for metric, of in (("no_sums_pass", "reencode"), ("no_sums_cofire", "union")):
-        plain = facts.get(of, {}).get("no_sums") or {"n": 0}
+    for metric, section in (("no_sums_pass", "reencode"), ("no_sums_cofire", "union")):
+        plain = facts.get(section, {}).get("no_sums") or {"n": 0}
         rows.append({"metric": metric, "value": plain["pass"] / plain["n"] if plain["n"] else None})
     return rows
 

@@ -87,9 +87,9 @@ def gram(rows: Rows, queries: torch.Tensor, index: torch.Tensor) -> torch.Tensor
     step = max(1, min(b, room // ((m + 1) * rows.shape[1])))
     buffer = torch.empty(step * (m + 1), rows.shape[1], device=rows.device)
     for start in range(0, b, step):
-        some = family[start : start + step]
-        held = buffer[: some.numel()]
-        held = rows.take(some.flatten(), held.view(-1, rows.shape[1])).view(*some.shape, -1)
+        members = family[start : start + step]
+        held = buffer[: members.numel()]
+        held = rows.take(members.flatten(), held.view(-1, rows.shape[1])).view(*members.shape, -1)
         torch.bmm(held, held.transpose(1, 2), out=products[start : start + step])
     return products
 
@@ -120,10 +120,10 @@ def decompose(
     step = max(1, min(block, 4_000_000 // lists.shape[1] ** 2))  # a dozen [b, m, m] tensors live at once
     done = []
     for start in range(0, max(len(queries), 1), step):
-        some = queries[start : start + step]
-        done.append(_fit_block(Z, white, some, lists[start : start + step], bars))
+        asked = queries[start : start + step]
+        done.append(_fit_block(Z, white, asked, lists[start : start + step], bars))
         if bar is not None:
-            bar.advance(len(some))
+            bar.advance(len(asked))
     return Fits(**{field.name: torch.cat([getattr(part, field.name) for part in done]) for field in fields(Fits)})
 
 
@@ -160,7 +160,7 @@ def _fit_block(Z: Rows, white: Rows, queries: torch.Tensor, index: torch.Tensor,
 
     near = present & (iso.c.clamp_min(0) ** 2 >= bars["one"])
     nearest = torch.where(present, torch.where(near & real, plain.c + 2, plain.c), -torch.inf).argmax(1)
-    some = present.any(1)
+    any_present = present.any(1)
 
     def chosen(values: torch.Tensor, i: torch.Tensor, j: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         return torch.where(valid, values[at, i, j], 0)
@@ -186,9 +186,9 @@ def _fit_block(Z: Rows, white: Rows, queries: torch.Tensor, index: torch.Tensor,
         related_partial=chosen(partial, kp, kq, kinship),
         related_white_r2=chosen(white_r2, kp, kq, kinship),
         related_white_partial=chosen(white_partial, kp, kq, kinship),
-        nearest=torch.where(some, index[at, nearest], -1),
-        nearest_cosine=torch.where(some, plain.c[at, nearest], 0),
-        nearest_white=torch.where(some, iso.c[at, nearest], 0),
+        nearest=torch.where(any_present, index[at, nearest], -1),
+        nearest_cosine=torch.where(any_present, plain.c[at, nearest], 0),
+        nearest_white=torch.where(any_present, iso.c[at, nearest], 0),
         highest=torch.where(present, plain.c, -torch.inf).amax(1),
         near=near,
     )
@@ -206,8 +206,8 @@ def _partial(r2: torch.Tensor, products: _Products) -> torch.Tensor:
     """(R²₂ − R²₁) / (1 − R²₁), where R²₁ is that of the better single term."""
     import torch
 
-    one = torch.maximum(products.c[:, :, None], products.c[:, None, :]) ** 2
-    return (r2 - one) / (1 - one).clamp_min(1e-6)
+    single = torch.maximum(products.c[:, :, None], products.c[:, None, :]) ** 2
+    return (r2 - single) / (1 - single).clamp_min(1e-6)
 
 
 def _unrelated(white: _Products) -> torch.Tensor:

@@ -48,7 +48,7 @@ def plain_level(results: Sequence[Reencoding]) -> float | None:
     fewer than 20 such latents had tokens enough."""
     import numpy as np
 
-    shares = [one.share for one in results if one.share is not None and one.tokens >= CONFIRM_TOKENS]
+    shares = [result.share for result in results if result.share is not None and result.tokens >= CONFIRM_TOKENS]
     return float(np.quantile(shares, PLAIN_QUANTILE)) if len(shares) >= PLAIN_LEAST else None
 
 
@@ -104,12 +104,12 @@ def nonnegative_fit(projections: np.ndarray, gram: np.ndarray) -> np.ndarray:
     gained = np.zeros(len(projections))
     for size in range(1, len(gram) + 1):
         for subset in map(list, combinations(range(len(gram)), size)):
-            some = projections[:, subset] @ np.linalg.pinv(gram[np.ix_(subset, subset)])
-            gain = (some * projections[:, subset]).sum(1)
-            better = (some >= 0).all(1) & (gain > gained)
+            fitted = projections[:, subset] @ np.linalg.pinv(gram[np.ix_(subset, subset)])
+            gain = (fitted * projections[:, subset]).sum(1)
+            better = (fitted >= 0).all(1) & (gain > gained)
             gained[better] = gain[better]
             best[better] = 0
-            best[np.ix_(better, subset)] = some[better]
+            best[np.ix_(better, subset)] = fitted[better]
     return best
 
 
@@ -168,13 +168,13 @@ def swapped_parts(flagged: Mapping[int, Sequence[int]], seed: int) -> dict[int, 
     """
     import numpy as np
 
-    found = {}
+    cosines = {}
     for f, parts in flagged.items():
         own = {f, *parts}
         others = [g for g, theirs in flagged.items() if len(theirs) == len(parts) and own.isdisjoint({g, *theirs})]
         if others:
-            found[f] = list(flagged[others[np.random.default_rng([seed, f]).integers(len(others))]])
-    return found
+            cosines[f] = list(flagged[others[np.random.default_rng([seed, f]).integers(len(others))]])
+    return cosines
 
 
 def some_atomic(labels: Sequence[str], counts: np.ndarray, seed: int) -> np.ndarray:

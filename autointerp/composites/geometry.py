@@ -66,10 +66,10 @@ def geometry(
             asked = torch.arange(min(n, sample), device=Z.device)
         with full_precision(), torch.inference_mode():
             index, cosines = search(among, allowed, asked, max(RANKS), block)
-        found = cosines.cpu().numpy()
-        mmcs[name] = float(found[:, 0].mean()) if n > 1 else float("nan")
+        reached = cosines.cpu().numpy()
+        mmcs[name] = float(reached[:, 0].mean()) if n > 1 else float("nan")
         for rank in RANKS:
-            values = found[:, rank - 1]
+            values = reached[:, rank - 1]
             counts, _ = np.histogram(values[np.isfinite(values)], edges)
             scaled = counts * (n / max(len(asked), 1))
             rows.append(
@@ -78,7 +78,7 @@ def geometry(
                 )
             )
         if name == "dictionary":
-            hubs = hub_bands(index[:, 0].cpu().numpy(), found[:, 0])
+            hubs = hub_bands(index[:, 0].cpu().numpy(), reached[:, 0])
     return Geometry(pd.concat(rows, ignore_index=True), mmcs, hubs)
 
 

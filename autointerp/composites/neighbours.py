@@ -211,10 +211,10 @@ def not_zero(Z: Rows) -> torch.Tensor:
     """[n] bool: rows that are a direction."""
     import torch
 
-    found = torch.empty(len(Z), dtype=torch.bool, device=Z.device)  # parts of it, kept, would hold freed blocks apart
+    mask = torch.empty(len(Z), dtype=torch.bool, device=Z.device)  # parts of it, kept, would hold freed blocks apart
     for start in range(0, len(Z), 4096):
-        found[start : start + 4096] = (Z[start : start + 4096] != 0).any(1)
-    return found
+        mask[start : start + 4096] = (Z[start : start + 4096] != 0).any(1)
+    return mask
 
 
 def search(
@@ -295,24 +295,24 @@ def _nearest(
     buffer = torch.empty(min(block, len(queries)), groups * _GROUP, dtype=dtype, device=Z.device)
     candidate_error = torch.zeros((), device=Z.device)
     for first in range(0, len(names), chunk):
-        some = names[first : first + chunk]
+        part = names[first : first + chunk]
         whole = len(names) == len(Z)
-        C = Z[first : first + chunk] if whole else Z[some]
+        C = Z[first : first + chunk] if whole else Z[part]
         c = C.to(dtype)
         if few:
             candidate_error = torch.maximum(candidate_error, _errors(C, c).max())
         del C
-        width = -(-len(some) // _GROUP) * _GROUP
+        width = -(-len(part) // _GROUP) * _GROUP
         for at in range(0, len(queries), block):
             here = slice(at, min(at + block, len(queries)))
             scores = buffer[: here.stop - at, :width]
-            scores[:, len(some) :] = -torch.inf
-            torch.mm(q[here], c.T, out=scores[:, : len(some)])
+            scores[:, len(part) :] = -torch.inf
+            torch.mm(q[here], c.T, out=scores[:, : len(part)])
             mine = own[here] - first
-            there = ((own[here] >= 0) & (mine >= 0) & (mine < len(some))).nonzero().squeeze(1)
+            there = ((own[here] >= 0) & (mine >= 0) & (mine < len(part))).nonzero().squeeze(1)
             scores[there, mine[there]] = -torch.inf
             values, columns = _top(scores, min(keep, width))
-            best.merge(here, torch.where(values > -torch.inf, some[columns.clamp_max(len(some) - 1)], -1), values)
+            best.merge(here, torch.where(values > -torch.inf, part[columns.clamp_max(len(part) - 1)], -1), values)
     floor = best.values.amin(1)  # -inf where nothing was left out
     index, cosine = _in_float32(Z, Q, best.columns)
     rounding = floor.abs() * torch.finfo(dtype).eps + Z.shape[1] * torch.finfo(torch.float32).eps
@@ -325,10 +325,10 @@ def _nearest(
 def _errors(rows: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
     import torch
 
-    found = torch.empty(len(rows), device=rows.device)
+    norms = torch.empty(len(rows), device=rows.device)
     for start in range(0, len(rows), 4096):
-        found[start : start + 4096] = (rows[start : start + 4096] - rounded[start : start + 4096].float()).norm(dim=1)
-    return found
+        norms[start : start + 4096] = (rows[start : start + 4096] - rounded[start : start + 4096].float()).norm(dim=1)
+    return norms
 
 
 def _in_float32(Z: Rows, Q: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

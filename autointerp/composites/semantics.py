@@ -32,8 +32,8 @@ async def entails(whole: str, part: str, llm: LLM) -> Entailment:
         )
         if answer.text is None:
             return Entailment(None, answer.failure or "the judge gave no answer")
-        said = parse_yes_no(answer.text)
-        if isinstance(said, bool):
-            return Entailment(float(said))
-        failure = said
+        verdict = parse_yes_no(answer.text)
+        if isinstance(verdict, bool):
+            return Entailment(float(verdict))
+        failure = verdict
     return Entailment(None, failure)

@@ -74,8 +74,8 @@ def subspaces(
     asked = ((family >= 0).sum(1) >= 2 + BEYOND - 1).nonzero().squeeze(1)  # and the latent itself
     spaces: set[tuple[int, ...]] = set()
     for start in range(0, len(asked), block):
-        some = asked[start : start + block]
-        spaces |= _local_spaces(Z, queries[some], family[some])
+        part = asked[start : start + block]
+        spaces |= _local_spaces(Z, queries[part], family[part])
     if not spaces:
         return []
     known = _Dictionary(Z, _near(queries, direct), _copies(queries, leader), _sums(queries, fits))

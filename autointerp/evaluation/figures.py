@@ -185,11 +185,11 @@ def _bootstrap(by_document: Floats, seed: int) -> dict[str, tuple[float, float]]
         for part in np.array_split(np.arange(RESAMPLES), parts)
     ]
     resampled = _named(np.concatenate(drawn))
-    found: dict[str, tuple[float, float]] = {}
+    intervals: dict[str, tuple[float, float]] = {}
     for figure in FIGURES:
         values = figure.of(resampled)
         values = values[~np.isnan(values)]
         if len(values) > RESAMPLES / 2:
             low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-            found[figure.name] = float(low), float(high)
-    return found
+            intervals[figure.name] = float(low), float(high)
+    return intervals

@@ -81,8 +81,10 @@ def latent_figures(measured: Measured) -> list[dict[str, Any]]:
         ("dense_firings", of_firings(DENSE), None if firings else "nothing fires"),
         ("frequent_firings", of_firings(FREQUENT), None if firings else "nothing fires"),
     ]
-    found = [{"metric": name, "value": value, "n": tokens, "note": note} for name, value, note in rows]
+    metrics = [{"metric": name, "value": value, "n": tokens, "note": note} for name, value, note in rows]
     if bos := measured.bos_tokens:
         l0 = float(measured.at_bos.sum() / bos)
-        found.append({"metric": "l0_on_bos", "value": l0, "n": bos, "note": "BOS is not replaced by what the SAE says"})
-    return found
+        metrics.append(
+            {"metric": "l0_on_bos", "value": l0, "n": bos, "note": "BOS is not replaced by what the SAE says"}
+        )
+    return metrics

@@ -153,7 +153,7 @@ def saebench(
         "max_decoder_cosine_sim": features["max_cosine"].tolist(),
         "max_encoder_cosine_sim": encoder["max_cosine"].tolist(),
     }
-    details = [dict(zip(columns, (_number(v) for v in one))) for one in zip(*columns.values())]
+    details = [dict(zip(columns, (_number(v) for v in entry))) for entry in zip(*columns.values())]
     return {"eval_type_id": "core", **about, "eval_result_metrics": metrics, "eval_result_details": details}
 
 

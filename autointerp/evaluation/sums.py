@@ -105,12 +105,12 @@ def measure(
         by_document = torch.zeros(len(documents), len(COLUMNS), dtype=torch.float64, device=device)
         latents = _Latents(d_sae, classes.to(device), device)
         size = min(batch_tokens, LOGITS.get(torch.device(device).type, LOGITS["cpu"]) // len(classes))
-        for some, tokens in batches(rows, size):
+        for batch, tokens in batches(rows, size):
             tokens = tokens.to(device)
             logits, x, y = model.run(tokens)
-            kept, apart = _kept(some, tokens, x, skip, outlier_threshold)
-            lengths = torch.tensor([len(row.tokens) for row in some], device=device)
-            owner = torch.tensor([number[row.document] for row in some], device=device)
+            kept, apart = _kept(batch, tokens, x, skip, outlier_threshold)
+            lengths = torch.tensor([len(row.tokens) for row in batch], device=device)
+            owner = torch.tensor([number[row.document] for row in batch], device=device)
             if apart.any():
                 row, position = apart.nonzero().unbind(1)
                 values = _outlying(sae, x[apart], y[apart], mean_of_all)
@@ -177,10 +177,10 @@ def _means(
 
     total = others = torch.zeros((), dtype=torch.float64)
     count = more = 0
-    for some, tokens in batches(rows, batch_tokens):
+    for batch, tokens in batches(rows, batch_tokens):
         tokens = tokens.to(device)
         x, y = model.ends(tokens)
-        kept, apart = _kept(some, tokens, x, skip, threshold)
+        kept, apart = _kept(batch, tokens, x, skip, threshold)
         total, count = total.to(y.device) + y[kept].sum(0, dtype=torch.float64), count + int(kept.sum())
         if apart.any():
             others, more = others.to(y.device) + y[apart].sum(0, dtype=torch.float64), more + int(apart.sum())
@@ -220,32 +220,32 @@ def _reconstruct(
     import torch
 
     parts: list[Tensor] = []
-    found: dict[str, list[Tensor]] = {"l0": [], "l1": []}
+    added: dict[str, list[Tensor]] = {"l0": [], "l1": []}
     step = max(1, DENSE // d_sae)
     for at in range(0, len(x), step):
-        some = slice(at, at + step)
-        codes = sae.encode(x[some])
-        found["l0"].append((codes > 0).sum(1))
-        found["l1"].append(codes.sum(1, dtype=torch.float32))
-        latents.add(codes, row[some], tokens[some])
-        parts.append(sae.decode(codes, x[some]).float())
+        piece = slice(at, at + step)
+        codes = sae.encode(x[piece])
+        added["l0"].append((codes > 0).sum(1))
+        added["l1"].append(codes.sum(1, dtype=torch.float32))
+        latents.add(codes, row[piece], tokens[piece])
+        parts.append(sae.decode(codes, x[piece]).float())
     latents.end_rows()
     out = torch.cat(parts)
     norm_in, norm_out = y.norm(dim=1), out.norm(dim=1)
     inner = (y * out).sum(1)
     residual, variance = (y - out).square().sum(1), (y - mean).square().sum(1)
-    one = 1e-12  # a zero vector has no direction: its cosine and ratio count as 0
+    least = 1e-12  # a zero vector has no direction: its cosine and ratio count as 0
     return out, {
         "tokens": torch.ones_like(norm_in),
-        **{name: torch.cat(values) for name, values in found.items()},
+        **{name: torch.cat(values) for name, values in added.items()},
         "residual": residual,
         "mse": residual / y.shape[1],
         "variance": variance,
-        "unexplained": residual / variance.clamp_min(one),
-        "cosine": inner / (norm_in * norm_out).clamp_min(one),
+        "unexplained": residual / variance.clamp_min(least),
+        "cosine": inner / (norm_in * norm_out).clamp_min(least),
         "norm_in": norm_in,
         "norm_out": norm_out,
-        "norm_ratio": norm_out / norm_in.clamp_min(one),
+        "norm_ratio": norm_out / norm_in.clamp_min(least),
         "out_out": norm_out.square(),
         "in_out": inner,
     }
@@ -277,11 +277,11 @@ def _compare(
             parts[f"ce_{name}"].append(of_other - other.gather(1, target)[:, 0])
             apart = (probabilities * other.neg_().add_(base)).sum(1)
             parts[f"kl_{name}"].append((apart + of_other - normaliser).clamp_min(0))
-    found = {name: torch.cat(values) for name, values in parts.items()}
-    for name in found:
+    joined = {name: torch.cat(values) for name, values in parts.items()}
+    for name in joined:
         if name.startswith("ce_"):
-            found[name] = found[name].masked_fill(last, 0.0)
-    return found | {"predictions": (~last).float()}
+            joined[name] = joined[name].masked_fill(last, 0.0)
+    return joined | {"predictions": (~last).float()}
 
 
 class _Latents:

@@ -95,13 +95,13 @@ def read_explanations(path: Path, only: Mapping[str, str] | None = None) -> dict
 
 
 def _text(value: Any, row: Row) -> Text:
-    said = "" if value is None else str(value)
-    text = " ".join(clean(said).split())
+    raw = "" if value is None else str(value)
+    text = " ".join(clean(raw).split())
     if not any(letter.isalnum() for letter in text):
-        return Text(None, said, row.get("failure") or "is empty")
+        return Text(None, raw, row.get("failure") or "is empty")
     if text == UNPARSED:
-        return Text(None, said, "says that its explainer's answer could not be parsed")
-    return Text(text, said)
+        return Text(None, raw, "says that its explainer's answer could not be parsed")
+    return Text(text, raw)
 
 
 def _column(row: Row, names: tuple[str, ...], where: str) -> str:

@@ -118,14 +118,14 @@ class _Patched:
 
         bridge: Any = self._subject.bridge
         with torch.no_grad(), bridge.hooks(fwd_hooks=[(self._subject.hook.name, put)]):
-            said = bridge.original_model.generate(
+            rows = bridge.original_model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=tokens,
                 do_sample=False,
                 pad_token_id=self._tokenizer.eos_token_id or 0,
             )
-        return [self._cut(row[len(self._ids) :].tolist()) for row in said]
+        return [self._cut(row[len(self._ids) :].tolist()) for row in rows]
 
     def _cut(self, ids: list[int]) -> list[int]:
         special = set(self._tokenizer.all_special_ids)

@@ -35,23 +35,23 @@ def draw(report: Path, out: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    found: dict[str, Any] = json.loads(report.read_text())
+    figures: dict[str, Any] = json.loads(report.read_text())
     figure, axes = plt.subplots(2, 3, figsize=(13, 7), layout="constrained")
     for axis, (rank, name) in zip(axes[0], RANK.items()):
-        _histogram(axis, [row for row in found["profile"] if row["rank"] == rank])
+        _histogram(axis, [row for row in figures["profile"] if row["rank"] == rank])
         axis.set_title(f"each latent's {name} with another", loc="left", fontsize=10)
     axes[0, 0].set_ylabel("latents")
-    means = [f"{value:.3f}" for value in found["mmcs"].values()]
+    means = [f"{value:.3f}" for value in figures["mmcs"].values()]
     axes[0, 0].set_xlabel(f"means {' / '.join(means)}: dictionary / random / same covariance", fontsize=9)
     axes[0, -1].legend(frameon=False, fontsize=9)
-    _hubs(axes[1, 0], axes[1, 1], found["hubs"])
-    _meta(axes[1, 2], found["meta_sae"])
+    _hubs(axes[1, 0], axes[1, 1], figures["hubs"])
+    _meta(axes[1, 2], figures["meta_sae"])
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
-    title = f"{found['latents']:,} latents of width {found['width']:,}"
-    if found["other"]:
-        title += f" · to the other dictionary: mean highest cosine {found['other']['mmcs']:.3f}, "
-        title += f"{found['other']['distinct']:.1%} of latents below .2"
+    title = f"{figures['latents']:,} latents of width {figures['width']:,}"
+    if figures["other"]:
+        title += f" · to the other dictionary: mean highest cosine {figures['other']['mmcs']:.3f}, "
+        title += f"{figures['other']['distinct']:.1%} of latents below .2"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     figure.savefig(out, dpi=110, format="png")
     plt.close(figure)
@@ -91,10 +91,12 @@ def _meta(axis: Any, meta: dict[str, dict[str, float]] | None) -> None:
     if meta is None:
         axis.text(0.5, 0.5, "not trained", ha="center", transform=axis.transAxes)
         return
-    for i, (name, of) in enumerate(meta.items()):
-        axis.barh(i, of["explained_variance"], color=COLOURS[name], height=0.6)
-        dead = f", {of['dead_fraction']:.0%} dead" if of["dead_fraction"] else ""
-        axis.annotate(f" {of['explained_variance']:.3f}{dead}", (max(of["explained_variance"], 0), i), va="center")
+    for i, (name, values) in enumerate(meta.items()):
+        axis.barh(i, values["explained_variance"], color=COLOURS[name], height=0.6)
+        dead = f", {values['dead_fraction']:.0%} dead" if values["dead_fraction"] else ""
+        axis.annotate(
+            f" {values['explained_variance']:.3f}{dead}", (max(values["explained_variance"], 0), i), va="center"
+        )
     axis.set_yticks(range(len(meta)), [NAMES[name] for name in meta])
     axis.set_xlim(0, 1)
     axis.invert_yaxis()

@@ -113,9 +113,12 @@ def draw(swept: Sweep, path: Path) -> None:
     for axis, metric in zip(axes[dots:].flat, positions):
         for variant in variants:
             places: dict[int, list[float]] = {}
-            for one in swept.figures:
-                if (one.variant, one.metric) == (variant, metric) and None not in (one.position, one.value):
-                    places.setdefault(one.position // BAND, []).append(one.value)  # type: ignore[operator, arg-type]
+            for measured in swept.figures:
+                if (measured.variant, measured.metric) == (variant, metric) and None not in (
+                    measured.position,
+                    measured.value,
+                ):
+                    places.setdefault(measured.position // BAND, []).append(measured.value)  # type: ignore[operator, arg-type]
             middles = [BAND * (band + 0.5) for band in places]
             axis.plot(middles, [fmean(values) for values in places.values()], linewidth=1.4, label=variant)
         axis.set_title(f"{metric.replace('_', ' ')}, by position", fontsize=10, loc="left", color=INK)

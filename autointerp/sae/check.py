@@ -119,7 +119,7 @@ def _explained(residual: float, target: Tensor) -> float:
 
 
 def _warnings(sae: SAE, x: Tensor, l0: float, explained: float) -> tuple[str, ...]:
-    found: list[str] = []
+    faults: list[str] = []
     cfg = sae.cfg
     norms = x.float().norm(dim=-1)
     outliers = norms > 10 * norms.median()
@@ -150,16 +150,16 @@ def _warnings(sae: SAE, x: Tensor, l0: float, explained: float) -> tuple[str, ..
             likely.append("the hook, which the checkpoint does not name")
         if cfg.dtype != "float32":
             likely.append(f"dtype: the weights were stored as {cfg.dtype}")
-        found.append(f"explained variance is {explained:.2f}; likely: " + "; ".join(likely))
+        faults.append(f"explained variance is {explained:.2f}; likely: " + "; ".join(likely))
     if cfg.k is not None and not 0.5 * cfg.k <= l0 <= 1.5 * cfg.k:
-        found.append(
+        faults.append(
             f"L0 is {l0:.1f}, trained for {cfg.k}: pre-activations of the wrong size or sign, as of another hook, "
             "another input normalisation, or BOS tokens"
         )
     elif l0 < 1:
-        found.append(f"L0 is {l0:.2f}: almost nothing fires, as after the wrong input normalisation or hook")
+        faults.append(f"L0 is {l0:.2f}: almost nothing fires, as after the wrong input normalisation or hook")
     elif l0 > 0.3 * cfg.d_sae:
-        found.append(
+        faults.append(
             f"L0 is {l0:.0f} of {cfg.d_sae} latents: not sparse, as after the wrong input normalisation or hook"
         )
-    return tuple(found)
+    return tuple(faults)

@@ -86,8 +86,8 @@ class Predictor(nn.Module):
     def _attend(self, layer: int, past: Tensor, codes: Tensor) -> Tensor:
         """Causal attention from a token to the codes before it, [b, s, d_sae]."""
         q, k, v = (
-            self._linear(layer, name, of).unflatten(-1, (self._attention.heads, -1)).transpose(1, 2)
-            for name, of in (("q_target", codes), ("k_ctx", past), ("v_ctx", past))
+            self._linear(layer, name, inputs).unflatten(-1, (self._attention.heads, -1)).transpose(1, 2)
+            for name, inputs in (("q_target", codes), ("k_ctx", past), ("v_ctx", past))
         )
         mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self._linear(layer, "c_proj", mixed.transpose(1, 2).flatten(-2))

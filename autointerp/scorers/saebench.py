@@ -46,11 +46,11 @@ async def score(
     items = sample(examples, rng, top=top, weighted=weighted, silent=silent, buffer=buffer)
     if items is None:
         return failed([], f"needs {top + weighted} firing and {silent} random windows: raise contexts.test_activating")
-    said = await _answer(explanation, items, llm, reask)
-    if isinstance(said, str):
-        return failed(items, said)
-    hits = [(number in said) == item.truth for number, item in enumerate(items, start=1)]
-    value, yes = sum(hits) / len(items), sum(number in said for number in range(1, len(items) + 1)) / len(items)
+    named = await _answer(explanation, items, llm, reask)
+    if isinstance(named, str):
+        return failed(items, named)
+    hits = [(number in named) == item.truth for number, item in enumerate(items, start=1)]
+    value, yes = sum(hits) / len(items), sum(number in named for number in range(1, len(items) + 1)) / len(items)
     low, high = stats.share_interval(sum(hits), len(items)) or (None, None)
     base = sum(item.truth for item in items) / len(items)
     chance = base * yes + (1 - base) * (1 - yes)  # as many named, the labels permuted
@@ -62,7 +62,7 @@ async def score(
         0,
         base,
         {"accuracy": value, "accuracy_of_none": 1 - base},
-        tuple(_judgement(item, number in said) for number, item in enumerate(items, start=1)),
+        tuple(_judgement(item, number in named) for number, item in enumerate(items, start=1)),
         chance=chance,
         corrected=stats.chance_corrected(value, chance),
         yes_rate=yes,
@@ -113,9 +113,9 @@ async def _answer(explanation: str, items: Sequence[Item], llm: LLM, reask: int)
         )
         if answer.text is None:
             return answer.failure or "the judge gave no answer"
-        said = read(answer.text, len(items))
-        if said is not None:
-            return said
+        named = read(answer.text, len(items))
+        if named is not None:
+            return named
         failure = f"the answer is neither numbers nor None: {answer.text[:60]!r}"
     return failure
 
@@ -132,6 +132,6 @@ def read(text: str, n: int) -> set[int] | None:
     return numbers if all(1 <= number <= n for number in numbers) else None
 
 
-def _judgement(item: Item, said: bool) -> Judgement:
+def _judgement(item: Item, yes: bool) -> Judgement:
     context = item.context
-    return Judgement(context.example, item.kind, context.quantile, float(item.truth), float(said), text=item.text)
+    return Judgement(context.example, item.kind, context.quantile, float(item.truth), float(yes), text=item.text)

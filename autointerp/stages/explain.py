@@ -53,11 +53,11 @@ def uses(config: Config) -> Iterator[Use]:
         options = bind_options("explainer", plugin.name, explain, plugin.options, config.seed)
         asked = stages_of(needs(explain) - {"constituents"})
         evidence = ["corpus", "harvest", "select", "directions", "contexts", *asked]
-        of = reads(config, plugin)
+        source = reads(config, plugin)
         makers = makers_of(explain)
-        given = Explaining(plugin, explain, options, makers, _neighbours_shown(explain, options), of)
-        if of is not None:
-            evidence += ["reencode", f"explain/{of}"]
+        given = Explaining(plugin, explain, options, makers, _neighbours_shown(explain, options), source)
+        if source is not None:
+            evidence += ["reencode", f"explain/{source}"]
             given = replace(given, pair=pair_of(config, plugin))
         names = tuple(dict.fromkeys(evidence))
         yield Use(

@@ -176,7 +176,7 @@ def _calibration(job: Job, split: Split, explanations: Mapping[int, str | None])
     rows = list(zip(*(column.to_pylist() for column in table.columns)))
 
     def make(features: Sequence[int]) -> dict[int, tuple[tuple[bool, float], ...]]:
-        return {f: tuple((truth == 1, evidence) for of, truth, evidence in rows if of != f) for f in features}
+        return {f: tuple((truth == 1, evidence) for other, truth, evidence in rows if other != f) for f in features}
 
     return make
 

@@ -95,9 +95,9 @@ FIRING_BYTES = 6  # position and activation
 
 
 def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
-    of = f"{subject_of(config)}, {sae_of(config)}"
+    speed_of = f"{subject_of(config)}, {sae_of(config)}"
     firings = sizes.tokens * (sizes.active or USUAL_ACTIVE)
-    return Amount(sizes.tokens, "tokens", of, guess=2e-4, bytes=FIRING_BYTES * firings)
+    return Amount(sizes.tokens, "tokens", speed_of, guess=2e-4, bytes=FIRING_BYTES * firings)
 
 
 STAGE = Stage(

@@ -50,14 +50,14 @@ def resolve_hook(name: str, n_layers: int, known: Iterable[str] | None = None) -
     """
     usual = [f"blocks.{layer}.{suffix}" for layer in range(n_layers) for suffix in USUAL]
     points = {*known} if known is not None else {*usual, "hook_embed", "ln_final.hook_normalized"}
-    found, layer = _translate(name, n_layers)
+    translated, layer = _translate(name, n_layers)
     if layer >= n_layers:
         raise ConfigError(f"subject.hook {name!r}: the model has the layers 0 to {n_layers - 1}")
-    if found not in points:
-        block = _BLOCK.fullmatch(found)
+    if translated not in points:
+        block = _BLOCK.fullmatch(translated)
         near = [point for point in points if block is None or point.startswith(f"blocks.{layer}.")]
-        raise ConfigError(f"subject.hook: the model has no {name!r}{did_you_mean(found, near)}")
-    return ResolvedHook(found, layer, name)
+        raise ConfigError(f"subject.hook: the model has no {name!r}{did_you_mean(translated, near)}")
+    return ResolvedHook(translated, layer, name)
 
 
 def _translate(name: str, n_layers: int) -> tuple[str, int]:

@@ -173,12 +173,12 @@ def oracle(prompt: str, neutral: Sequence[str], seed: int = 0) -> str:
     """
     rng = random.Random(f"{seed}:{prompt}")
     if wanted := re.search(r"Write (\d+) texts", prompt):
-        said = re.search(r"the words ([\w, ]+); raises", prompt)
-        triggers = said[1].split(", ") if said else neutral
+        match = re.search(r"the words ([\w, ]+); raises", prompt)
+        triggers = match[1].split(", ") if match else neutral
         lines = (" ".join([*rng.choices(neutral, k=6), rng.choice(triggers)]) for _ in range(int(wanted[1])))
         return "\n".join(f"{i}. {line}" for i, line in enumerate(lines, 1))
-    said = re.search(r"; raises ([\w, ]+)", prompt)
-    effects = set(said[1].split(", ")) if said else set()
+    match = re.search(r"; raises ([\w, ]+)", prompt)
+    effects = set(match[1].split(", ")) if match else set()
     options = re.findall(r"^(\d+)\. (.*)$", prompt, re.MULTILINE)
     fits = {number: sum(word in effects for word in re.findall(r"\w+", text)) for number, text in options}
     best = max(fits.values(), default=0)

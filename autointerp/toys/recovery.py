@@ -44,7 +44,7 @@ class Truth:
     near: tuple[frozenset[int], ...]  # per true feature: the living latents that have its direction
 
     def of_kind(self, kind: Kind) -> list[int]:
-        return [latent for latent, found in enumerate(self.kinds) if found == kind]
+        return [latent for latent, own in enumerate(self.kinds) if own == kind]
 
     def detectable(self, latent: int) -> bool:
         """Whether each part of the composite `latent` is the direction of another latent."""
@@ -67,15 +67,15 @@ def truth(decoder: np.ndarray, features: np.ndarray, alive: np.ndarray, bounds: 
     kinds: list[Kind] = []
     parts: list[tuple[int, ...]] = []
     for latent in range(len(decoder)):
-        of = _sum(cosines[latent], true, bounds) if alive[latent] else ()
-        if of:
+        members = _sum(cosines[latent], true, bounds) if alive[latent] else ()
+        if members:
             kinds.append("composite")
         elif close[latent].any():
             kinds.append("feature")
-            of = (int(cosines[latent].argmax()),)
+            members = (int(cosines[latent].argmax()),)
         else:
             kinds.append("other" if alive[latent] else "dead")
-        parts.append(of)
+        parts.append(members)
     near = tuple(frozenset(np.nonzero(column)[0].tolist()) for column in close.T)
     return Truth(tuple(kinds), tuple(parts), near)
 
@@ -170,14 +170,14 @@ def agreement(known: Truth, flagged: Collection[int], copy_of: Mapping[int, int]
     """
     composites = known.of_kind("composite")
     detectable = [latent for latent in composites if known.detectable(latent)]
-    found = {latent for latent in composites if latent in flagged or copy_of.get(latent) in flagged}
+    seen = {latent for latent in composites if latent in flagged or copy_of.get(latent) in flagged}
     return Agreement(
         flagged=len(flagged),
         right=len(set(flagged) & set(composites)),
         composites=len(composites),
-        found=len(found),
+        found=len(seen),
         detectable=len(detectable),
-        found_detectable=len(found.intersection(detectable)),
+        found_detectable=len(seen.intersection(detectable)),
     )
 
 

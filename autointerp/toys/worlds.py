@@ -117,13 +117,13 @@ def forest(
     start = 0
     for level in levels[:-1]:
         children = torch.arange(start + level, start + level * (1 + branching))
-        of = start + torch.arange(len(children)) % level
-        asked = (probability[children] / probability[of]).view(branching, level)
+        parent = start + torch.arange(len(children)) % level
+        asked = (probability[children] / probability[parent]).view(branching, level)
         share = asked * (exhaustive / asked.sum(0)).clamp_max(1)
         high[children] = share.cumsum(0).flatten()
         low[children] = high[children] - share.flatten()
-        probability[children] = share.flatten() * probability[of]
-        parents[children] = of
+        probability[children] = share.flatten() * probability[parent]
+        parents[children] = parent
         start += level
     factors = torch.nn.functional.normalize(torch.randn(features, rank, generator=generator)) * correlation**0.5
     bar = torch.special.ndtri(1 - probability).float()
@@ -136,8 +136,8 @@ def forest(
         on = normal > bar
         draw = torch.rand(tokens, ends[-1], generator=generator)
         for first, last in pairwise(ends):  # parents before children
-            mine, of = slice(first, last), family[first:last]
-            on[:, mine] = on[:, of] & (draw[:, of] >= low[mine]) & (draw[:, of] < high[mine])
+            mine, parent = slice(first, last), family[first:last]
+            on[:, mine] = on[:, parent] & (draw[:, parent] >= low[mine]) & (draw[:, parent] < high[mine])
         return _strengths(on, generator)
 
     directions = _features(features, d, seed)
@@ -173,11 +173,11 @@ def _pairs_fire(
     on = uniform(tokens, len(probability)) < probability
     for g, h in pairs:
         # with p the chance that one fires, the pair is on with 2p / (1 + together), so that each keeps its p
-        some = uniform(tokens) < 2 * float(probability[g]) / (1 + together)
+        fires = uniform(tokens) < 2 * float(probability[g]) / (1 + together)
         both = uniform(tokens) < together
         first = uniform(tokens) < 0.5
-        on[:, g] = some & (both | first)
-        on[:, h] = some & (both | ~first)
+        on[:, g] = fires & (both | first)
+        on[:, h] = fires & (both | ~first)
     strengths = _strengths(torch.ones_like(on), generator)
     if not varying:
         for g, h in pairs:

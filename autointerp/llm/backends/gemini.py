@@ -296,9 +296,9 @@ def _kept(data: Mapping[str, Any]) -> Raw:
 
 def _kept_tokens(result: Mapping[str, Any]) -> list[list[Any]]:
     """The first token and its alternatives, each [text, log probability]; empty where they are not given."""
-    said = (result.get("chosen_candidates") or [None])[:1]
+    chosen = (result.get("chosen_candidates") or [None])[:1]
     top = ((result.get("top_candidates") or [{}])[0]).get("candidates") or []
-    known = [each for each in (*said, *top) if isinstance(each, Mapping) and each.get("log_probability") is not None]
+    known = [each for each in (*chosen, *top) if isinstance(each, Mapping) and each.get("log_probability") is not None]
     return [[str(each.get("token") or ""), each["log_probability"]] for each in known]
 
 

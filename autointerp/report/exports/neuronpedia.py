@@ -177,8 +177,8 @@ class _Names:
 def detail(judgement: dict[str, Any], window: dict[str, Any] | None) -> dict[str, Any]:
     """A judgement as a classifier's output of delphi, which is Neuronpedia's form too. `distance` is the quantile from
     1, -1 for a window in which the feature is silent. What could not be judged has nulls."""
-    said, truth = judgement["prediction"], bool(judgement["truth"])
-    prediction = None if said is None else bool(said)
+    answer, truth = judgement["prediction"], bool(judgement["truth"])
+    prediction = None if answer is None else bool(answer)
     tokens = window["tokens"] if window else []
     return {
         "text": judgement.get("text") or "".join(tokens),
