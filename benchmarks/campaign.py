@@ -1,7 +1,7 @@
 """Explainers by judges by controls on many features: how much is an explanation worth, and what does the score hang on?
 
     python benchmarks/campaign.py [--config reference] [--features 100] [--explainers default token_stats whole_words]
-        [--judges qwen2.5-coder-1.5b-instruct smollm2-135m] [--minutes 60]
+        [--judges qwen2.5-coder-1.5b-instruct smollm2-135m] [--windows 100] [--minutes 60]
 
 One run of the pipeline, RUNS/campaign, in as many parts as it takes: after `--minutes` it stops, writes what there is,
 and the same command goes on where it was. `--base-url` puts all judges behind an endpoint. It leaves campaign.json, .md
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=100)
     parser.add_argument("--explainers", nargs="+", default=["default", "token_stats", "whole_words"])
     parser.add_argument("--judges", nargs="+", default=["qwen2.5-coder-1.5b-instruct", "smollm2-135m"])
+    parser.add_argument("--windows", type=int, default=100, help="judged for each feature, half of them firing")
     parser.add_argument("--controls", nargs="*", default=[CONTROL])
     parser.add_argument("--base-url", help="of an OpenAI-compatible endpoint that has all judges")
     parser.add_argument("--minutes", type=float, default=60.0, help="then stop; run again to go on")
@@ -58,7 +59,7 @@ def main() -> None:
             print(f"stopped after {options.minutes:g} minutes, and there is no table yet ({error}): run again to go on")
             return
     report = summary(run, [label(judge) for judge in options.judges])
-    keys = ("config", "features", "explainers", "judges")
+    keys = ("config", "features", "explainers", "judges", "windows")
     given = " ".join(f"--{key} {' '.join(map(str, np.atleast_1d(getattr(options, key))))}" for key in keys)
     about = {"command": f"python benchmarks/campaign.py {given}", "whole": not within.over}
     write(about | report, options.out)
@@ -79,6 +80,9 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
         "features.count": options.features,
         "explainers": options.explainers,
         "scorers": [*judged, *CEILINGS],
+        "contexts.test_activating": options.windows // 2,
+        "contexts.test_random": options.windows // 4,
+        "contexts.test_near": options.windows // 4,
         "controls": options.controls,
     }
 
