@@ -29,6 +29,7 @@ from autointerp.plugins import needs
 from autointerp.records import Constituent, Context, Neighbour
 from autointerp.sae.describe import Description, describe
 from autointerp.stages.explain import evidence_of, explained
+from autointerp.stages.given import near_ones
 from autointerp.stages.select import choose, selected
 from autointerp.subject.describe import described_subject
 
@@ -195,9 +196,20 @@ class Known:
                 return [self._as_composite(sample) for sample in self.real(spread(population, most))]
             own = self.flagged(None).parts["own"]
             population = [feature for feature in population if feature in own]
-            # Composites alone can lend to composites.
-            return [replace(each, others=len(population) - 1) for each in self.real(spread(population, most))]
+            near = self._near(population)  # composites alone can lend to composites, of those that are not near
+            sampled = self.real(spread(population, most))
+            return [replace(each, others=len(population) - 1 - len(near[each.evidence.feature])) for each in sampled]
         return list(self.real(spread(population, most)))
+
+    def _near(self, features: Sequence[int]) -> dict[int, set[int]]:
+        """feature -> those of the features that are too near to lend to it; none are known before the directions."""
+        near: dict[int, set[int]] = {feature: set() for feature in features}
+        if "directions" in self.inputs:
+            for feature, others in near_ones(self.inputs["directions"] / "neighbours.parquet").items():
+                for other in near.keys() & set(others) if feature in near else ():
+                    near[feature].add(other)
+                    near[other].add(feature)
+        return near
 
     def real(self, features: Sequence[int]) -> Iterator[Sample]:
         """Samples of these features, from the harvest's own text."""

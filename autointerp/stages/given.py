@@ -216,7 +216,7 @@ def for_control(job: Job, pick: Callable[..., Any]) -> dict[str, Any]:
     """What a control asks for, of all features."""
     wanted, values = given_by_keyword(pick), {}
     if "neighbours" in wanted:
-        values["neighbours"] = _near_ones(job.inputs["directions"] / "neighbours.parquet")
+        values["neighbours"] = near_ones(job.inputs["directions"] / "neighbours.parquet")
     if "constituents" in wanted and "reencode" in job.inputs:
         table = pq.read_table(job.inputs["reencode"] / "composites.parquet", columns=["feature", "constituents"])
         values["constituents"] = {f: parts for f, parts in zip(*(c.to_pylist() for c in table.columns)) if parts}
@@ -226,7 +226,7 @@ def for_control(job: Job, pick: Callable[..., Any]) -> dict[str, Any]:
     return values
 
 
-def _near_ones(file: Path) -> dict[int, list[int]]:
+def near_ones(file: Path) -> dict[int, list[int]]:
     """feature -> its neighbours of a cosine of `NEAR` or more, of the features that have any."""
     table = pq.read_table(file, columns=["feature", "neighbour", "cosine"])
     near: dict[int, list[int]] = {}
