@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--judges", nargs="+", default=["qwen2.5-coder-1.5b-instruct", "smollm2-135m"])
     parser.add_argument("--windows", type=int, default=100, help="judged for each feature, half of them firing")
     parser.add_argument("--controls", nargs="*", default=[CONTROL])
+    parser.add_argument("--donors", type=int, default=3, help="explanations of others that a feature is also judged by")
     parser.add_argument("--base-url", help="of an OpenAI-compatible endpoint that has all judges")
     parser.add_argument("--minutes", type=float, default=60.0, help="then stop; run again to go on")
     parser.add_argument("--run", type=Path, default=Path("results/campaign"), help="the run's folder")
@@ -59,7 +60,7 @@ def main() -> None:
             print(f"stopped after {options.minutes:g} minutes, and there is no table yet ({error}): run again to go on")
             return
     report = summary(run, [label(judge) for judge in options.judges])
-    keys = ("config", "features", "explainers", "judges", "windows")
+    keys = ("config", "features", "explainers", "judges", "windows", "donors")
     given = " ".join(f"--{key} {' '.join(map(str, np.atleast_1d(getattr(options, key))))}" for key in keys)
     about = {"command": f"python benchmarks/campaign.py {given}", "whole": not within.over}
     write(about | report, options.out)
@@ -83,7 +84,9 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
         "contexts.test_activating": options.windows // 2,
         "contexts.test_random": options.windows // 4,
         "contexts.test_near": options.windows // 4,
-        "controls": options.controls,
+        "controls": [
+            {"name": name, "donors": options.donors} if name == CONTROL else name for name in options.controls
+        ],
     }
 
 
