@@ -229,7 +229,7 @@ def export(
     print(write_export(run, to, out=out, model=model, source=source, push=push))
 
 
-@command("show demo 1234")
+@command("show mine 1234")
 def show(
     run: RunArgument,
     feature: Annotated[int, typer.Argument(metavar="FEATURE", help="The feature's number in its SAE.")],
@@ -241,7 +241,7 @@ def show(
     show_feature(run, feature)
 
 
-@command("prompts demo --feature 1234")
+@command("prompts mine --feature 1234")
 def prompts(
     config: ConfigArgument,
     feature: Annotated[int | None, typer.Option(metavar="N", help="This feature alone.")] = None,

@@ -112,7 +112,7 @@ class Explanation:
     """What an explainer says of a feature: `text`, or None with the reason in `failure`."""
 
     text: str | None
-    failure: str | None = None
+    failure: str | None = None  # why there is no text
     raw: str | None = None  # the model's whole answer
 
     @property
@@ -141,16 +141,16 @@ class Judgement:
     An example that could not be judged has status "failed", no prediction, and the reason.
     """
 
-    example: int
+    example: int  # of the `Context`; numbers of its own where the scorer made the example
     kind: str  # a `Kind`, or how the scorer made it: marked, mismarked, intruder, neighbour, generated, neutral
-    quantile: int | None
+    quantile: int | None  # of the `Context`
     truth: float
     prediction: float | None
-    probability: float | None = None
+    probability: float | None = None  # of Yes
     truths: tuple[float, ...] | None = None
     predictions: tuple[float, ...] | None = None
     status: Literal["ok", "failed"] = "ok"
-    failure: str | None = None
+    failure: str | None = None  # why it could not be judged
     text: str | None = None  # what was judged, where it is no window as it stands in contexts.parquet
 
 
@@ -162,15 +162,15 @@ class Score:
     (value − chance) / (1 − chance), the headline: 0 at chance, 1 at best.
     """
 
-    value: float | None
-    low: float | None
+    value: float | None  # the measure that the scorer is read by
+    low: float | None  # of the 95 % interval
     high: float | None
-    n_scored: int
-    n_unscored: int
+    n_scored: int  # examples that were judged
+    n_unscored: int  # examples whose judgement was lost or unreadable
     base_rate: float | None  # share of the scored examples that are positive
-    metrics: Mapping[str, float | None] = field(default_factory=dict)
-    judgements: tuple[Judgement, ...] = ()
-    failure: str | None = None
+    metrics: Mapping[str, float | None] = field(default_factory=dict)  # further columns of scores.parquet
+    judgements: tuple[Judgement, ...] = ()  # all that were asked for, lost ones too
+    failure: str | None = None  # why there is no value
     chance: float | None = None
     corrected: float | None = None
     yes_rate: float | None = None  # share of the judged examples that the judge says Yes to
@@ -184,6 +184,8 @@ Capability = Literal["choices", "slots", "schema"]
 
 @dataclass(frozen=True, slots=True)
 class Message:
+    """A turn of the conversation that a model is sent."""
+
     role: Literal["system", "user", "assistant"]
     content: str
 
@@ -234,10 +236,14 @@ class LLM(Protocol):
     """
 
     @property
-    def model(self) -> str: ...
+    def model(self) -> str:
+        """Its name, as the config gives it."""
+        ...
 
     @property
-    def capabilities(self) -> frozenset[Capability]: ...
+    def capabilities(self) -> frozenset[Capability]:
+        """What it can do beside text: "choices" and "slots" below, and "schema", structured output."""
+        ...
 
     async def complete(
         self,
@@ -248,7 +254,9 @@ class LLM(Protocol):
         schema: Mapping[str, object] | None = None,  # JSON schema, used where the endpoint has structured output
         stop: Sequence[str] = (),
         attempt: int = 0,  # a repeat of the same question that wants a fresh answer
-    ) -> Completion: ...
+    ) -> Completion:
+        """An answer of at most `max_tokens` tokens. What was answered once is read from the cache."""
+        ...
 
     async def choose(self, messages: Sequence[Message], answers: Sequence[str]) -> Choices:
         """Probabilities of each answer as the next thing said. Needs the capability "choices"."""

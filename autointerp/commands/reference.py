@@ -66,6 +66,17 @@ NEEDS: dict[str, str] = {
     "random_windows": "windows of running text and where the feature fires, an `autointerp.records.RandomWindows`",
     "frequencies": "of a control: feature -> its firings over the tokens harvested",
 }
+RECORDS = (  # those that every plug-in meets
+    records.FeatureEvidence,
+    records.Context,
+    records.TokenStat,
+    records.Explanation,
+    records.Score,
+    records.Judgement,
+    records.Message,
+    records.Completion,
+    records.Choices,
+)
 FEATURES = (
     ("composite", "text", "label of the composite check: docs/composites.md"),
     ("constituents", "text", "what a flagged latent is the sum of, as in `12+407`"),
@@ -124,7 +135,17 @@ def plugins_page() -> str:
     formats = [(name, type(target).__module__) for name, target in built_in(FORMATS)]
     rows = [[f"`{name}`", first_line(_file(module)).replace("``", "`")] for name, module in formats]
     parts.append(f"## SAE formats\n\nEntry-point group: `{FORMATS.group}`. A config names one with `sae.format`.")
-    return "\n\n".join([*parts, rows_of(["name", "what it reads"], rows)])
+    parts.append(rows_of(["name", "what it reads"], rows))
+    parts.append("## What a plug-in reads and returns\n\nFrozen dataclasses of `autointerp.records`.")
+    parts += [_record(record) for record in RECORDS]
+    parts.append(f"### LLM\n\n{plain(records.LLM.__doc__ or '')}")
+    return "\n\n".join([*parts, _methods(records.LLM)])
+
+
+def _record(record: type) -> str:
+    fields = comments_beside(inspect.getsource(record), fields_in)
+    rows = [[f"`{name}`", f"`{record.__annotations__[name]}`", meaning] for name, meaning in fields.items()]
+    return f"### {record.__name__}\n\n{plain(record.__doc__ or '')}\n\n" + rows_of(["field", "type", "meaning"], rows)
 
 
 def built_in(registry: Registry[Any]) -> Iterator[tuple[str, Any]]:
