@@ -29,7 +29,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "scorers"))
 from planted_features import Judge, know_nothing, neighbours, oracle, windows
 
 SIZES = (24, 40, 100)
-WIDTHS = (0.2, 0.25, 0.28, 0.3)
+WIDTHS = (0.2, 0.25, 0.3)
+BATCH = 10  # examples in a list: a judging that stops, stops behind one
 
 
 async def oracles(features: int) -> dict[str, float]:
@@ -103,7 +104,7 @@ def explanations(kind: str, features: int) -> list[tuple[float, float]]:
 
 
 async def sequential(kind: str, width: float, features: int) -> dict[str, float]:
-    """Judging that stops when the interval is `width` wide against all 100 examples, in lists of 25.
+    """Judging that stops when the interval is `width` wide against all 100 examples, in lists of BATCH.
 
     `held`: how often the interval at the stop, and that of all examples, hold the closed form.
     """
@@ -115,8 +116,8 @@ async def sequential(kind: str, width: float, features: int) -> dict[str, float]
         rng = random.Random(f"{kind}:{feature}")
         answers = {plain(context): rng.random() < (hit if context.fires else false) for context in contexts}
         judge = Judge(lambda text, answers=answers: float(answers[text]), ())
-        full = await detection.score("x", contexts, judge, seed=feature)
-        got = await detection.score("x", contexts, judge, stop_width=width, seed=feature)
+        full = await detection.score("x", contexts, judge, batch=BATCH, seed=feature)
+        got = await detection.score("x", contexts, judge, batch=BATCH, stop_width=width, seed=feature)
         truth = hit * hit / (hit + false) + (1 - hit) / 2
         early.append(got.value or 0.0)
         whole.append(full.value or 0.0)
@@ -146,7 +147,7 @@ def main() -> None:
             for n in SIZES
         },
         "sequential, by width": {
-            kind: {str(width): asyncio.run(sequential(kind, width, min(options.features, 200))) for width in WIDTHS}
+            kind: {str(width): asyncio.run(sequential(kind, width, min(options.features, 1000))) for width in WIDTHS}
             for kind in ("flips 0 to .4", "share known, flips .2", "flips .2 everywhere")
         },
         "noisy oracle": {str(flips): noisy(flips, options.features) for flips in (0.0, 0.1, 0.2, 0.3, 0.4)},
