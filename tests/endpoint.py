@@ -430,3 +430,8 @@ def main() -> None:
 
 if __name__ == "__main__":
     sys.exit(main())
+
+
+def bodies(endpoint: Endpoint) -> list[str]:
+    """What each request of the endpoint asked, as a hash."""
+    return [hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest() for body in list(endpoint.requests)]
