@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from typing import Any
@@ -71,9 +71,16 @@ def _reads(run: RunFolder, stages: Mapping[str, Any]) -> dict[str, list[str]]:
         known = {name: use.needs for name, use in uses(parse_config(dict(run.config))).items()} if run.config else {}
     except (AutointerpError, ImportError):  # a config of another version, a plug-in that is not here
         known = {}
-    if not known or not set(stages) <= set(known):
+    if not set(stages) <= set(known):
         return {name: [] for name in stages}
-    return {name: [other for other in needs if other in known] for name, needs in known.items()}
+    here = set(known) if run.standing is not None else set(stages)  # a run that is done waits for nothing
+    return {name: list(dict.fromkeys(_nearest(known, here, name))) for name in known if name in here}
+
+
+def _nearest(known: Mapping[str, Sequence[str]], here: Collection[str], name: str) -> Iterator[str]:
+    """What a stage reads; for one that is not `here`, as in a run of an earlier version, what that one reads."""
+    for other in known[name]:
+        yield from [other] if other in here else _nearest(known, here, other) if other in known else []
 
 
 def _direct(reads: Mapping[str, list[str]]) -> dict[str, list[str]]:

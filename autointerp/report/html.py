@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autointerp.artifacts import write_atomically
 from autointerp.errors import ConfigError
 from autointerp.report import overview
+from autointerp.report.compare import reading
+from autointerp.report.compared import grouped, span_of
 from autointerp.report.controls import compared
 from autointerp.report.feature import gather, notes_of
 from autointerp.report.figures import ranges_of, scorers_of, summarise
@@ -30,7 +33,7 @@ from autointerp.report.where import select
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SHEETS = ("report.css", "feature.css")
+SHEETS = ("report.css", "tables.css", "feature.css")
 PAGES = 500  # features with a page of their own
 BEST, WORST = 0.4, 0.3  # shares of PAGES, where there are more features; the rest is drawn at random
 _MOST_WINDOWS = 12_000  # activating windows of the page, so that it stays at a few megabytes
@@ -165,5 +168,16 @@ def features_table(run: str | Path, rows: int = 20) -> str:
         scorers=scorers_of(ranked),
         rows=ranked.slice(0, rows).to_pylist(),
         so_far=so_far(folder.path),
-        style=style("&", "feature.css"),
+        style=style("&", "tables.css", "feature.css"),
+    )
+
+
+def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of `report.compare.compare` for a notebook."""
+    return render(
+        "comparison.html.j2",
+        contrasts=grouped(rows),
+        span=span_of(rows),
+        lines=reading(rows),
+        style=style("&", "tables.css", "feature.css"),
     )

@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autointerp.report.compare import difference, means, won
 from autointerp.report.feature import Window, fired, level
 from autointerp.report.text import interval, metric, note, number, verdict, visible
 
@@ -18,9 +19,9 @@ TEMPLATES = Path(__file__).parent / "templates"
 _LEVELS = 9  # shades of activation
 
 
-def render(name: str, **values: Any) -> str:
-    """The template `name`, everything that is not markup of ours escaped."""
-    return _environment().get_template(name).render(values)
+def render(template: str, /, **values: Any) -> str:
+    """A template with its values, everything that is not markup of ours escaped."""
+    return _environment().get_template(template).render(values)
 
 
 def text_of(name: str) -> str:
@@ -47,6 +48,7 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {"number": number, "metric": metric, "visible": visible, "note": note}
     environment.filters["words"] = lambda name: visible(name.replace("_", " "))
     environment.globals |= {"interval": interval, "segments": _segments, "verdict": verdict, "fired": fired}
+    environment.globals |= {"means": means, "difference": difference, "won": won}
     return environment
 
 
