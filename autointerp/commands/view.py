@@ -36,6 +36,7 @@ def view(run: str | Path, others: Sequence[str | Path] = (), *, port: int = 0, b
     token = new_token()
     app = app_of(folder, token, runs_beside(folder, others))
     with listening(port) as at:
+        at.listen()  # who reads the address may ask at once
         address = f"http://{HOST}:{at.getsockname()[1]}/{token}/"
         print(address, flush=True)
         if browser:

@@ -35,8 +35,10 @@ def features_by(run: RunFolder, explainer: str | None) -> pa.Table:
 
     Raises ConfigError for an explainer that the run does not have, AutointerpError for a run of an earlier version.
     """
+    if explainer is None:
+        return run.features
     known = explainers_of(run)
-    if explainer is None or (known and explainer == known[0]):
+    if known and explainer == known[0]:
         return run.features
     if explainer not in known:
         raise ConfigError(f"no explainer {explainer!r} in {run.path}{did_you_mean(explainer, known)}")

@@ -462,11 +462,12 @@ def test_an_empty_label_is_taken_away_and_others_stay(own: Path):
 
 def test_a_damaged_file_of_labels_is_named_with_its_line(own: Path):
     write_label(own, 3, "a", "")
+    client = client_of(own)
     with open(own / FILE, "a") as file:
         file.write("{torn\n")
     with pytest.raises(AutointerpError, match="line 2"):
         read_labels(own)
-    answer = client_of(own).post(f"/{TOKEN}/label/3", headers=ORIGIN, content='{"label": "b", "comment": ""}')
+    answer = client.post(f"/{TOKEN}/label/3", headers=ORIGIN, content='{"label": "b", "comment": ""}')
     assert answer.status_code == 404
     assert "line 2" in answer.json()["error"]
 
@@ -496,7 +497,7 @@ def hostile(count: int) -> list[str]:
     """Tokens of script, direction marks, control characters, combining marks and halves of characters."""
     rng = random.Random(7)
     parts = [
-        "<script>alert(1)</script>", "</template>", "</textarea>", "<img src=x onerror=alert(1)>", "javascript:alert(1)",
+        "<script>alert(1)</script>", "</template>", "</textarea>", "<img src=x onerror=alert(1)>", "javascript:x()",
         "{{7*7}}", "{% raw %}", "&lt;", "&#x3c;", "\"'><svg/onload=alert(1)>", "]]>", "<!--", "-->", "</style>",
         "\u202e", "\u2066", "\u200f", "\u061c", "\x00", "\x1b[2J", "\x7f", "\r", "\x85", "\u2028", "e" + "\u0301" * 40,
         "\u0489" * 20, "�", "<0xE2>", "\ufeff", "\ufffe", "🦊", "\U000e0041", "ﷺ", "日本", " ", "`", "\\", "\\u003c",

@@ -32,8 +32,10 @@ _TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
 
 def app_of(run: str | Path, token: str, others: Mapping[str, Path] | None = None) -> ASGIApp:
-    """The viewer of a run behind its token. `others`: runs that it can be compared with, by name."""
-    return Guard(_Viewer(Viewed(run), dict(others or {})).app(), token)
+    """The viewer of a run behind its token, its first page ready. `others`: runs to compare it with, by name."""
+    viewed = Viewed(run)
+    pages.ready(viewed)
+    return Guard(_Viewer(viewed, dict(others or {})).app(), token)
 
 
 class _Viewer:

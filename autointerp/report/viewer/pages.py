@@ -65,6 +65,15 @@ def page(place: Place, name: str, title: str, **values: Any) -> str:
     )
 
 
+def ready(viewed: Viewed) -> None:
+    """Read what the first pages and the first search want, so that a browser need not wait for it."""
+    place = Place("", viewed, {})
+    overview_page(place, Query())
+    features_page(place, Query())
+    rows(place, Query(), 0, 1)
+    viewed.now().explained()
+
+
 def standing(place: Place) -> dict[str, Any]:
     """What an open page asks for now and then."""
     line = so_far(place.viewed.path)

@@ -162,7 +162,7 @@ class Snapshot:
         columns = [pc.cast(table[name], pa.string()) for name in ("explanation", "label", "comment")]
         hits = [pc.fill_null(pc.match_substring(column, words, ignore_case=True), False) for column in columns]
         features = set(search.features) if search is not None else set()
-        explained = self.once("explanations", lambda: self.run.read("explanations", ["feature", "explanation"]))
+        explained = self.explained()
         if explained is not None and len(explained):
             fits = pc.match_substring(explained["explanation"], words, ignore_case=True)
             features.update(explained.filter(pc.fill_null(fits, False))["feature"].to_pylist())
@@ -170,6 +170,10 @@ class Snapshot:
             features.add(int(words))
         hits.append(pc.is_in(table["feature"], pa.array(sorted(features), table["feature"].type)))
         return reduce(pc.or_, hits)
+
+    def explained(self) -> pa.Table | None:
+        """The words of all explainers, a row a feature and explainer."""
+        return self.once("explanations", lambda: self.run.read("explanations", ["feature", "explanation"]))
 
     def _search(self, words: str) -> ContextSearch:
         file = self.run.path / "contexts.parquet"
