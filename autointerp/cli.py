@@ -286,6 +286,22 @@ def report(
         print(unfinished, file=sys.stderr)
 
 
+@command("view demo")
+def view(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN [OTHER…]", help="A run's folder, or its name in results/; others to compare with."),
+    ],
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="Of 127.0.0.1; 0: a free one.")] = 0,
+    browser: Annotated[bool, typer.Option(help="Open the address in a browser.")] = True,
+    verbose: Verbose = False,
+) -> None:
+    """Look at a run of any size in a browser: served to this machine alone, until Ctrl-C."""
+    from autointerp.commands.view import view as serve
+
+    serve(runs[0], runs[1:], port=port, browser=browser)
+
+
 @command("composites my-sae --union wider-sae --out composites.parquet")
 def composites(
     sae: DecoderArgument,

@@ -128,6 +128,11 @@ COLUMNS: dict[str, dict[str, str]] = {
         "n": "whole",  # tokens
         "beyond": "yes or no",  # further than the contexts that the SAE was trained on
     },
+    "histograms": {
+        "feature": "whole",
+        "highest": "real",  # its highest activation in the harvest
+        "counts": "[whole]",  # its firings in equal steps of activation from 0 to the highest
+    },
     "neighbours": {
         "feature": "whole",
         "rank": "whole",  # 0 = nearest

@@ -55,6 +55,9 @@ def test_the_wheel_holds_what_the_package_reads_and_its_types(wheel: Path) -> No
         assert shipped <= names
     code = {str(file.relative_to(ROOT)) for file in (ROOT / "autointerp").rglob("*.py")}
     assert code <= names
+    pages = [file for file in (ROOT / "autointerp").rglob("*") if file.suffix in (".js", ".css", ".j2")]
+    assert {str(file.relative_to(ROOT)) for file in pages} <= names
+    assert "autointerp/report/viewer/static/viewer.js" in names
     assert not [name for name in names if name.startswith(("tests", "benchmarks", "results"))]
 
 

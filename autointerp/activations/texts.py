@@ -31,6 +31,26 @@ class TextActivations:
         outlying norm (`activations.outliers`) has the activation 0."""
         return lambda texts: self._read(feature, texts)
 
+    def fired(self, text: str) -> tuple[list[str], dict[int, list[float]]]:
+        """The text's tokens, and latent -> its activation on each of them, of the latents that fire on any; as `of`
+        reads them."""
+        import torch
+
+        skip = int(self._subject.bos_id is not None)
+        tokens, lengths = tokenised(self._subject, [text])
+        with self._lock, torch.inference_mode():
+            acts = self._subject.activations(tokens)
+            place, latent, value = (part.cpu() for part in self._sae.encode_sparse(acts))
+            fires = value > 0
+            if self._threshold is not None:
+                fires &= ~is_outlying(acts, self._threshold).cpu().flatten()[place]
+        pieces = self._subject.token_strings(tokens[0, skip : lengths[0]].tolist())
+        values: dict[int, list[float]] = {}
+        for at, number, strength in zip(*(part[fires].tolist() for part in (place, latent, value.float()))):
+            if skip <= at < lengths[0]:
+                values.setdefault(number, [0.0] * len(pieces))[at - skip] = strength
+        return pieces, values
+
     def _read(self, feature: int, texts: Sequence[str]) -> list[TokenActivations]:
         import torch
 

@@ -64,6 +64,16 @@ class Run:
         return json.loads((self.folder / "run.json").read_text())
 
     @property
+    def labels(self) -> pd.DataFrame:
+        """What was written by hand, a row a feature: feature, label, comment, changed."""
+        import pandas as pd
+
+        from autointerp.report.labels import read_labels
+
+        rows = [{"feature": feature, **asdict(words)} for feature, words in read_labels(self.folder).items()]
+        return pd.DataFrame(rows, columns=["feature", "label", "comment", "changed"])
+
+    @property
     def total_failures(self) -> list[str]:
         """What explained or scored no feature at all, a line each; empty where all is well."""
         return total_failures(self.folder)
@@ -88,14 +98,12 @@ class Run:
 
         What the arguments mean, and what is raised: `autointerp.report.compare.compare`.
         """
-        import pandas as pd
-
-        from autointerp.report.compare import COLUMNS, compare
+        from autointerp.report.compare import compare
+        from autointerp.report.frame import ComparisonFrame
 
         runs = [self.folder, *(other.folder if isinstance(other, Run) else other for other in others)]
         rows = compare(*runs, by=by, scorer=scorer, measure=measure, against=against)
-        whole = [name for name, kind in COLUMNS.items() if kind == "int64"]
-        return pd.DataFrame(rows, columns=list(COLUMNS)).astype(dict.fromkeys(whole, "Int64"))
+        return ComparisonFrame.of(rows)
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"

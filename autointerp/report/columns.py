@@ -11,6 +11,7 @@ from autointerp.errors import AutointerpError, ConfigError
 from autointerp.registry import did_you_mean
 from autointerp.report.figures import all_scorers_of
 from autointerp.report.folder import RunFolder
+from autointerp.report.labels import read_labels, with_labels
 from autointerp.tables import compute
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _TOO_FEW = ("dead", "too_rare")  # statuses that no explainer changes
 
 def explainers_of(run: RunFolder) -> list[str]:
     """Labels of the explainers that wrote something, that of features.parquet first."""
-    named = run.features["explainer"].to_pylist() if "explainer" in run.features.column_names else []
+    named = run.features["explainer"].unique().to_pylist() if "explainer" in run.features.column_names else []
     shown = next((name for name in named if name), None)
     parts = (part["explainer"].unique().to_pylist() for part in run.batches("explanations", ["explainer"]))
     others = (name for names in parts for name in names)
@@ -34,8 +35,10 @@ def features_by(run: RunFolder, explainer: str | None) -> pa.Table:
 
     Raises ConfigError for an explainer that the run does not have, AutointerpError for a run of an earlier version.
     """
+    if explainer is None:
+        return run.features
     known = explainers_of(run)
-    if explainer is None or (known and explainer == known[0]):
+    if known and explainer == known[0]:
         return run.features
     if explainer not in known:
         raise ConfigError(f"no explainer {explainer!r} in {run.path}{did_you_mean(explainer, known)}")
@@ -59,9 +62,13 @@ def features_by(run: RunFolder, explainer: str | None) -> pa.Table:
 
 
 def with_columns(run: RunFolder, features: pa.Table, names: Iterable[str], explainer: str | None) -> pa.Table:
-    """`features` with those of `names` that it lacks and scores.parquet has: ``SCORER_MEASURE`` (detection_f1), and
-    ``SCORER_CONTROL``, the value with that control's explanation. Unknown names are left out."""
+    """`features` with those of `names` that it lacks and other files of the run have: ``SCORER_MEASURE`` (detection_f1)
+    and ``SCORER_CONTROL``, the value with that control's explanation, of scores.parquet; ``label`` and ``comment``,
+    written by hand. Unknown names are left out."""
     lacking = [name for name in dict.fromkeys(names) if name not in features.column_names]
+    if not {"label", "comment"}.isdisjoint(lacking):
+        features = with_labels(features, read_labels(run.path))
+        lacking = [name for name in lacking if name not in features.column_names]
     if not lacking:
         return features
     shown = explainer or next(iter(explainers_of(run)), None)

@@ -243,7 +243,7 @@ def print_comparison(
         return
     for (name, within), those in groupby(rows, key=lambda row: (row["scorer"], row["within"])):
         print("\n".join([f"{visible(name)} · {visible(within)}", *_lines(list(those))]), end="\n\n", file=stream)
-    print("\n".join([*_notes(rows), *unfinished]), file=stream)
+    print("\n".join([*reading(rows), *unfinished]), file=stream)
 
 
 def as_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
@@ -253,28 +253,46 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist([dict(row) for row in rows], types)
 
 
+def contrasts(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], list[float | None]]]:
+    """Each row over all quantiles of a group, with the differences by quantile, the weakest first."""
+    for row in rows:
+        if row["quantile"] is None:
+            beside = [r for r in rows if r["quantile"] and _sides(r) == _sides(row)]
+            yield row, [] if " less " in row["measure"] else [r["difference"] for r in beside]
+
+
 def _lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line a contrast; the quantiles' differences stand on that of their headline."""
-    whole = [row for row in rows if row["quantile"] is None]
     cells = []
-    for row in whole:
-        fifths = [r for r in rows if r["quantile"] and (r["a"], r["b"], r["control"]) == _sides(row)]
-        less = " less " in row["measure"]
+    for row, fifths in contrasts(rows):
         count = f"{row['n']}" if row["paired"] else f"{row['n_a']}, {row['n_b']}"
         missing = (row["missing_a"], row["missing_b"])
         cells.append([
             visible(f"{row['a']} − {'control ' * row['control']}{row['b']}"),
             row["measure"],
-            f"{_three(row['mean_a'])} − {_three(row['mean_b'])}",
-            _three(row["difference"]) + _limits(row["low"], row["high"]),
-            "" if row["wins"] is None else f"{row['wins']}:{row['losses']}" + f":{row['ties']}" * bool(row["ties"]),
+            means(row),
+            difference(row),
+            won(row),
             count,
             f"{missing[0]}, {missing[1]}" if any(missing) else "",
-            "" if less else " ".join(number(r["difference"]) for r in fifths),
+            " ".join(number(value) for value in fifths),
         ])  # fmt: skip
     names = ["", "of", "means", "difference", "won:lost", "features", "no value", "AUROC by quantile"]
     kept = [i for i in range(len(names)) if any(line[i] for line in cells)]
     return aligned([names[i] for i in kept], [[line[i] for i in kept] for line in cells])
+
+
+def means(row: Mapping[str, Any]) -> str:
+    return f"{_three(row['mean_a'])} − {_three(row['mean_b'])}"
+
+
+def difference(row: Mapping[str, Any]) -> str:
+    return _three(row["difference"]) + _limits(row["low"], row["high"])
+
+
+def won(row: Mapping[str, Any]) -> str:
+    """Features won, lost and tied; "" where nothing is paired."""
+    return "" if row["wins"] is None else f"{row['wins']}:{row['losses']}" + f":{row['ties']}" * bool(row["ties"])
 
 
 def _three(value: float | None) -> str:
@@ -293,7 +311,8 @@ def _sides(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return row["a"], row["b"], row["control"]
 
 
-def _notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def reading(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How to read the lines."""
     notes = ["difference: mean over features with its 95 % interval; won:lost:tied counts features"]
     if any(row["quantile"] for row in rows):
         notes.append("AUROC by quantile: differences, windows of the weakest activation first")

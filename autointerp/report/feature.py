@@ -8,9 +8,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from autointerp.report.charts import Histogram, activations
 from autointerp.report.figures import numbers
 from autointerp.report.folder import RunFolder
+from autointerp.report.labels import NOTHING, ByHand, read_labels
 from autointerp.report.text import note, number, visible
+from autointerp.report.tree import Part, trees
 from autointerp.tables import compute
 
 if TYPE_CHECKING:
@@ -73,11 +76,13 @@ class FeatureView:
     cofiring: list[dict[int, Window]] = field(default_factory=list)  # windows by latent: this one, its constituents
     neighbours: list[dict[str, Any]] = field(default_factory=list)
     logits: dict[str, list[tuple[str, float]]] = field(default_factory=dict)  # "up" and "down"
+    parts: list[Part] = field(default_factory=list)  # of a composite, and what these are the sums of
+    activity: Histogram | None = None  # of all its firings; None where the run kept none
+    by_hand: ByHand = NOTHING
 
-    def constituents(self) -> list[tuple[float, int]]:
-        """Coefficient and number of each latent that the composite check names, those of a union SAE left out."""
-        row = self.composite or {}
-        return list(zip(row.get("coefficients") or [], row.get("constituents") or []))
+    def members(self) -> list[int]:
+        """The other latents of the subspace that it shares; none where it shares none."""
+        return [latent for latent in (self.composite or {}).get("members") or () if latent != self.row["feature"]]
 
     def evidence(self) -> list[str]:
         """What stands beside the label of a composite, each figure with its controls, a line each."""
@@ -87,7 +92,8 @@ class FeatureView:
     def mentioned(self) -> set[int]:
         """The other features that are named beside this one: neighbours and constituents."""
         near = {row["neighbour"] for row in self.neighbours}
-        return near | {part for _, part in self.constituents()} | {latent for each in self.cofiring for latent in each}
+        cofiring = {latent for each in self.cofiring for latent in each}
+        return near | cofiring | {part.latent for root in self.parts for part in root.all()}
 
     def groups(self) -> list[tuple[str, list[Window], int]]:
         """Title, windows and how many the run has: the strongest quantile first, near misses last."""
@@ -157,6 +163,13 @@ def gather(run: RunFolder, ids: Sequence[int], per_quantile: int) -> dict[int, F
     _add_scores(run, views)
     for row in run.rows("composites", ids):
         views[row["feature"]].composite = row
+    for feature, parts in trees(run, {i: v.composite for i, v in views.items() if v.composite}).items():
+        views[feature].parts = parts
+    for row in run.rows("histograms", ids):
+        views[row["feature"]].activity = activations(row["counts"], row["highest"])
+    for feature, words in read_labels(run.path).items():
+        if feature in views:
+            views[feature].by_hand = words
     cofiring: dict[tuple[int, int], dict[int, Window]] = defaultdict(dict)
     for row in run.rows("cofiring", ids):
         window = Window(row["example"], "", "activating", None, row["tokens"], row["activations"])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from autointerp.stats import by_habit, mean_interval
+from autointerp.tables import compute
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,7 +76,23 @@ def numbers(table: pa.Table, column: str) -> np.ndarray:
 
     if column not in table.column_names:
         return np.full(len(table), np.nan)
-    return np.array(table[column].to_pylist(), np.float64)  # to_numpy would import pandas
+    values = compute().cast(table[column], "float64")
+    parts = [_floats(chunk) for chunk in getattr(values, "chunks", [values])]
+    return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def _floats(array: pa.Array) -> np.ndarray:
+    """From Arrow's own memory: to_numpy would import pandas, and lists take a hundred times as long."""
+    import numpy as np
+
+    if not len(array):
+        return np.zeros(0)
+    valid, data = array.buffers()
+    place = slice(array.offset, array.offset + len(array))
+    values = np.frombuffer(data, np.float64, array.offset + len(array))[place].copy()
+    if valid is not None and array.null_count:
+        values[~np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little")[place].astype(bool)] = np.nan
+    return values
 
 
 def mean_of(values: np.ndarray, most: float = 1.0) -> Mean:
@@ -139,3 +156,8 @@ def bounds(*values: Any) -> tuple[float, float]:
     if high <= 1:
         return (0.0, 1.0) if low >= 0 else (min(low, -1.0), 1.0)
     return min(low, 0.0), high
+
+
+def ranges_of(features: pa.Table) -> dict[str, tuple[float, float]]:
+    """Of each scorer what holds its values and its control's."""
+    return {s: bounds(numbers(features, s), numbers(features, f"{s}_control")) for s in scorers_of(features)}

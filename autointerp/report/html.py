@@ -11,29 +11,29 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autointerp.artifacts import write_atomically
 from autointerp.errors import ConfigError
 from autointerp.report import overview
+from autointerp.report.compare import reading
+from autointerp.report.compared import grouped, span_of
 from autointerp.report.controls import compared
-from autointerp.report.feature import Window, fired, gather, level, notes_of
-from autointerp.report.figures import bounds, numbers, scorers_of, summarise
+from autointerp.report.feature import gather, notes_of
+from autointerp.report.figures import ranges_of, scorers_of, summarise
 from autointerp.report.folder import RunFolder, so_far
+from autointerp.report.graph import graph_of
+from autointerp.report.pieces import render, style, text_of
 from autointerp.report.show import view_of
-from autointerp.report.text import interval, metric, note, number, verdict, visible
 from autointerp.report.where import select
 
 if TYPE_CHECKING:
-    import jinja2
     import pyarrow as pa
 
-_TEMPLATES = Path(__file__).parent / "templates"
-_LEVELS = 9  # shades of activation
+SHEETS = ("report.css", "tables.css", "feature.css")
 PAGES = 500  # features with a page of their own
 BEST, WORST = 0.4, 0.3  # shares of PAGES, where there are more features; the rest is drawn at random
 _MOST_WINDOWS = 12_000  # activating windows of the page, so that it stays at a few megabytes
@@ -51,50 +51,48 @@ def write_report(run: str | Path, out: str | Path | None = None, *, done: bool =
     if path.is_dir():
         raise ConfigError(f"{path} is a folder: name a file, such as {path / 'report.html'}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = render(folder)
+    text = page_of(folder)
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="replace"))
     return path
 
 
-def render(run: RunFolder) -> str:
+def page_of(run: RunFolder) -> str:
     """The whole page."""
-    script, style = _template("report.js"), _style(":root") + _template("report.css") + _template("feature.css")
+    script = text_of("report.js")
     ranked = select(run.features)
     shown, how_chosen = _with_pages(ranked)
     quantiles = (run.config.get("contexts") or {}).get("quantiles") or 5
     per_quantile = max(1, min(4, _MOST_WINDOWS // (quantiles * max(len(shown), 1))))
     views = gather(run, shown["feature"].to_pylist(), per_quantile)
     scores, summary = overview.scores_of(run), summarise(ranked)
-    ranges = {s: bounds(numbers(ranked, s), numbers(ranked, f"{s}_control")) for s in scorers_of(ranked)}
+    ranges = ranges_of(ranked)
     judged, unread = overview.judgements(run)
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            script=script,
-            style=style,
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            title=run.config.get("name") or run.path.name,
-            so_far=None if run.standing is None else so_far(run.path),
-            about=overview.about(run),
-            summary=summary,
-            charts=[overview.chart(ranked, s, *ranges[s.scorer]) for s in summary.scorers],
-            ranges=ranges,
-            notes=overview.notes(scores, summary.scorers, {row.scorer for row in judged}),
-            explainers=overview.explainers(scores),
-            again=compared(run),
-            judged=judged,
-            unread=unread,
-            composites=overview.composites(run),
-            usage=overview.usage(run),
-            stages=run.info.get("stages") or {},
-            scorers=scorers_of(shown),
-            views=views,
-            said=notes_of(run, {other for view in views.values() for other in view.mentioned()}),
-            labels=sorted({view.row["composite"] for view in views.values() if view.row.get("composite")}),
-            per_quantile=per_quantile,
-            how_chosen=how_chosen,
-        )
+    return render(
+        "report.html.j2",
+        script=script,
+        style=style(":root", *SHEETS),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        title=overview.title_of(run),
+        so_far=None if run.standing is None else so_far(run.path),
+        about=overview.about(run),
+        summary=summary,
+        charts=overview.charts(ranked, summary, ranges),
+        ranges=ranges,
+        notes=overview.notes(scores, summary.scorers, {row.scorer for row in judged}),
+        explainers=overview.explainers(scores),
+        again=compared(run),
+        judged=judged,
+        unread=unread,
+        composites=overview.composites(run),
+        usage=overview.usage(run),
+        graph=graph_of(run),
+        scorers=scorers_of(shown),
+        views=views,
+        address=lambda feature: f"#f{feature}" if feature in views else None,
+        said=notes_of(run, {other for view in views.values() for other in view.mentioned()}),
+        labels=sorted({view.row["composite"] for view in views.values() if view.row.get("composite")}),
+        per_quantile=per_quantile,
+        how_chosen=how_chosen,
     )
 
 
@@ -148,13 +146,13 @@ def feature_card(run: str | Path, feature: int) -> FeatureCard:
     folder, out = RunFolder(run), io.StringIO()
     view = view_of(folder, feature, 3)
     show(run, feature, out)
-    page = _environment().get_template("card.html.j2")
-    body = page.render(
+    body = render(
+        "card.html.j2",
         view=view,
         said=notes_of(folder, view.mentioned()),
-        views={},
+        address=lambda feature: None,
         so_far=so_far(folder.path),
-        style=_style("&") + _template("feature.css"),
+        style=style("&", "feature.css"),
     )
     return FeatureCard(out.getvalue().rstrip("\n"), body)
 
@@ -163,51 +161,23 @@ def features_table(run: str | Path, rows: int = 20) -> str:
     """The scored explanation table for a notebook: its first `rows` rows by the first scorer."""
     folder = RunFolder(run)
     ranked = select(folder.features)
-    page = _environment().get_template("table.html.j2")
-    return page.render(
-        title=folder.config.get("name") or folder.path.name,
+    return render(
+        "table.html.j2",
+        title=overview.title_of(folder),
         summary=summarise(ranked),
         scorers=scorers_of(ranked),
         rows=ranked.slice(0, rows).to_pylist(),
         so_far=so_far(folder.path),
-        style=_style("&") + _template("feature.css"),
+        style=style("&", "tables.css", "feature.css"),
     )
 
 
-# --- templates --------------------------------------------------------------------------------
-
-
-def _template(name: str) -> str:
-    return (_TEMPLATES / name).read_text()
-
-
-def _style(root: str) -> str:
-    """The colours, as variables of the element `root`."""
-    return _template("colours.css").replace(":root", root)
-
-
-def _environment() -> jinja2.Environment:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of `report.compare.compare` for a notebook."""
+    return render(
+        "comparison.html.j2",
+        contrasts=grouped(rows),
+        span=span_of(rows),
+        lines=reading(rows),
+        style=style("&", "tables.css", "feature.css"),
     )
-    environment.filters |= {"number": number, "metric": metric, "visible": visible, "note": note}
-    environment.filters["words"] = lambda name: name.replace("_", " ")
-    environment.globals |= {"interval": interval, "segments": _segments, "verdict": verdict, "fired": fired}
-    return environment
-
-
-def _segments(window: Window, highest: float | None) -> Iterator[tuple[int, str, str]]:
-    """Runs of tokens as (level, text, activation): level 0 is silent, neighbouring silent tokens are one run."""
-    parts = [
-        (0 if a <= 0 else level(a, highest, _LEVELS), visible(token), f"{a:.3g}", i)
-        for i, (token, a) in enumerate(zip(window.tokens, window.activations))
-    ]
-    for (shade, _), run in groupby(parts, key=lambda p: (p[0], p[3] if p[0] else -1)):
-        tokens = list(run)
-        yield shade, "".join(p[1] for p in tokens), tokens[0][2]

@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from autointerp.report.charts import Chart, chart
 from autointerp.report.feature import JUDGED, binary
-from autointerp.report.figures import Mean, ScorerSummary, mean_of, numbers
+from autointerp.report.figures import Mean, ScorerSummary, Summary, mean_of, numbers
 from autointerp.report.folder import RunFolder
 from autointerp.report.text import interval, number
 from autointerp.stats import Paired, paired_difference
@@ -18,10 +19,12 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-_BINS = 20
-
 
 # --- the head ---------------------------------------------------------------------------------
+
+
+def title_of(run: RunFolder) -> str:
+    return str(run.config.get("name") or run.path.resolve().name)
 
 
 def about(run: RunFolder) -> list[tuple[str, str]]:
@@ -70,6 +73,11 @@ def _explainers_models(run: RunFolder) -> dict[str, str | None]:
 
 
 # --- scores -----------------------------------------------------------------------------------
+
+
+def charts(features: pa.Table, summary: Summary, ranges: Mapping[str, tuple[float, float]]) -> list[Chart]:
+    """A histogram a scorer, with the means of what reads no explanation as marks."""
+    return [chart(features, s, summary.ceilings, *ranges[s.scorer]) for s in summary.scorers]
 
 
 @dataclass(frozen=True)
@@ -172,41 +180,6 @@ def _ahead(scores: Scores, own: np.ndarray, first: np.ndarray) -> Paired:
 
     _, mine, others = np.intersect1d(scores.feature[own], scores.feature[first], return_indices=True)
     return paired_difference(scores.value[own][mine].tolist(), scores.value[first][others].tolist())
-
-
-# --- histograms -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Chart:
-    """Histogram of one scorer's values and of its control's, in units of an SVG of `WIDTH` × `HEIGHT`."""
-
-    summary: ScorerSummary
-    bars: list[tuple[float, float, str]]  # x, height, what it says
-    outline: str  # path of the control's histogram
-    ticks: list[tuple[float, str]]
-    most: int
-
-
-WIDTH, HEIGHT = 420.0, 120.0
-
-
-def chart(features: pa.Table, summary: ScorerSummary, low: float, high: float) -> Chart:
-    import numpy as np
-
-    edges = np.linspace(low, high, _BINS + 1)
-    counts, controls = (
-        np.histogram(v[~np.isnan(v)], edges)[0].tolist()
-        for v in (numbers(features, summary.scorer), numbers(features, f"{summary.scorer}_control"))
-    )
-    most, step = max([1, *counts, *controls]), WIDTH / _BINS
-    bars = [
-        (i * step, HEIGHT * n / most, f"{number(edges[i])} to {number(edges[i + 1])}: {n} features, control {other}")
-        for i, (n, other) in enumerate(zip(counts, controls))
-    ]
-    outline = f"M0 {HEIGHT}" + "".join(f"V{HEIGHT - HEIGHT * n / most:.1f}h{step:.1f}" for n in controls) + f"V{HEIGHT}"
-    ticks = [(WIDTH * i / 4, number(low + (high - low) * i / 4)) for i in range(5)]
-    return Chart(summary, bars, outline if any(controls) else "", ticks, most)
 
 
 # --- judgements -------------------------------------------------------------------------------

@@ -124,8 +124,10 @@ def _composite(view: FeatureView, notes: Mapping[int, str], coloured: bool) -> I
 
     if view.composite:
         yield _title(f"composite check: {view.composite['label'].replace('_', ' ')}")
-        for weight, part in view.constituents():
-            yield Text(f"  {number(weight)} × feature {part}: {notes.get(part, ELSEWHERE)}")
+        for depth, part in ((depth, part) for root in view.parts for depth, part in root.walk()):
+            yield Text(
+                f"  {'    ' * depth}{number(part.weight)} × feature {part.latent}: {notes.get(part.latent, ELSEWHERE)}"
+            )
         for line in view.evidence():
             yield Text(f"  {visible(line)}", "dim")
     if view.cofiring:

@@ -114,6 +114,11 @@ class _Where:
 
 def where(table: pa.Table, expression: str) -> pa.Table:
     """The rows of `table` on which `expression` is true. Raises ConfigError with what is wrong with it."""
+    return table.filter(mask(table, expression))
+
+
+def mask(table: pa.Table, expression: str) -> pa.ChunkedArray | pa.Array:
+    """Of each row whether `expression` is true, null where it cannot be told. Raises ConfigError, as `where` does."""
     import pyarrow as pa
 
     quoted: dict[str, str] = {}
@@ -126,7 +131,7 @@ def where(table: pa.Table, expression: str) -> pa.Table:
 
     try:
         tree = ast.parse(_QUOTED.sub(stand_in, expression.strip()), mode="eval")
-        mask = _Where(table, quoted)(tree)
+        holds = _Where(table, quoted)(tree)
     except (SyntaxError, RecursionError, MemoryError, ValueError) as error:
         if isinstance(error, pa.ArrowException):
             raise _misfit(expression, error) from error
@@ -135,9 +140,9 @@ def where(table: pa.Table, expression: str) -> pa.Table:
         raise ConfigError(f"--where: {expression!r} is not an expression ({reason}){hint}") from error
     except (pa.ArrowException, OverflowError) as error:
         raise _misfit(expression, error) from error
-    if not isinstance(mask, pa.ChunkedArray | pa.Array) or not pa.types.is_boolean(mask.type):
+    if not isinstance(holds, pa.ChunkedArray | pa.Array) or not pa.types.is_boolean(holds.type):
         raise ConfigError(f'--where: {expression!r} is not a condition on a column; write e.g. "detection > 0.8"')
-    return table.filter(mask)
+    return holds
 
 
 def _misfit(expression: str, error: BaseException) -> ConfigError:
@@ -149,6 +154,11 @@ def sort(table: pa.Table, column: str, *, ascending: bool = False) -> pa.Table:
 
     A minus before the name turns the order around; `ascending` is from the lowest, whatever is sorted.
     """
+    return table.take(order(table, column, ascending=ascending))
+
+
+def order(table: pa.Table, column: str, *, ascending: bool = False) -> pa.Array:
+    """The places of the rows in the order of `sort`. Raises ConfigError for a column that has no order."""
     import pyarrow as pa
 
     name = column.removeprefix("-")
@@ -161,7 +171,7 @@ def sort(table: pa.Table, column: str, *, ascending: bool = False) -> pa.Table:
     falling = False if ascending else falling != column.startswith("-")
     keys = {"feature": "ascending"} | {name: "descending" if falling else "ascending"}
     keys = {name: keys.pop(name), **keys}  # ties by feature
-    return table.take(compute().sort_indices(table, sort_keys=list(keys.items())))  # nulls come last
+    return compute().sort_indices(table, sort_keys=list(keys.items()))  # nulls come last
 
 
 def select(

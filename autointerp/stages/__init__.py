@@ -34,6 +34,7 @@ IN_ORDER = (
     "reencode",
     "select",
     "directions",
+    "histograms",
     "contexts",
     "evaluate",
     "explain",

@@ -101,7 +101,7 @@ IDLE = [
     Change("sae/model.py", '"""[..., d_in] -> codes [..., d_sae], zero or positive.', '"""Codes.', ""),
     Change("cli.py", "Run the pipeline:", "Runs the pipeline:", ""),
     Change("cli.py", "limit=50", "limit=60", ""),
-    Change("report/overview.py", "_BINS = 20", "_BINS = 30", ""),
+    Change("report/charts.py", "_BINS = 20", "_BINS = 30", ""),
     Change("report/show.py", "", "\n\ndef unused():\n    return 1\n", ""),
     Change("commands/run.py", "nothing to do", "all is done", ""),
     Change("commands/folder.py", '"torch", ', "", ""),

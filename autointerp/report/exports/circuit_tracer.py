@@ -1,7 +1,7 @@
 """Export circuit-tracer: a JSON file a feature, as attribution graphs show it, and the labels of nodes.
 
 ``features/SOURCE/INDEX.json`` is circuit-tracer's ``frontend.feature_models.Model``; ``labels.json`` has a ``clerp``
-for each node ``LAYER_INDEX``, the explanation that stands beside it in a graph.
+for each node ``LAYER_INDEX``, which stands beside it in a graph: the label by hand, else the explanation.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def write(run: RunFolder, out: Path, wanted: Wanted) -> None:
     for features in parts(run):
         for feature in features:
             write_text(out / "features" / source / f"{feature.index}.json", to_json(_model(feature, source)))
-            if feature.row["explanation"] is not None:
-                labels[f"{prefix}_{feature.index}"] = feature.row["explanation"]
+            if text := feature.by_hand.label or feature.row["explanation"]:
+                labels[f"{prefix}_{feature.index}"] = text
     write_text(out / "labels.json", to_json(labels, indent=1))
 
 

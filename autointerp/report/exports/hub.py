@@ -17,10 +17,21 @@ from autointerp.report.columns import explainers_of, features_by
 from autointerp.report.exports.reading import Wanted, hook_of, slug, write_text
 from autointerp.report.figures import Mean, summarise
 from autointerp.report.folder import RunFolder
+from autointerp.report.labels import FILE as LABELS
 from autointerp.report.overview import about
 from autointerp.report.text import interval, number
 
-TABLES = ("features", "explanations", "scores", "judgements", "contexts", "composites", "logits", "neighbours")
+TABLES = (
+    "features",
+    "explanations",
+    "scores",
+    "judgements",
+    "contexts",
+    "composites",
+    "logits",
+    "neighbours",
+    "histograms",
+)
 _PRIVATE = (
     "Hardware",
     "Revision",
@@ -32,22 +43,22 @@ _PRIVATE = (
 
 
 def write(run: RunFolder, out: Path, wanted: Wanted) -> None:
-    tables = [name for name in TABLES if (run.path / f"{name}.parquet").is_file()]
+    files = [name for name in (*(f"{table}.parquet" for table in TABLES), LABELS) if (run.path / name).is_file()]
     (out / "data").mkdir(parents=True, exist_ok=True)
-    for name in tables:
-        shutil.copyfile(run.path / f"{name}.parquet", out / "data" / f"{name}.parquet")
+    for name in files:
+        shutil.copyfile(run.path / name, out / "data" / name)
     config = yaml.safe_dump(_without_paths(run.config), sort_keys=False, allow_unicode=True)
     write_text(out / "config.yaml", config)
-    write_text(out / "README.md", card(run, tables, wanted))
+    write_text(out / "README.md", card(run, files, wanted))
 
 
-def card(run: RunFolder, tables: list[str], wanted: Wanted) -> str:
+def card(run: RunFolder, files: list[str], wanted: Wanted) -> str:
     """The dataset card, Markdown after a head of YAML."""
     name = str(run.config.get("name") or run.path.name)
     head: dict[str, Any] = {
         "pretty_name": f"Explained features: {name}",
         "tags": ["autointerp", "sparse-autoencoder", "interpretability"],
-        "configs": [{"config_name": table, "data_files": f"data/{table}.parquet"} for table in tables],
+        "configs": [{"config_name": Path(file).stem, "data_files": f"data/{file}"} for file in files],
     }
     if model := _hub_id((run.config.get("subject") or {}).get("model")):
         head["base_model"] = model
@@ -78,10 +89,10 @@ def card(run: RunFolder, tables: list[str], wanted: Wanted) -> str:
         "",
         "```python",
         "import datasets",
-        f'datasets.load_dataset("ORG/NAME", "{tables[0]}")',
+        f'datasets.load_dataset("ORG/NAME", "{Path(files[0]).stem}")',
         "```",
         "",
-        *(f"- `{table}`" for table in tables),
+        *(f"- `{Path(file).stem}`" for file in files),
         "",
     ]
     return "\n".join(lines)

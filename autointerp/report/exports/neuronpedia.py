@@ -28,6 +28,7 @@ from autointerp.report.exports.reading import (
 from autointerp.report.folder import RunFolder
 
 AUTHOR = "autointerp"
+BY_HAND = "by_hand"  # the type of an explanation that a person wrote
 UPLOAD = 128  # features that the batch API takes at once
 _TEXT, _TOKENS = 512, 1024  # characters of an explanation and tokens of a window that it takes
 _METHODS = {"default": "np_max-act-logits", "token_stats": "np_max-act"}  # Neuronpedia's name where one fits
@@ -98,8 +99,8 @@ class _Names:
             "pos_values": [weight for _, weight in up],
             "neg_str": [token for token, _ in down],
             "neg_values": [weight for _, weight in down],
-            "freq_hist_data_bar_heights": [],  # a run keeps windows, not all activations
-            "freq_hist_data_bar_values": [],
+            "freq_hist_data_bar_heights": (feature.histogram or {}).get("counts") or [],
+            "freq_hist_data_bar_values": _middles(feature.histogram),
             "logits_hist_data_bar_heights": [],
             "logits_hist_data_bar_values": [],
             "hookName": self.hook,
@@ -133,19 +134,23 @@ class _Names:
                 }
 
     def explanations(self, feature: Feature) -> Iterator[dict[str, Any]]:
-        for row in feature.explanations:
-            yield {
-                "id": self._explanation(feature, row["explainer"]),
-                "modelId": self.model,
-                "layer": self.source,
-                "index": str(feature.index),
-                "description": row["explanation"],
-                "authorId": AUTHOR,
-                "typeName": _METHODS.get(row["explainer"], row["explainer"]),
-                "explanationModelName": row["model"],
-                "notes": f"explainer {row['explainer']}",
-                "createdAt": self.created,
-            }
+        """Those of the run's explainers, then the label by hand."""
+        for row in [*feature.explanations, *_by_hand(feature)]:
+            yield self._described(feature, row)
+
+    def _described(self, feature: Feature, row: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "id": self._explanation(feature, row["explainer"]),
+            "modelId": self.model,
+            "layer": self.source,
+            "index": str(feature.index),
+            "description": row["explanation"],
+            "authorId": AUTHOR,
+            "typeName": _METHODS.get(row["explainer"], row["explainer"]),
+            "explanationModelName": row["model"],
+            "notes": row.get("notes") or f"explainer {row['explainer']}",
+            "createdAt": self.created,
+        }
 
     def scores(self, feature: Feature) -> Iterator[dict[str, Any]]:
         """The real explanations' scores that have a value, each with what was judged."""
@@ -172,6 +177,19 @@ class _Names:
 
     def _explanation(self, feature: Feature, explainer: str) -> str:
         return an_id(self.model, self.source, feature.index, "explanation", explainer)
+
+
+def _middles(histogram: dict[str, Any] | None) -> list[float]:
+    """Of the bars of a histogram of histograms.parquet."""
+    if histogram is None:
+        return []
+    step = histogram["highest"] / len(histogram["counts"])
+    return [(i + 0.5) * step for i in range(len(histogram["counts"]))]
+
+
+def _by_hand(feature: Feature) -> Iterator[dict[str, Any]]:
+    if label := feature.by_hand.label:
+        yield {"explainer": BY_HAND, "explanation": label, "model": None, "notes": feature.by_hand.comment}
 
 
 def detail(judgement: dict[str, Any], window: dict[str, Any] | None) -> dict[str, Any]:

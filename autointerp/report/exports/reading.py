@@ -15,6 +15,7 @@ from typing import Any
 
 from autointerp.errors import ConfigError
 from autointerp.report.folder import RunFolder
+from autointerp.report.labels import NOTHING, ByHand, read_labels
 
 PART = 256  # features that are in memory at a time, and in one file of those formats that have parts
 _LAYER = re.compile(r"(?:blocks|layers|layer|h|block)\.(\d+)")
@@ -38,6 +39,8 @@ class Feature:
     judgements: list[dict[str, Any]] = field(default_factory=list)  # of real explanations
     contexts: list[dict[str, Any]] = field(default_factory=list)
     logits: dict[str, list[tuple[str, float]]] = field(default_factory=lambda: {"up": [], "down": []})
+    histogram: dict[str, Any] | None = None  # of histograms.parquet
+    by_hand: ByHand = NOTHING
 
     @property
     def index(self) -> int:
@@ -59,7 +62,7 @@ class Feature:
 
 def parts(run: RunFolder, size: int = PART) -> Iterator[list[Feature]]:
     """All features of a run in the order of features.parquet, `size` at a time; those without firings are there too."""
-    rows = run.features.to_pylist()
+    rows, labels = run.features.to_pylist(), read_labels(run.path)
     for start in range(0, len(rows), size):
         features = {row["feature"]: Feature(clean(row)) for row in rows[start : start + size]}
         for row in run.rows("explanations", features):
@@ -72,6 +75,10 @@ def parts(run: RunFolder, size: int = PART) -> Iterator[list[Feature]]:
                 features[row["feature"]].judgements.append(clean(row))
         for row in run.rows("contexts", features):
             features[row["feature"]].contexts.append(clean(row))
+        for row in run.rows("histograms", features):
+            features[row["feature"]].histogram = row
+        for number in features.keys() & labels.keys():
+            features[number].by_hand = labels[number]
         for row in sorted(run.rows("logits", features), key=lambda row: (row["feature"], row["rank"])):
             features[row["feature"]].logits[row["direction"]].append((row["token"], row["weight"]))
         yield list(features.values())

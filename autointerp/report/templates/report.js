@@ -48,13 +48,24 @@ function sort(column, kind, up) {
   }
 }
 
+// A feature's windows in one text, read from its details when someone first searches.
+const texts = new Map();
+function contexts(row) {
+  if (!texts.has(row)) {
+    const template = document.getElementById("t" + row.id.slice(1));
+    texts.set(row, [...template?.content.querySelectorAll(".win .text") ?? []].map((text) => text.textContent).join("\n").toLowerCase());
+  }
+  return texts.get(row);
+}
+
 function filter() {
   const words = search.value.trim().toLowerCase();
   let shown = 0;
   for (const row of rows) {
     const fits = (!status.value || row.dataset.status === status.value)
       && (!label || !label.value || row.dataset.label === label.value)
-      && (!words || row.id.slice(1) === words || row.cells[1].textContent.toLowerCase().includes(words));
+      && (!words || row.id.slice(1) === words || row.cells[1].textContent.toLowerCase().includes(words)
+        || contexts(row).includes(words));
     row.hidden = !fits;
     const detail = detailOf(row);
     if (detail) detail.hidden = !fits;
