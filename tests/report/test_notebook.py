@@ -53,6 +53,21 @@ def test_styles_of_a_card_reach_nothing_else_on_the_page(run: ai.Run):
         assert depth > 0 or place < len(".autointerp ") or not style[place + 1 :].strip()
 
 
+def test_a_comparison_is_a_table_of_pandas_and_a_page(run: ai.Run):
+    compared = run.compare()
+    assert compared.loc[~compared["control"], "difference"].notna().any()
+    page = compared._repr_html_()
+    assert (
+        page.count("<tr>")
+        == len(compared[compared["quantile"].isna()]) + compared.groupby(["scorer", "within"]).ngroups
+    )
+    assert "default − token_stats" in page
+    assert "<script" not in page
+    part = compared[["a", "b"]]
+    assert type(part).__name__ == "DataFrame"
+    assert part._repr_html_().startswith("<div>")
+
+
 ROW = {
     **{"stage": "explain/default", "feature": 3, "model": "m", "kind": "complete", "prompt_tokens": 10},
     **{"completion_tokens": 2, "cached_tokens": 0, "cached": False, "seconds": 0.5, "outcome": "ok", "attempts": 1},

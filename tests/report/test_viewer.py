@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import random
 import re
+import signal
+import subprocess
+import sys
+import urllib.request
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,7 +25,7 @@ pytest.importorskip("starlette")
 from starlette.testclient import TestClient
 
 import autointerp as ai
-from autointerp.commands.view import listening, runs_beside
+from autointerp.commands.view import listening, runs_beside, view
 from autointerp.errors import AutointerpError, ConfigError
 from autointerp.report.exports import Wanted, writer
 from autointerp.report.folder import RunFolder
@@ -67,7 +71,7 @@ def page(client: TestClient, path: str, **parameters: Any) -> str:
 
 def rows(client: TestClient, **parameters: Any) -> dict[str, Any]:
     answer = client.get(f"/{TOKEN}/rows", params={"count": 200, **parameters})
-    return answer.json() | {"status": answer.status_code}
+    return answer.json()
 
 
 def numbers(answer: dict[str, Any]) -> list[int]:
@@ -208,6 +212,25 @@ def test_the_socket_is_of_the_loopback_and_a_taken_port_is_one_line():
             listening(port)
 
 
+def test_the_command_prints_an_address_that_answers_and_ends_with_ctrl_c(run: Path):
+    command = [sys.executable, "-m", "autointerp", "view", str(run), "--no-browser"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/[\w-]{20,}/", address)
+        with urllib.request.urlopen(address) as answer:
+            assert "Histogram of detection" in answer.read().decode()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (0, "", "")
+
+
+def test_without_the_extra_the_command_says_what_to_install(run: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(AutointerpError, match=r"pip install 'autointerp-sae\[view\]'"):
+        view(run, browser=False)
+
+
 # --- what a query chooses ---------------------------------------------------------------------
 
 
@@ -227,10 +250,10 @@ def test_rows_are_those_of_the_table_command_in_its_order(client: TestClient, ru
 
 def test_a_condition_that_is_none_is_told_and_chooses_nothing(client: TestClient):
     answer = rows(client, where="detecton > 0.8")
-    assert answer["status"] == 400
-    assert "detection" in answer["error"]
-    assert rows(client, where="detection >")["status"] == 400
-    assert rows(client, sort="nothing")["status"] == 400
+    assert "did you mean" in answer["error"]
+    assert "rows" not in answer
+    assert "not an expression" in rows(client, where="detection >")["error"]
+    assert "no column" in rows(client, sort="nothing")["error"]
 
 
 def test_a_part_of_the_rows_is_a_part_of_the_whole(client: TestClient):

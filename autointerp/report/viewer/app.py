@@ -83,7 +83,11 @@ class _Viewer:
 
     def rows(self, request: Request) -> Response:
         start, count = (_whole(request, name) or 0 for name in ("start", "count"))
-        return JSONResponse(pages.rows(self._place(request), Query.of(request.query_params), start, count))
+        try:
+            made = pages.rows(self._place(request), Query.of(request.query_params), start, count)
+        except ConfigError as error:  # a condition that is being typed is no failure of the page's
+            made = {"error": str(error)}
+        return JSONResponse(made)
 
     def go(self, request: Request) -> Response:
         number = _whole(request, "number")

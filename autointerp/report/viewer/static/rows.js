@@ -17,20 +17,19 @@ class Rows {
     this.wrong = document.getElementById("wrong");
     this.chunks = new Map(); // number -> rows, or null while they are fetched
     this.shown = new Map(); // row number -> tr
+    this.hidden = new Set(); // columns that have no room
     this.total = 0;
     this.asked = 0; // grows with each query, so that late answers are told
   }
 
   start() {
-    const scores = "150px 74px ".repeat(Number(this.table.dataset.scorers));
-    this.columns = `84px minmax(220px, 1fr) ${scores} 86px 84px 118px 80px`;
     this.form.addEventListener("submit", (event) => { event.preventDefault(); this.changed(); });
     this.form.addEventListener("input", (event) => this.soon(event.target.type === "search" || event.target.name === "where" ? 180 : 0));
     this.table.tHead.addEventListener("click", (event) => this.sortBy(event.target.closest("button")));
     document.querySelector(".columns").addEventListener("click", (event) => this.insert(event.target.closest("button")));
     this.body.addEventListener("click", (event) => this.open(event));
     addEventListener("scroll", () => this.scrolled(), { passive: true });
-    addEventListener("resize", () => this.draw());
+    addEventListener("resize", () => { this.layOut(); this.draw(); });
     addEventListener("keydown", (event) => this.step(event));
     addEventListener("popstate", () => { this.fromAddress(); this.load(true); });
     addEventListener("grown", () => this.load(true, true));
@@ -131,7 +130,7 @@ class Rows {
     try {
       const response = await fetch(`${this.table.dataset.rows}?${words}`, { headers: { accept: "application/json" } });
       answer = await response.json();
-      if (!response.ok) throw new Error(answer.error);
+      if (answer.error) throw new Error(answer.error);
     } catch (error) {
       if (asked === this.asked) this.say(error.message);
       return null;
@@ -156,12 +155,36 @@ class Rows {
     const all = total === of ? `${of.toLocaleString("en")} features` : `${total.toLocaleString("en")} of ${of.toLocaleString("en")} features`;
     this.count.textContent = scanned < 1 ? `${all}, ${Math.floor(100 * scanned)} % of the contexts searched` : all;
     this.table.setAttribute("aria-rowcount", total + 1);
-    this.table.style.setProperty("--columns", this.columns + (this.extra() ? " 96px" : ""));
+    this.layOut();
     this.body.style.height = `${Math.min(total * this.height, TALLEST)}px`;
   }
 
   extra() {
     return [...this.chunks.values()].some((rows) => rows?.[0]?.querySelector(".extra"));
+  }
+
+  // Where not all columns have room, controls go first, then what is counted, then the last scorers.
+  layOut() {
+    const scorers = Number(this.table.dataset.scorers);
+    const widths = ["84px", "minmax(220px, 1fr)", ...Array(scorers).fill(["150px", "74px"]).flat(), "86px", "84px", "118px", "80px"];
+    if (this.extra()) widths.push("96px");
+    const end = 2 + 2 * scorers, goes = [];
+    for (let i = scorers - 1; i >= 0; i -= 1) goes.push(3 + 2 * i);
+    goes.push(end, end + 1, end + 2);
+    for (let i = scorers - 1; i > 0; i -= 1) goes.push(2 + 2 * i);
+    let room = this.table.clientWidth - widths.reduce((sum, width) => sum + (parseFloat(width) || 220), 0);
+    this.hidden = new Set();
+    while (room < 0 && goes.length && innerWidth > 820) {
+      const column = goes.shift();
+      this.hidden.add(column);
+      room += parseFloat(widths[column]);
+    }
+    this.table.style.setProperty("--columns", widths.filter((_, column) => !this.hidden.has(column)).join(" "));
+    for (const row of [this.table.tHead.rows[0], ...this.shown.values()]) this.hide(row);
+  }
+
+  hide(row) {
+    [...row.cells].forEach((cell, column) => { cell.hidden = this.hidden.has(column); });
   }
 
   // --- what is in sight
@@ -211,6 +234,7 @@ class Rows {
     row.setAttribute("aria-rowindex", number + 2);
     row.dataset.number = number;
     for (const cell of row.cells) cell.setAttribute("role", "cell");
+    this.hide(row);
   }
 
   async need(number) {

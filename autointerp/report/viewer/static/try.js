@@ -36,6 +36,8 @@ export function startTry() {
         item.hidden = place !== "" && !(value > 0);
         list.append(item);
       }
+      const none = list.querySelector("[data-none]");
+      if (none) none.hidden = keyed.some(([item]) => !item.hidden);
     }
   }
 
