@@ -3,7 +3,7 @@
     python benchmarks/damage.py [--places 200] [--out results/reference/damage.json]
 
 1. A whole run over planted features is made once, with composites and a judge of explanations.
-2. For each place: the store and the cache are put back as they were, one bit of one file is flipped, and the artifacts
+2. For each place: the store and the cache are copied as they were, one bit of one file is flipped, and the artifacts
    that are made from the damaged one are removed, so that it is read. The kinds of artifact take turns.
 3. The config is run again, in a fresh process' state. Its tables must be those of the undisturbed run, or the run must
    end with one clear line.
@@ -74,13 +74,13 @@ def damage(places: int, seed: int) -> Iterator[tuple[str, str, str]]:
             kinds = sorted(path.name.split("__")[0] for path in (folder / "whole" / "store").iterdir())
             kinds = [*dict.fromkeys(kinds), "requests"]
             for number in range(places):
-                kind = kinds[number % len(kinds)]
-                shutil.rmtree(folder / "cache", ignore_errors=True)
-                shutil.rmtree(folder / "run", ignore_errors=True)
-                shutil.copytree(folder / "whole", folder / "cache")
-                flip(folder / "cache", kind, chance)
-                yield kind, *look(wanted, folder / "run", undisturbed)
+                kind, own = kinds[number % len(kinds)], folder / f"place-{number}"
+                os.environ["AUTOINTERP_CACHE"] = str(own / "cache")
+                shutil.copytree(folder / "whole", own / "cache")
+                flip(own / "cache", kind, chance)
+                yield kind, *look(wanted, own / "run", undisturbed)
                 print(number, kind, flush=True)
+                shutil.rmtree(own, ignore_errors=True)
 
 
 def look(wanted: Any, out: Path, undisturbed: dict[str, Any]) -> tuple[str, str]:
