@@ -170,7 +170,7 @@ def _texts(value: Any, name: str = "", but: frozenset[str] = frozenset()) -> Ite
     elif isinstance(value, Mapping):
         for key, part in value.items():
             if key not in but:
-                yield from _texts(part, str(key), but)
+                yield from _texts(part, name if secret_name(name) else str(key), but)
     elif isinstance(value, list | tuple):
         for part in value:
             yield from _texts(part, name, but)

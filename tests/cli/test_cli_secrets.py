@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from autointerp.cli import app
 from autointerp.config import LLMConfig, parse_config
 from autointerp.errors import ConfigError
-from autointerp.redact import public_config, public_url, redact, server_options
+from autointerp.redact import public_config, public_url, redact, secret_name, server_options
 
 KEY = "sk-planted-0123456789abcdef"
 LEAKY = """
@@ -157,3 +157,37 @@ def test_of_a_servers_arguments_only_harmless_values_are_written() -> None:
 def test_a_key_of_the_config_that_is_new_is_hidden_until_it_has_a_rule() -> None:
     shown = public_config({**LLMConfig(model="m").model_dump(), "secret_of_tomorrow": "x", "number_of_tomorrow": 3})
     assert (shown["secret_of_tomorrow"], shown["number_of_tomorrow"]) == ("hidden", 3)
+
+
+def test_a_secret_is_told_by_the_words_of_its_name() -> None:
+    secrets = (
+        *("key", "token", "api_key", "apikey", "accessKey", "X-Api-Key", "Authorization", "x-auth", "my_password"),
+        *("DB_PASSWORD_2", "hfToken", "--hf-token", "access_tokens", "OPENAI_API_KEY_PROD", "session_cookie"),
+    )  # fmt: skip
+    others = (
+        *("keywords", "keyWords", "key_terms", "keyboard", "author", "authors", "authority", "tokens", "max_tokens"),
+        *(
+            "token_stats",
+            "token_budget",
+            "tokenizer",
+            "pad_token",
+            "per_token",
+            "api_key_env",
+            "tokens_per_word",
+            "PWD",
+        ),
+    )
+    assert [name for name in secrets if not secret_name(name)] == []
+    assert [name for name in others if secret_name(name)] == []
+
+
+def test_an_option_is_written_unless_its_name_is_that_of_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTHOR", "detection")
+    options = {"keywords": ["activating"], "author": "someone else", "credentials": {"user": "planted", "id": 12345678}}
+    raw = {"name": "x", "subject": {"model": "a"}, "corpus": {"source": "b"}, "sae": {"load": "c"}}
+    wanted = parse_config({**raw, "explainers": [{"name": "default", **options}]})
+    (kept,) = public_config(wanted.model_dump(mode="json"))["explainers"]
+    assert kept["keywords"] == ["activating"]
+    assert kept["author"] == "someone else"
+    assert kept["credentials"] == {"user": "hidden", "id": "hidden"}
+    assert redact("activating: detection, ?keywords=a&api_key=b") == "activating: detection, ?keywords=a&api_key=[key]"
