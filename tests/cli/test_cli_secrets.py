@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sqlite3
 import zlib
@@ -133,6 +134,46 @@ def test_a_key_in_the_place_of_a_name_is_refused(key: str, where: str) -> None:
     with pytest.raises(ConfigError, match="looks like a key") as caught:
         parse_config(raw)
     assert key not in str(caught.value)
+
+
+WHOLE: dict[str, Any] = {
+    "name": "x",
+    "subject": {"model": "a"},
+    "corpus": {"source": "b"},
+    "llm": {"model": "m", "base_url": "https://llm.example/v1", "headers": {"X-Mode": "a"}, "extra_body": {"a": ["b"]}},
+    "explainers": [{"name": "default", "label": "a", "option": {"a": ["b"]}, "llm": {"model": "m"}}],
+    "scorers": ["detection"],
+}
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The places in a config that hold no further places."""
+    if isinstance(value, dict | list) and value:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return [leaf for key, part in items for leaf in leaves(part, (*path, key))]
+    return [path]
+
+
+@pytest.mark.parametrize("sae", [{"load": "c"}, {"train": {"d_sae": 8, "k": 2}}, {"neurons": {"k": 1}}])
+def test_a_key_in_any_place_of_a_config_is_in_no_error_and_not_in_config_yaml(sae: dict[str, Any]) -> None:
+    full = parse_config({**WHOLE, "sae": sae}).model_dump(mode="json")
+    full["sae"] = {name: part for name, part in full["sae"].items() if part is not None}
+    places = leaves(full)
+    assert len(places) > 80
+    for *path, last in places:
+        for name, value in ((last, KEY), (last, [KEY]), (last, {"a": KEY}), (last, {KEY: 1}), (KEY, 1)):
+            raw = copy.deepcopy(full)
+            section: Any = raw
+            for key in path:
+                section = section[key]
+            if isinstance(section, list) and name == KEY:
+                continue
+            section[name] = value
+            try:
+                text = yaml.safe_dump(public_config(parse_config(raw).model_dump(mode="json")))
+            except ConfigError as error:
+                text = str(error)
+            assert KEY not in text, (*path, name, value)
 
 
 def test_an_address_is_shown_without_what_may_be_a_secret() -> None:
