@@ -171,7 +171,8 @@ class LiteLLMBackend:
 
     def _failed(self, error: Exception) -> Exception:
         status = getattr(error, "status_code", None)
-        text = str(getattr(error, "message", None) or f"{type(error).__name__}: {error}").partition("Traceback (most")[0]
+        whole = str(getattr(error, "message", None) or f"{type(error).__name__}: {error}")
+        text = whole.partition("Traceback (most recent")[0]
         headers = getattr(error, "litellm_response_headers", None)
         headers = headers or getattr(getattr(error, "response", None), "headers", None) or {}
         lost = (self._library.exceptions.APIConnectionError, self._library.exceptions.Timeout)
