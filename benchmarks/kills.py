@@ -16,6 +16,7 @@ Exits 1 where a bar is missed.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import random
@@ -65,6 +66,8 @@ def serve(log: Path) -> None:
             probe = "Is water wet?" in name
             if not probe:
                 self.note("asked", name)
+                if "Property:" not in name:  # an explanation: live requests take as long as the other stages
+                    await asyncio.sleep(0.6)
             answer = await super()._one(request, body)
             if not probe:
                 self.note("answered", name)
