@@ -28,7 +28,8 @@ _FEWER = 5
 
 
 class LiteLLMBackend:
-    """``litellm:PROVIDER/MODEL``, asked in one attempt a call. LiteLLM leaves out what the provider does not take.
+    """``litellm:PROVIDER/MODEL``, asked in one attempt a call. LiteLLM leaves out what the provider does not take,
+    and follows redirects, without the key.
 
     `memory` holds what was found out: "top_logprobs" (0: no token probabilities).
     """
