@@ -228,6 +228,7 @@ def sendable(text: str) -> str:
 
 LONGEST_WITH_THOUGHTS = 1_000_000  # characters; more are not even looked through
 LONGEST = 100_000  # characters after the thoughts; no list of labels or pairs is as long
+_BEFORE = " \t\r\n\ufeff\u200b\u200e\u200f\u2060"  # an answer: blanks, a byte order mark, marks of direction
 MARKS = 100  # lines EXPLANATION: that an answer may have; one that has more goes round in circles
 
 
@@ -241,7 +242,7 @@ def _answer(text: str) -> tuple[str, str | None]:
     answer = answer if end else text
     if len(answer) > LONGEST:
         return "", f"the answer has {len(answer):,} characters, more than {LONGEST:,} are not read"
-    return answer.strip(), None
+    return answer.lstrip(_BEFORE).strip(), None
 
 
 def _quote(text: str, limit: int = 60) -> str:

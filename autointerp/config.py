@@ -163,6 +163,14 @@ class LLMConfig(Section):
 PRIVATE = frozenset({"base_url", "server_args", "env", "headers", "extra_body", "api_key_env"})
 
 
+def _names(value: Any) -> Iterator[str]:
+    """Each name of a key, however deep."""
+    if isinstance(value, Mapping):
+        yield from map(str, value)
+    for part in value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ():
+        yield from _names(part)
+
+
 def _texts(value: Any, name: str = "", but: frozenset[str] = frozenset()) -> Iterator[tuple[str, str]]:
     """Each text in a section, with the name of its key; sections called as in `but` left out."""
     if isinstance(value, str):
@@ -170,7 +178,7 @@ def _texts(value: Any, name: str = "", but: frozenset[str] = frozenset()) -> Ite
     elif isinstance(value, Mapping):
         for key, part in value.items():
             if key not in but:
-                yield from _texts(part, str(key), but)
+                yield from _texts(part, name if secret_name(name) else str(key), but)
     elif isinstance(value, list | tuple):
         for part in value:
             yield from _texts(part, name, but)
@@ -279,6 +287,8 @@ class Config(Section):
     @classmethod
     def holds_no_key(cls, raw: Any) -> Any:
         """Names and options stand in tables, reports and logs. What goes to a server alone has places of its own."""
+        if any(map(has_key_prefix, _names(raw))):
+            raise ValueError("a name in the config looks like an API key: keep it in an environment variable")
         for name, text in _texts(raw, but=PRIVATE):
             if secret_name(name):  # an option of a plug-in: it needs it, and nobody else
                 hide(text)

@@ -12,14 +12,12 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
 NOT_IN_KEYS = "it says what is shown of a value, and no result hangs on that"
 
-SECRET = re.compile(
-    r"auth|key|token|secret|password|passwd|cookie|credential", re.IGNORECASE
-)  # in names of headers, options and variables
 HIDDEN = "hidden"
 SHORTEST = 8  # characters of a secret that is taken out of texts; a shorter one stands in too many words
 
@@ -30,9 +28,19 @@ _KEY = (
 )
 _WHOLE, _IN_TEXT = re.compile(_KEY), re.compile(rf"\b(?:{_KEY}|Bearer [\w*.-]{{4,}})")
 _CREDENTIALS = re.compile(r"://[^/@\s]+@")
-_QUERY = re.compile(r"([?&][\w-]*(?:key|token|secret|password|auth|sig)[\w-]*=)[^&\s\"']+", re.IGNORECASE)
+_QUERY = re.compile(r"([?&]([\w-]+)=)[^&\s\"']+")
 VARIABLE = re.compile(r"\$[A-Za-z_][A-Za-z0-9_]*")  # stands for an environment variable in headers and extra_body
 _WORD = re.compile(r"[a-z][a-z_]{0,15}")
+# words of names of headers, options and variables
+_SECRET = re.compile(
+    r"auth|authorization|authentication|bearer|sig|signature|passwd"
+    r"|\w*(password|passphrase|secret|credential|cookie)s?"
+)
+_KEY_OR_TOKEN = re.compile(r"\w*(?:keys?|token)")
+_GIVES_ACCESS = frozenset(
+    {"api", "access", "private", "session", "refresh", "client", "hub", "hf"}
+)  # with one of these
+_OF_TEXT = frozenset({"bos", "eos", "pad", "unk", "sep", "mask", "special", "first", "last", "next", "per", "each"})
 
 
 def hide(*secrets: str) -> None:
@@ -43,12 +51,16 @@ def hide(*secrets: str) -> None:
 def redact(text: str) -> str:
     """`text` without hidden values, those of environment variables with a secret's name, and what looks like a key."""
     for name, value in os.environ.items():
-        if len(value) >= SHORTEST and SECRET.search(name) and value in text:
+        if len(value) >= SHORTEST and value in text and secret_name(name, anywhere=True):
             text = text.replace(value, f"[{name}]")
     for secret in _hidden:
         text = text.replace(secret, "[key]")
-    text = _QUERY.sub(r"\1[key]", _CREDENTIALS.sub("://hidden@", text))
+    text = _QUERY.sub(_without_secret, _CREDENTIALS.sub("://hidden@", text))
     return _IN_TEXT.sub("[key]", text)
+
+
+def _without_secret(pair: re.Match[str]) -> str:
+    return f"{pair[1]}[key]" if secret_name(pair[2], anywhere=True) else pair[0]
 
 
 def has_key_prefix(text: str) -> bool:
@@ -97,19 +109,35 @@ def public_config(value: Any, name: str = "") -> Any:
     if isinstance(value, Mapping):
         if "api_key_env" in value and "model" in value:
             return _public_llm(value)
-        return {key: public_config(part, key) for key, part in value.items()}
+        return {key: public_config(part, name if secret_name(name) else str(key)) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [public_config(part, name) for part in value]
     if not isinstance(value, str):
-        return value
+        return HIDDEN if isinstance(value, int) and value >= 10 ** (SHORTEST - 1) and secret_name(name) else value
     if secret_name(name):
         return HIDDEN
     return HIDDEN if has_key_prefix(value) else redact(value)
 
 
-def secret_name(name: str) -> bool:
-    """Whether what is called so may be a secret; numbers of tokens and tokenizers are none."""
-    return SECRET.search(re.sub(r"api_key_env|tokens|tokenizer|token_stats", "", name)) is not None
+@cache
+def secret_name(name: str, *, anywhere: bool = False) -> bool:
+    """Whether what is called so may be a secret, by the words of its name: ``X-Api-Key``, ``hfToken``, ``PASSWORD_2``.
+
+    Words count, not letters: ``keywords``, ``author`` and ``tokenizer`` are no secrets. A key or a token is one where
+    it is what the name stands for (``my_key``, ``api_key_of_x``), not where it says of what (``key_terms``,
+    ``token_budget``); `anywhere`: there too, as in names of environment variables.
+    """
+    words = [word.casefold() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
+    if not words or words[-1] == "env":  # the name of a variable
+        return False
+    if any(_SECRET.fullmatch(word) for word in words):
+        return True
+    for before, word, after in zip(["", *words], words, [*words[1:], ""]):
+        if before in _GIVES_ACCESS and word == "tokens":
+            return True
+        if _KEY_OR_TOKEN.fullmatch(word) and (anywhere or before in _GIVES_ACCESS or not (after or before in _OF_TEXT)):
+            return True
+    return False
 
 
 def _public_llm(section: Mapping[str, Any]) -> dict[str, Any]:

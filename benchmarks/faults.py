@@ -253,7 +253,7 @@ def missed(result: dict[str, Any], mode: Mode) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--modes", nargs="*", help="these alone")
+    parser.add_argument("--modes", nargs="*", help="these alone; their rows take the place of those in --out")
     parser.add_argument("--tasks", nargs="*", default=TASKS)
     parser.add_argument("--out", type=Path, default=Path("results/reference/faults.json"))
     options = parser.parse_args()
@@ -261,27 +261,40 @@ def main() -> None:
     chosen = [mode for mode in modes() if not options.modes or mode.name in options.modes]
     begun = time.monotonic()
     results = matrix(chosen, options.tasks)
-    lost = [result for result in results if result["missed"]]
-    summary = {
+    seconds = round(time.monotonic() - begun)
+    if options.modes and options.out.exists():
+        before = json.loads(options.out.read_text())
+        results = replaced(before["table"], results)
+        seconds += before["seconds"]
+    summary = summarised(results, seconds)
+    if not options.modes or options.out.exists():
+        lines = ",\n".join("  " + json.dumps(result, ensure_ascii=True) for result in results)
+        options.out.write_text(f'{json.dumps(summary, indent=1)[:-2]},\n "table": [\n{lines}\n ]\n}}\n')
+    for result in results:
+        if result["missed"]:
+            print(json.dumps(result))
+    print(json.dumps(summary, indent=1))
+    sys.exit(bool(summary["cells_that_miss_a_bar"]))
+
+
+def replaced(before: list[dict[str, Any]], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of an earlier table, with `results` in the place of those of the same mode and task."""
+    new = {(result["mode"], result["task"]): result for result in results}
+    return [new.pop((row["mode"], row["task"]), row) for row in before] + list(new.values())
+
+
+def summarised(results: list[dict[str, Any]], seconds: int) -> dict[str, Any]:
+    return {
         "command": "python benchmarks/faults.py",
-        "modes": len(chosen),
+        "modes": len({result["mode"] for result in results}),
         "cells": len(results),
-        "cells_that_miss_a_bar": len(lost),
+        "cells_that_miss_a_bar": sum(bool(result["missed"]) for result in results),
         **{name: sum(result[name] for result in results) for name in ("hits", "changed", "wrong_counts", "repeated")},
         "longest_seconds": max(result["seconds"] for result in results),
         "final_by_nature": sorted({r["mode"] for r in results if not r["healed"]}),
         "stop_the_run": sorted({r["mode"] for r in results if r["stopped"]}),
-        "seconds": round(time.monotonic() - begun),
-        "table": results,
+        "seconds": seconds,
     }
-    if not options.modes:
-        lines = ",\n".join("  " + json.dumps(result, ensure_ascii=True) for result in summary.pop("table"))
-        head = json.dumps(summary, indent=1)
-        options.out.write_text(f'{head[:-2]},\n "table": [\n{lines}\n ]\n}}\n')
-    for result in lost:
-        print(json.dumps(result))
-    print(json.dumps({name: value for name, value in summary.items() if name != "table"}, indent=1))
-    sys.exit(bool(lost))
 
 
 def matrix(chosen: list[Mode], tasks: Any = TASKS) -> list[dict[str, Any]]:

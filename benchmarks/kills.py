@@ -1,11 +1,12 @@
 """Kill runs at random moments, over all stages, and compare what they come to with an undisturbed run.
 
-    python benchmarks/kills.py [--kills 100] [--out results/reference/kills.json]
+    python benchmarks/kills.py [--kills 100] [--out results/reference/kills.json] [--go-on]
 
 1. A tiny run that trains its SAE, explains by live requests, and is judged by a batch API, is made undisturbed.
 2. The same run, with caches of its own, is started and killed (KILL, INT or TERM, in turn) at random moments until it
    ends by itself; then again from the beginning, until there were as many kills as wanted.
 3. A process is forked from one that has torch imported, so that a start costs no import.
+4. The report is written after each round. With `--go-on` the kills of an earlier report count, and the rest is made.
 
 Bars: tables equal to the undisturbed ones; no request that was answered is asked again. An answer counts as received
 when later requests have taken its turn before the kill; a request of a batch, when the batch was submitted.
@@ -15,6 +16,7 @@ Exits 1 where a bar is missed.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import random
@@ -64,6 +66,8 @@ def serve(log: Path) -> None:
             probe = "Is water wet?" in name
             if not probe:
                 self.note("asked", name)
+                if "Property:" not in name:  # an explanation: live requests take as long as the other stages
+                    await asyncio.sleep(0.6)
             answer = await super()._one(request, body)
             if not probe:
                 self.note("answered", name)
@@ -208,7 +212,8 @@ def differences(one: Path, other: Path) -> list[str]:
         files = [folder / f"{table}.parquet" for folder in (one, other)]
         if [file.exists() for file in files] != [False, False]:
             try:
-                pd.testing.assert_frame_equal(*(pd.read_parquet(file) for file in files))
+                first, second = (pd.read_parquet(file) for file in files)
+                pd.testing.assert_frame_equal(first, second)
             except (AssertionError, OSError) as error:
                 wrong.append(f"{table}: {str(error)[:300]}")
     return wrong
@@ -219,6 +224,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("results/reference/kills.json"))
+    parser.add_argument("--go-on", action="store_true")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
@@ -230,16 +236,14 @@ def main() -> None:
         server = subprocess.Popen([sys.executable, __file__, "--serve", str(log)], stdout=subprocess.PIPE, text=True)
         try:
             assert server.stdout is not None
-            report = measure(options.kills, server.stdout.readline().strip(), Path(folder), log, options.seed)
+            report = measure(options, server.stdout.readline().strip(), Path(folder), log)
         finally:
             server.kill()
-    report = {"command": f"python benchmarks/kills.py --kills {options.kills}"} | report
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
     sys.exit(bool(report["differences"] or any(report["asked_again"].values())))
 
 
-def measure(wanted: int, url: str, folder: Path, log: Path, seed: int) -> dict[str, Any]:
+def measure(options: argparse.Namespace, url: str, folder: Path, log: Path) -> dict[str, Any]:
     import yaml
 
     for module in ("commands.run", "report", "subject.model", "sae.train", "llm.backends.openai_batch"):
@@ -252,32 +256,42 @@ def measure(wanted: int, url: str, folder: Path, log: Path, seed: int) -> dict[s
         with open(log, "a") as lines:
             lines.write(json.dumps([what, ""]) + "\n")
 
+    before = json.loads(options.out.read_text()) if options.go_on and options.out.exists() else {}
+    report: dict[str, Any] = {"command": f"python benchmarks/kills.py --kills {options.kills}"} | before
     begun = time.monotonic()
     undisturbed = folder / "undisturbed"
     undisturbed.mkdir()
-    chance = random.Random(seed)
+    chance = random.Random(f"{options.seed} {report.get('kills', 0)}")
     killed_until_it_ends(0, undisturbed, file, 0, chance, mark)
     seconds = time.monotonic() - begun
     mark("round")
-    kills: Counter[str] = Counter()
-    wrong, rounds = [], 0
-    while sum(kills.values()) < wanted:
+    rounds = 0
+    while report.get("kills", 0) < options.kills:
         place = folder / f"round-{rounds}"
         place.mkdir()
-        left = wanted - sum(kills.values())
-        kills += killed_until_it_ends(min(left, 20), place, file, 0.4 * seconds, chance, mark)
+        left = options.kills - report.get("kills", 0)
+        where = killed_until_it_ends(min(left, 20), place, file, 0.4 * seconds, chance, mark)
         mark("round")
-        wrong += differences(place / "run", undisturbed / "run")
         rounds += 1
-        print(f"round {rounds}: {sum(kills.values())} kills, {len(wrong)} tables differ", file=sys.stderr, flush=True)
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    return {
-        "kills": sum(kills.values()),
-        "rounds": rounds,
-        "undisturbed_seconds": round(seconds, 1),
-        "differences": wrong,
-        "asked_again": asked_again(lines),
-        "where": dict(sorted(kills.items())),
+        wrong = differences(place / "run", undisturbed / "run")
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        report = added(report, where, wrong, asked_again(lines[lines.index(["round", ""]) + 1 :]))
+        log.write_text('["round", ""]\n')  # the next round counts its own
+        report["undisturbed_seconds"] = round(seconds, 1)
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
+        print(f"{report['kills']} kills, {len(report['differences'])} tables differ", file=sys.stderr, flush=True)
+    return report
+
+
+def added(report: dict[str, Any], where: Counter[str], wrong: list[str], again: dict[str, int]) -> dict[str, Any]:
+    """`report` with one round more."""
+    places = where + Counter(report.get("where", {}))
+    return report | {
+        "kills": places.total(),
+        "rounds": report.get("rounds", 0) + 1,
+        "differences": report.get("differences", []) + wrong,
+        "asked_again": {name: n + report.get("asked_again", {}).get(name, 0) for name, n in again.items()},
+        "where": dict(sorted(places.items())),
     }
 
 

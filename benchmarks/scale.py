@@ -172,10 +172,11 @@ def plant_artifacts(config: Any, place: Path, features: int) -> None:
     with Session(config, place / "usage.jsonl") as session:
         dag = Dag(nodes(config, session), store())
         for name, make in makers.items():
-            standing = dag.standings()[name]
-            with dag.store.writing(name, standing.key or "", resumable=False) as folder:
+            key = dag.standings()[name].key
+            assert key is not None, f"{name} waits for a stage that is not planted"
+            with dag.store.writing(name, key, resumable=False) as folder:
                 make(folder)
-                dag.store.complete(name, standing.key or "", 0.0, 0, {})
+                dag.store.complete(name, key, 0.0, 0, {})
 
 
 def plant_corpus(folder: Path, tokens: int) -> None:

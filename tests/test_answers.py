@@ -164,6 +164,7 @@ def test_explanations_never_raise_and_stand_in_the_answer(text, truncated):
         ("<think>EXPLANATION: cars</think>\nEXPLANATION: words for animals", "words for animals"),
         ("EXPLANATION: a\nEXPLANATION: a", "a"),
         ('{"explanation": "words for animals"}', "words for animals"),
+        ("\ufeff \u200bEXPLANATION: words for animals", "words for animals"),
         ('EXPLANATION: "and" or "or"', '"and" or "or"'),
         ("EXPLANATION: " + "word " * 80 + "end", "word " * 80 + "end"),
     ],

@@ -58,11 +58,13 @@ def client(session: Session, plugin: PluginConfig) -> Client:
 
 
 def width(config: Config, plugin: PluginConfig) -> int:
-    """Features in work at one time: enough to keep as many requests in flight as may be."""
+    """Features in work at one time: enough to keep as many requests in flight as may be, while others are read, judged
+    and written."""
     from autointerp.llm.registry import concurrency
 
     llm = plugin.llm or config.llm
-    return 64 if llm is None else max(2, concurrency(llm))
+    in_flight = 64 if llm is None else concurrency(llm)
+    return in_flight + min(in_flight, 64)
 
 
 @contextmanager

@@ -61,7 +61,8 @@ class Recipe:
         A step of Adam moves each of the d_in entries of an encoder row by about the rate, and with them the latent's
         pre-activation by √d_in of it or more, where a bias moves it by one: left at that, L1 kinds do not learn in
         time to be silent (stories15M, 1M tokens, L0 32: explained variance .54 without, .76 at ten times the rate).
-        A scale is no bias: one logarithm moves all that a latent does.
+        A scale is no bias: one logarithm moves all that a latent does. A threshold is one, though its logarithm is
+        learnt: it moves where a pre-activation fires, and at the plain rate JumpReLU does not come down to its L0.
         """
         biased = self.vectors.keys() - {"r_mag"}
         biases = [tensor for name, tensor in self.weights.items() if name in biased]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sqlite3
 import zlib
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 from autointerp.cli import app
 from autointerp.config import LLMConfig, parse_config
 from autointerp.errors import ConfigError
-from autointerp.redact import public_config, public_url, redact, server_options
+from autointerp.redact import public_config, public_url, redact, secret_name, server_options
 
 KEY = "sk-planted-0123456789abcdef"
 LEAKY = """
@@ -135,6 +136,46 @@ def test_a_key_in_the_place_of_a_name_is_refused(key: str, where: str) -> None:
     assert key not in str(caught.value)
 
 
+WHOLE: dict[str, Any] = {
+    "name": "x",
+    "subject": {"model": "a"},
+    "corpus": {"source": "b"},
+    "llm": {"model": "m", "base_url": "https://llm.example/v1", "headers": {"X-Mode": "a"}, "extra_body": {"a": ["b"]}},
+    "explainers": [{"name": "default", "label": "a", "option": {"a": ["b"]}, "llm": {"model": "m"}}],
+    "scorers": ["detection"],
+}
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The places in a config that hold no further places."""
+    if isinstance(value, dict | list) and value:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return [leaf for key, part in items for leaf in leaves(part, (*path, key))]
+    return [path]
+
+
+@pytest.mark.parametrize("sae", [{"load": "c"}, {"train": {"d_sae": 8, "k": 2}}, {"neurons": {"k": 1}}])
+def test_a_key_in_any_place_of_a_config_is_in_no_error_and_not_in_config_yaml(sae: dict[str, Any]) -> None:
+    full = parse_config({**WHOLE, "sae": sae}).model_dump(mode="json")
+    full["sae"] = {name: part for name, part in full["sae"].items() if part is not None}
+    places = leaves(full)
+    assert len(places) > 80
+    for *path, last in places:
+        for name, value in ((last, KEY), (last, [KEY]), (last, {"a": KEY}), (last, {KEY: 1}), (KEY, 1)):
+            raw = copy.deepcopy(full)
+            section: Any = raw
+            for key in path:
+                section = section[key]
+            if isinstance(section, list) and name == KEY:
+                continue
+            section[name] = value
+            try:
+                text = yaml.safe_dump(public_config(parse_config(raw).model_dump(mode="json")))
+            except ConfigError as error:
+                text = str(error)
+            assert KEY not in text, (*path, name, value)
+
+
 def test_an_address_is_shown_without_what_may_be_a_secret() -> None:
     url = "https://user:pass@llm.example/v1/0123456789abcdef0123/x?key=secret-1"
     assert public_url(url).startswith("https://llm.example/v1/key-")
@@ -157,3 +198,37 @@ def test_of_a_servers_arguments_only_harmless_values_are_written() -> None:
 def test_a_key_of_the_config_that_is_new_is_hidden_until_it_has_a_rule() -> None:
     shown = public_config({**LLMConfig(model="m").model_dump(), "secret_of_tomorrow": "x", "number_of_tomorrow": 3})
     assert (shown["secret_of_tomorrow"], shown["number_of_tomorrow"]) == ("hidden", 3)
+
+
+def test_a_secret_is_told_by_the_words_of_its_name() -> None:
+    secrets = (
+        *("key", "token", "api_key", "apikey", "accessKey", "X-Api-Key", "Authorization", "x-auth", "my_password"),
+        *("DB_PASSWORD_2", "hfToken", "--hf-token", "access_tokens", "OPENAI_API_KEY_PROD", "session_cookie"),
+    )  # fmt: skip
+    others = (
+        *("keywords", "keyWords", "key_terms", "keyboard", "author", "authors", "authority", "tokens", "max_tokens"),
+        *(
+            "token_stats",
+            "token_budget",
+            "tokenizer",
+            "pad_token",
+            "per_token",
+            "api_key_env",
+            "tokens_per_word",
+            "PWD",
+        ),
+    )
+    assert [name for name in secrets if not secret_name(name)] == []
+    assert [name for name in others if secret_name(name)] == []
+
+
+def test_an_option_is_written_unless_its_name_is_that_of_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTHOR", "detection")
+    options = {"keywords": ["activating"], "author": "someone else", "credentials": {"user": "planted", "id": 12345678}}
+    raw = {"name": "x", "subject": {"model": "a"}, "corpus": {"source": "b"}, "sae": {"load": "c"}}
+    wanted = parse_config({**raw, "explainers": [{"name": "default", **options}]})
+    (kept,) = public_config(wanted.model_dump(mode="json"))["explainers"]
+    assert kept["keywords"] == ["activating"]
+    assert kept["author"] == "someone else"
+    assert kept["credentials"] == {"user": "hidden", "id": "hidden"}
+    assert redact("activating: detection, ?keywords=a&api_key=b") == "activating: detection, ?keywords=a&api_key=[key]"

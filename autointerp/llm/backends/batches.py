@@ -168,13 +168,23 @@ class Batches:
     # --- submitting
 
     async def _collect(self) -> None:
-        while self._waiting:
-            count = 0
-            while count != len(self._waiting) < MOST_REQUESTS:
-                count = len(self._waiting)
-                await asyncio.sleep(QUIET)
-            await self._submit(_first(self._waiting))
-        self._collecting = None
+        try:
+            while self._waiting:
+                count = 0
+                while count != len(self._waiting) < MOST_REQUESTS:
+                    count = len(self._waiting)
+                    await asyncio.sleep(QUIET)
+                await self._submit(_first(self._waiting))
+        except Exception as error:
+            self._fail(error)
+        finally:
+            self._collecting = None
+
+    def _fail(self, error: Exception) -> None:
+        """Nothing more can be noted, as on a full disk: nobody may wait for what does not come."""
+        for future in self._wanted.values():
+            if not future.done():
+                future.set_exception(error)
 
     async def _submit(self, requests: dict[str, dict[str, Any]]) -> None:
         for name in requests:
@@ -228,6 +238,9 @@ class Batches:
             lost: Answer = RetryableFailure(f"batch {identifier} ended without an answer to this request")
         except RequestFailed as error:
             lost = error
+        except Exception as error:
+            self._fail(error)
+            return
         finally:
             batch.looking = None
         for name in [name for name in batch.names if name in self._wanted]:

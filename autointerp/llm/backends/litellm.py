@@ -28,7 +28,8 @@ _FEWER = 5
 
 
 class LiteLLMBackend:
-    """``litellm:PROVIDER/MODEL``, asked in one attempt a call. LiteLLM leaves out what the provider does not take.
+    """``litellm:PROVIDER/MODEL``, asked in one attempt a call. LiteLLM leaves out what the provider does not take,
+    and follows redirects, without the key.
 
     `memory` holds what was found out: "top_logprobs" (0: no token probabilities).
     """
@@ -171,10 +172,13 @@ class LiteLLMBackend:
 
     def _failed(self, error: Exception) -> Exception:
         status = getattr(error, "status_code", None)
-        text = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
-        headers = getattr(getattr(error, "response", None), "headers", None) or {}
+        whole = str(getattr(error, "message", None) or f"{type(error).__name__}: {error}")
+        text = whole.partition("Traceback (most recent")[0]
+        headers = getattr(error, "litellm_response_headers", None)
+        headers = headers or getattr(getattr(error, "response", None), "headers", None) or {}
         lost = (self._library.exceptions.APIConnectionError, self._library.exceptions.Timeout)
-        if isinstance(error, lost) or not isinstance(status, int) or status < 300:
+        said_well = status == 422 and not headers  # an error with HTTP 200, which LiteLLM gives this status
+        if isinstance(error, lost) or not isinstance(status, int) or status < 300 or said_well:
             return RetryableFailure(f"{self._failures.where}: {self._failures.clean(text)}")
         if isinstance(error, self._library.exceptions.ContentPolicyViolationError):
             return FinalFailure(f"{self._failures.where}: {self._failures.clean(text)}")
