@@ -344,9 +344,11 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     rows = report["means"]
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(11, 0.34 * len(rows) + 1.4), width_ratios=(2.2, 1), layout="constrained"
-    )
+    shares = report["variance"].get("shares of a score on all windows", {})
+    panels = 2 if shares else 1
+    size = {"figsize": (7 + 4 * (panels - 1), 0.34 * len(rows) + 1.4), "width_ratios": (2.2, 1)[:panels]}
+    figure, axes = plt.subplots(1, panels, squeeze=False, layout="constrained", **size)
+    left, right = axes[0, 0], axes[0, -1]
     for place, row in enumerate(rows):
         for key, colour in (("corrected", "#1f6fb4"), *((key, "#b0b0b0") for key in row if key.startswith("control "))):
             point = row[key]
@@ -360,12 +362,12 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     left.invert_yaxis()
     left.axvline(0, color="#222222", linewidth=0.8)
     left.set_title("above chance, 95 % over features (grey: another feature's explanation)", fontsize=10, loc="left")
-    shares = report["variance"].get("shares of a score on all windows", {})
-    right.barh(list(shares), list(shares.values()), color="#1f6fb4", alpha=0.7)
-    right.invert_yaxis()
-    right.set_xlim(0, 1)
-    right.set_title("share of the variance of a score", fontsize=10, loc="left")
-    for axis in (left, right):
+    if shares:
+        right.barh(list(shares), list(shares.values()), color="#1f6fb4", alpha=0.7)
+        right.invert_yaxis()
+        right.set_xlim(0, 1)
+        right.set_title("share of the variance of a score", fontsize=10, loc="left")
+    for axis in axes[0]:
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(length=0, labelsize=9)
     figure.savefig(path, dpi=130)
