@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from planted import HOOK, plant
-from synthetic import write_run
+from synthetic import write_hostile, write_run
 
 from autointerp.commands.view import listening, runs_beside
 from autointerp.report import write_report
@@ -266,6 +266,25 @@ def test_columns_that_have_no_room_leave_and_come_back(chromium: Any, home: str)
     page.set_viewport_size({"width": 1280, "height": 844})
     playwright.expect(page.locator("#rows tbody tr").first.locator("td.control:visible")).to_have_count(2)
     watched.close(home)
+
+
+def test_hostile_tokens_do_nothing(chromium: Any, tmp_path: Path):
+    run = write_hostile(tmp_path / "run")
+    with served(run) as home:
+        watched = Watched(chromium, 1280, "light")
+        page = watched.page
+        page.on("dialog", lambda dialog: watched.complaints.append(dialog.message))
+        for path in ("/", "/feature/10?windows=200", "/features", "/compare"):
+            page.goto(f"{home}{path}")
+            fits(page)
+            assert page.locator("main img, main script, main iframe, main [onload]").count() == 0
+        watched.close(home)
+    watched = Watched(chromium, 1280, "light")
+    watched.page.on("dialog", lambda dialog: watched.complaints.append(dialog.message))
+    watched.page.goto(write_report(run).as_uri())
+    watched.page.locator("#f10 td.wide").click()
+    playwright.expect(watched.page.locator("#f10 + tr .detail")).to_be_visible()
+    assert watched.complaints == []
 
 
 def test_all_that_acts_has_a_name_for_a_screen_reader(opened: Any, home: str):
