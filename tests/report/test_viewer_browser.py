@@ -111,8 +111,8 @@ def features_in_sight(page: Any) -> list[int]:
 
 
 def settled(page: Any, count: str) -> None:
-    page.wait_for_function("text => document.getElementById('count').textContent.startsWith(text)", arg=count)
-    page.wait_for_function("() => document.getElementById('rows').getAttribute('aria-busy') === null")
+    page.wait_for_function("text => document.getElementById('count')?.textContent.startsWith(text)", arg=count)
+    page.wait_for_function("() => document.getElementById('rows')?.getAttribute('aria-busy') === null")
 
 
 def on_feature(page: Any, number: int) -> None:
@@ -171,6 +171,8 @@ def test_a_walk_through_the_viewer(opened: Any, home: str, run: Path):
     assert page.input_value("input[name=where]") == "firings < 1000"
 
     page.get_by_role("link", name="Compare").click()
+    page.wait_for_url("**/compare")
+    page.wait_for_load_state("load")
     page.select_option("select[name=with]", "beside")
     expect(page.get_by_text("Scores side by side")).to_be_visible()
     expect(page.get_by_text("seen − beside").first).to_be_visible()
@@ -198,7 +200,7 @@ def test_a_table_of_any_length_scrolls_and_comes_back_to_its_place(opened: Any, 
 
 def test_keys_do_what_the_help_says(opened: Any, home: str):
     page, expect = opened, playwright.expect
-    page.goto(f"{home}/")
+    page.goto(f"{home}/", wait_until="load")
     page.keyboard.press("?")
     expect(page.locator("#help")).to_be_visible()
     page.keyboard.press("Escape")
