@@ -10,6 +10,8 @@ from autointerp.report.feature import Window
 from autointerp.report.folder import RunFolder
 from autointerp.report.text import number
 
+_SEEN = 0.5  # what a predicted activation from 0 to 10 must have to be coloured: less is rounded to 0
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -72,13 +74,13 @@ def _judged(row: Mapping[str, Any], windows: Mapping[int, Window], controls: dic
     window = windows.get(row["example"]) if row.get("text") is None else None
     predicted = row.get("predictions")
     return Judged(
-        says=f"{_kind(row)}: {_answer(row)}",
+        says=": ".join(filter(None, [_kind(row), _answer(row)])),
         verdict=_verdict(row),
         window=window,
         predicted=None if not predicted or window is None else _beside(window, predicted),
         text=row.get("text"),
         failure=row.get("failure"),
-        controls=controls,
+        controls={name: answer for name, answer in controls.items() if answer},
     )
 
 
@@ -96,11 +98,11 @@ def _verdict(row: Mapping[str, Any]) -> str:
 
 
 def _answer(row: Mapping[str, Any]) -> str:
-    """yes (.80), no, .43, failed"""
+    """yes (.80), no, .43, failed; "" where activations are the answer."""
     if row["status"] != "ok":
         return "failed"
     if row.get("predictions"):
-        return "activations predicted"
+        return ""
     said, sure = row["prediction"], row.get("probability")
     answer = {0: "no", 1: "yes"}.get(said, number(said))
     return answer if sure is None else f"{answer} ({number(sure)})"
@@ -108,5 +110,5 @@ def _answer(row: Mapping[str, Any]) -> str:
 
 def _beside(window: Window, predicted: Sequence[float]) -> Window:
     length = len(window.tokens)
-    values = [value or 0.0 for value in predicted[:length]]
+    values = [value if value and value >= _SEEN else 0.0 for value in predicted[:length]]
     return replace(window, activations=values + [0.0] * (length - len(values)))

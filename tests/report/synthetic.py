@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 HOSTILE = "<script>alert('x')</script> & \"quotes\" — names\nof \x1b[31mcolours</td>"
 FAILURE = "the judge gave no readable answer to any example"
@@ -179,4 +180,37 @@ def write_run(
         },
     }
     (folder / "run.json").write_text(json.dumps(run))
+    return folder
+
+
+def hostile(count: int) -> list[str]:
+    """Tokens of script, direction marks, control characters, combining marks and halves of characters."""
+    rng = random.Random(7)
+    parts = [
+        "<script>alert(1)</script>", "</template>", "</textarea>", "<img src=x onerror=alert(1)>", "javascript:x()",
+        "{{7*7}}", "{% raw %}", "&lt;", "&#x3c;", "\"'><svg/onload=alert(1)>", "]]>", "<!--", "-->", "</style>",
+        "\u202e", "\u2066", "\u200f", "\u061c", "\x00", "\x1b[2J", "\x7f", "\r", "\x85", "\u2028", "e" + "\u0301" * 40,
+        "\u0489" * 20, "�", "<0xE2>", "\ufeff", "\ufffe", "🦊", "\U000e0041", "ﷺ", "日本", " ", "`", "\\", "\\u003c",
+    ]  # fmt: skip
+    return ["".join(rng.choice(parts) for _ in range(rng.randint(1, 4))) for _ in range(count)]
+
+
+def write_hostile(folder: Path) -> Path:
+    """A run whose every text is hostile: 1,000 tokens over contexts, explanations, logits, failures and its name."""
+    write_run(folder)
+    tokens = hostile(1_000)
+    left = iter(tokens)
+
+    def of(name: str, change: Any) -> None:
+        table = pq.read_table(folder / f"{name}.parquet")
+        written = [row | change(row) for row in table.to_pylist()]
+        pq.write_table(pa.Table.from_pylist(written, table.schema), folder / f"{name}.parquet")
+
+    of("contexts", lambda row: {"tokens": [next(left, tokens[i]) for i in range(len(row["tokens"]))]})
+    of("explanations", lambda row: {"explanation": row["explanation"] and tokens[row["feature"]]})
+    of("features", lambda row: {"explanation": row["explanation"] and tokens[row["feature"]]})
+    of("logits", lambda row: {"token": tokens[100 + row["rank"]]})
+    of("judgements", lambda row: {"failure": row["failure"] and tokens[200]})
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump(config | {"name": tokens[0]}, allow_unicode=True))
     return folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 import signal
 import subprocess
@@ -16,10 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from synthetic import write_run
+from synthetic import write_hostile, write_run
 
 pytest.importorskip("starlette")
 from starlette.testclient import TestClient
@@ -516,38 +514,9 @@ input kbd label li link main meta nav noscript ol option output p path rect scri
 table tbody td text textarea th thead title tr ul"""
 
 
-def hostile(count: int) -> list[str]:
-    """Tokens of script, direction marks, control characters, combining marks and halves of characters."""
-    rng = random.Random(7)
-    parts = [
-        "<script>alert(1)</script>", "</template>", "</textarea>", "<img src=x onerror=alert(1)>", "javascript:x()",
-        "{{7*7}}", "{% raw %}", "&lt;", "&#x3c;", "\"'><svg/onload=alert(1)>", "]]>", "<!--", "-->", "</style>",
-        "\u202e", "\u2066", "\u200f", "\u061c", "\x00", "\x1b[2J", "\x7f", "\r", "\x85", "\u2028", "e" + "\u0301" * 40,
-        "\u0489" * 20, "�", "<0xE2>", "\ufeff", "\ufffe", "🦊", "\U000e0041", "ﷺ", "日本", " ", "`", "\\", "\\u003c",
-    ]  # fmt: skip
-    return ["".join(rng.choice(parts) for _ in range(rng.randint(1, 4))) for _ in range(count)]
-
-
 @pytest.fixture(scope="module")
 def deceitful(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose every text is hostile: 1,000 tokens over contexts, explanations, logits, failures and names."""
-    folder = write_run(tmp_path_factory.mktemp("hostile") / "run")
-    tokens = hostile(1_000)
-    left = iter(tokens)
-
-    def of(name: str, change: Any) -> None:
-        table = pq.read_table(folder / f"{name}.parquet")
-        written = [row | change(row) for row in table.to_pylist()]
-        pq.write_table(pa.Table.from_pylist(written, table.schema), folder / f"{name}.parquet")
-
-    of("contexts", lambda row: {"tokens": [next(left, tokens[i]) for i in range(len(row["tokens"]))]})
-    of("explanations", lambda row: {"explanation": row["explanation"] and tokens[row["feature"]]})
-    of("features", lambda row: {"explanation": row["explanation"] and tokens[row["feature"]]})
-    of("logits", lambda row: {"token": tokens[100 + row["rank"]]})
-    of("judgements", lambda row: {"failure": row["failure"] and tokens[200]})
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    (folder / "config.yaml").write_text(yaml.safe_dump(config | {"name": tokens[0]}, allow_unicode=True))
-    return folder
+    return write_hostile(tmp_path_factory.mktemp("hostile") / "run")
 
 
 def test_hostile_tokens_are_shown_as_text(deceitful: Path):

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from planted import HOOK, plant
-from synthetic import write_run
+from synthetic import write_hostile, write_run
 
 from autointerp.commands.view import listening, runs_beside
 from autointerp.report import write_report
@@ -111,8 +111,8 @@ def features_in_sight(page: Any) -> list[int]:
 
 
 def settled(page: Any, count: str) -> None:
-    page.wait_for_function("text => document.getElementById('count').textContent.startsWith(text)", arg=count)
-    page.wait_for_function("() => document.getElementById('rows').getAttribute('aria-busy') === null")
+    page.wait_for_function("text => document.getElementById('count')?.textContent.startsWith(text)", arg=count)
+    page.wait_for_function("() => document.getElementById('rows')?.getAttribute('aria-busy') === null")
 
 
 def on_feature(page: Any, number: int) -> None:
@@ -171,6 +171,8 @@ def test_a_walk_through_the_viewer(opened: Any, home: str, run: Path):
     assert page.input_value("input[name=where]") == "firings < 1000"
 
     page.get_by_role("link", name="Compare").click()
+    page.wait_for_url("**/compare")
+    page.wait_for_load_state("load")
     page.select_option("select[name=with]", "beside")
     expect(page.get_by_text("Scores side by side")).to_be_visible()
     expect(page.get_by_text("seen − beside").first).to_be_visible()
@@ -198,7 +200,7 @@ def test_a_table_of_any_length_scrolls_and_comes_back_to_its_place(opened: Any, 
 
 def test_keys_do_what_the_help_says(opened: Any, home: str):
     page, expect = opened, playwright.expect
-    page.goto(f"{home}/")
+    page.goto(f"{home}/", wait_until="load")
     page.keyboard.press("?")
     expect(page.locator("#help")).to_be_visible()
     page.keyboard.press("Escape")
@@ -266,6 +268,25 @@ def test_columns_that_have_no_room_leave_and_come_back(chromium: Any, home: str)
     page.set_viewport_size({"width": 1280, "height": 844})
     playwright.expect(page.locator("#rows tbody tr").first.locator("td.control:visible")).to_have_count(2)
     watched.close(home)
+
+
+def test_hostile_tokens_do_nothing(chromium: Any, tmp_path: Path):
+    run = write_hostile(tmp_path / "run")
+    with served(run) as home:
+        watched = Watched(chromium, 1280, "light")
+        page = watched.page
+        page.on("dialog", lambda dialog: watched.complaints.append(dialog.message))
+        for path in ("/", "/feature/10?windows=200", "/features", "/compare"):
+            page.goto(f"{home}{path}")
+            fits(page)
+            assert page.locator("main img, main script, main iframe, main [onload]").count() == 0
+        watched.close(home)
+    watched = Watched(chromium, 1280, "light")
+    watched.page.on("dialog", lambda dialog: watched.complaints.append(dialog.message))
+    watched.page.goto(write_report(run).as_uri())
+    watched.page.locator("#f10 td.wide").click()
+    playwright.expect(watched.page.locator("#f10 + tr .detail")).to_be_visible()
+    assert watched.complaints == []
 
 
 def test_all_that_acts_has_a_name_for_a_screen_reader(opened: Any, home: str):

@@ -169,8 +169,9 @@ def features_page(place: Place, query: Query) -> str:
 def _columns(snapshot: Snapshot) -> list[str]:
     """What can be filtered and sorted by: the table's columns, then each scorer's further measures."""
     table = snapshot.table()
-    more = [f"{scorer}_{measure}" for scorer in all_scorers_of(table) for measure in measures_of(snapshot.run)]
-    return list(dict.fromkeys([*table.column_names, *(name for name in more if not name.endswith("_value"))]))
+    measures = [measure for measure in measures_of(snapshot.run) if measure not in ("feature", "value")]
+    more = [f"{scorer}_{measure}" for scorer in all_scorers_of(table) for measure in measures]
+    return list(dict.fromkeys([*table.column_names, *more]))
 
 
 def rows(place: Place, query: Query, start: int, count: int) -> dict[str, Any]:
