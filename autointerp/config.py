@@ -89,9 +89,15 @@ class FeaturesConfig(Section):
     # top: most firings first; composites: confirmed ones, then composite, then possible
     select: Literal["random", "first", "top", "all", "composites"] = "random"
     count: int = Field(default=100, ge=1)  # how many
-    constituents: bool = False  # the constituents of selected composites too, beyond count
+    constituents: bool = (
+        False  # the constituents of selected composites too, beyond count; those of composites.union too
+    )
     ids: list[int] | None = None  # just these, whatever select and count say
     min_firings: int = Field(default=60, ge=1)  # fewer: status too_rare
+
+
+class LentFeatures(FeaturesConfig):
+    """The latents of the union dictionary of which the run's composites are sums: of the branch `union`, in no file."""
 
 
 class ContextsConfig(Section):
@@ -231,7 +237,7 @@ class CompositesConfig(Section):
     """The check for composite features."""
 
     enabled: bool = True  # false: no latent is checked
-    union: str | None = None  # another SAE of the same activations, as extra candidates
+    union: str | None = None  # another SAE of the same activations, as extra candidates; it is harvested too
     neighbours: int = Field(default=32, ge=2)  # nearest decoder rows that are tried as constituents
     tokens: int = Field(default=400, ge=1)  # on which a latent is tested, at most; 100 are needed
     semantic: SemanticConfig | None = None  # six calls a composite of two; true: with nothing set

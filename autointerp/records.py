@@ -60,6 +60,7 @@ class Constituent:
     explanation: str | None
     failure: str | None = None  # why it has no explanation
     contexts: tuple[Context, ...] = ()  # in which it fires, of the train split, strongest first
+    union: bool = False  # `feature` is a row of the union dictionary
 
 
 @dataclass(frozen=True, slots=True)

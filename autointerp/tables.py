@@ -99,6 +99,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "feature": "whole",  # the composite
         "example": "whole",  # number of the window
         "latent": "whole",  # the composite itself, then each of its constituents, on the same tokens
+        "dictionary": "text",  # union for a constituent of the union dictionary; else null
         "document": "whole",  # of the corpus
         "position": "whole",  # of the window's first token in its document
         "tokens": "[text]",
@@ -108,6 +109,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "feature": "whole",
         "pair": "text",  # own, swapped or random
         "constituents": "[whole]",
+        "union_constituents": "[whole]",  # of the union dictionary; they come after the others
         "probabilities": "[real]",  # that the composite's explanation entails each constituent's
         "semantic": "real",  # the smallest
         "reverse": "[real]",  # that each constituent's entails the composite's

@@ -11,6 +11,8 @@ were chosen on seeds 0 to 11. `--structures` are dictionaries with what only loo
 subspaces, outlier dimensions, antipodes, steep spectra; and sums of four. `told` is the share of the
 seeds in which the check did not say that it cannot tell; the other figures are of those.
 
+Each dictionary of each seed is printed and kept in `--out` when it is done; `--resume` goes on from there.
+
 `--speed` adds its figures to the list in its file. The product it is measured against is that of float32,
 2n²d operations, in blocks of the check's own size; the check itself forms it in fewer bits where the machine
 is faster at those. Exit code 1 where a bar is missed.
@@ -29,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from autointerp.artifacts import write_atomically
 from autointerp.composites import find_composites
 from autointerp.composites.neighbours import BLOCK, unit
 from autointerp.composites.neighbours import _few_bits as few_bits
@@ -128,30 +131,57 @@ def measure(planted: PlantedDictionary, labels: tuple[str, ...], table: Any) -> 
     }
 
 
+LABELS = (("composite", "possible"), ("composite",))
 Kinds = dict[str, tuple[dict[str, Any], dict[str, float]]]
 
 
-def accuracy(kinds: Kinds, seeds: range, device: str, n: int, d: int) -> dict[str, Any]:
-    out: dict[str, Any] = {"n": n, "d": d, "seeds": [seeds.start, seeds.stop], "dictionaries": {}}
-    print(f"{'dictionary':42} {'labels':22} {' '.join(f'{name:>7}' for name in MEASURES.values())}  bars")
+def accuracy(kinds: Kinds, seeds: range, device: str, n: int, d: int, out: Path | None, resume: bool) -> dict[str, Any]:
+    """The measures of each dictionary and seed, and over the seeds; kept in `out` after each dictionary of each seed.
+    `resume`: what `out` holds already of dictionaries with the same options is not measured again."""
+    kept = json.loads(out.read_text()) if resume and out is not None and out.exists() else {}
+    same = (kept.get("n"), kept.get("d")) == (n, d)
+    result: dict[str, Any] = {"command": " ".join(["python", *sys.argv]), "n": n, "d": d, "dictionaries": {}}
     for name, (options, bars) in kinds.items():
-        measured: dict[tuple[str, ...], list[dict[str, float | None]]] = {}
-        for seed in seeds:
-            planted = plant(n, d, seed=seed, **options)
-            table = find_composites(planted.rows, device=device)
-            for labels in (("composite", "possible"), ("composite",)):
-                measured.setdefault(labels, []).append(measure(planted, labels, table))
-        entry: dict[str, Any] = {"options": options, "bars": bars}
-        for labels, runs in measured.items():
-            values = {key: [v for run in runs if (v := run[key]) is not None] for key in MEASURES}
-            mean = {key: float(np.mean(v)) if v else None for key, v in values.items()}
-            worst = {key: (max(v) if key in AT_MOST else min(v)) if v else None for key, v in values.items()}
-            met = mean["told"] == 0.0 or all(_meets(key, mean[key], bar) for key, bar in bars.items())
-            entry[" or ".join(labels)] = {"mean": mean, "worst_seed": worst, "bars_met": met}
-            shown = " ".join(f"{'-' if v is None else format(v, '.3f'):>7}" for v in mean.values())
-            print(f"{name:42} {' or '.join(labels):22} {shown}  {'met' if met else 'MISSED'}", flush=True)
-        out["dictionaries"][name] = entry
-    return out
+        before = kept["dictionaries"].get(name, {}) if same else {}
+        runs = before.get("runs", {}) if before.get("options") == json.loads(json.dumps(options)) else {}
+        result["dictionaries"][name] = {"options": options, "bars": bars, "runs": runs}
+    for seed in seeds:
+        print(f"\nseed {seed:37} {' '.join(f'{name:>7}' for name in MEASURES.values())}  bars")
+        for name, entry in result["dictionaries"].items():
+            if str(seed) not in entry["runs"]:
+                planted = plant(n, d, seed=seed, **entry["options"])
+                table = find_composites(planted.rows, device=device)
+                entry["runs"][str(seed)] = {" or ".join(labels): measure(planted, labels, table) for labels in LABELS}
+            shown = entry["runs"][str(seed)][" or ".join(LABELS[0])]
+            print(_line(name, shown, entry["bars"]), flush=True)
+            _conclude(entry)
+            if out is not None:
+                write_atomically(out, lambda file: file.write_text(json.dumps(result, indent=1) + "\n"))
+    print(f"\n{'mean of the seeds':42} {' '.join(f'{name:>7}' for name in MEASURES.values())}  bars")
+    for name, entry in result["dictionaries"].items():
+        for labels in LABELS:
+            print(_line(f"{name}: {labels[-1]}", entry[" or ".join(labels)]["mean"], entry["bars"]))
+    return result
+
+
+def _line(name: str, values: dict[str, float | None], bars: dict[str, float]) -> str:
+    shown = " ".join(f"{'-' if v is None else format(v, '.3f'):>7}" for v in values.values())
+    return f"{name:42} {shown}  {'met' if _met(values, bars) else 'MISSED'}"
+
+
+def _conclude(entry: dict[str, Any]) -> None:
+    """Adds to a dictionary's entry its mean and worst seed for each set of labels."""
+    for labels in map(" or ".join, LABELS):
+        runs = [run[labels] for run in entry["runs"].values()]
+        values = {key: [v for run in runs if (v := run[key]) is not None] for key in MEASURES}
+        mean = {key: float(np.mean(v)) if v else None for key, v in values.items()}
+        worst = {key: (max(v) if key in AT_MOST else min(v)) if v else None for key, v in values.items()}
+        met = _met(mean, entry["bars"])
+        entry[labels] = {"seeds": len(runs), "mean": mean, "worst_seed": worst, "bars_met": met}
+
+
+def _met(values: dict[str, float | None], bars: dict[str, float]) -> bool:
+    return values["told"] == 0.0 or all(_meets(key, values[key], bar) for key, bar in bars.items())
 
 
 def _meets(key: str, value: float | None, bar: float) -> bool:
@@ -196,6 +226,7 @@ def speed(n: int, d: int, device: str) -> dict[str, Any]:
     product, product_cpu = multiply(torch.float32)
     few = few_bits(Z.device)
     result: dict[str, Any] = {
+        "command": " ".join(["python", *sys.argv]),
         "n": n,
         "d": d,
         "device": torch.cuda.get_device_name()
@@ -233,6 +264,7 @@ def main() -> int:
     parser.add_argument("--speed", nargs=2, type=int, metavar=("N", "D"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--resume", action="store_true", help="go on with the seeds and dictionaries that --out lacks")
     args = parser.parse_args()
     if args.speed:
         result = speed(args.speed[0], args.speed[1], args.device)
@@ -240,13 +272,10 @@ def main() -> int:
     else:
         first, last = map(int, args.seeds.split(":"))
         kinds = STRUCTURES if args.structures else DICTIONARIES
-        result = accuracy(kinds, range(first, last), args.device, *args.size)
+        result = accuracy(kinds, range(first, last), args.device, *args.size, args.out, args.resume)
         missed = not all(entry["composite or possible"]["bars_met"] for entry in result["dictionaries"].values())
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        written: Any = {"command": " ".join(["python", *sys.argv]), **result}
-        if args.speed:
-            written = [*(json.loads(args.out.read_text()) if args.out.exists() else []), written]
+    if args.out and args.speed:
+        written = [*(json.loads(args.out.read_text()) if args.out.exists() else []), result]
         args.out.write_text(json.dumps(written, indent=2) + "\n")
     return int(missed)
 

@@ -28,6 +28,7 @@ from autointerp.engine.stage import Use
 from autointerp.plugins import needs
 from autointerp.records import Constituent, Context, Neighbour
 from autointerp.sae.describe import Description, describe
+from autointerp.stages.branches import UNION
 from autointerp.stages.explain import evidence_of, explained
 from autointerp.stages.given import near_ones
 from autointerp.stages.select import choose, selected
@@ -116,8 +117,18 @@ class Known:
             return Count(min(features, self.config.features.count), "at most")
         return Count(-(-features // round(1 / COMPOSITES)), "guessed")
 
-    def count(self, about: Population) -> Count:
+    def count(self, use: Use, about: Population) -> Count:
+        if use.name.startswith(UNION):
+            return self._lent_count
         return self.features if about == "features" else self.composites
+
+    @cached_property
+    def _lent_count(self) -> Count:
+        """Constituents of the union dictionary that are explained."""
+        if self._lent is not None:
+            return Count(sum(row["status"] == "ok" for row in self._lent), "known")
+        composites = self.composites.number
+        return Count(None if composites is None else round(composites * CONSTITUENTS), "guessed")
 
     @cached_property
     def _most(self) -> int | None:
@@ -162,20 +173,40 @@ class Known:
     def flagged(self, explainer: str | None) -> Flagged:
         """The composites, with what `explainer` says of the features; a text of its own for each where it has not run,
         so that the controls are drawn as they will be."""
-        from autointerp.composites.flagged import checked_rows, flagged_among
+        from autointerp.composites.flagged import behind, checked_rows, flagged_among
 
-        explained_rows = self._explanations(explainer) if explainer else None
-        if explained_rows is None:
-            explained_rows = [
-                {"feature": f, "explanation": f"{self.stand_in} {f}", "failure": None} for f in self._ready
-            ]
-        checked = checked_rows(self.inputs["reencode"])
-        return flagged_among(self.rows or [], explained_rows, checked, self.config.seed)
+        def texts(branch: str, features: Sequence[int]) -> list[dict[str, Any]]:
+            written = self._explanations(explainer, branch) if explainer else None
+            made = ({"feature": f, "explanation": f"{self.stand_in} {f}", "failure": None} for f in features)
+            return list(made) if written is None else written
 
-    def _explanations(self, explainer: str) -> list[dict[str, Any]] | None:
+        checked, lent = checked_rows(self.inputs["reencode"]), self._lent or []
+        selected = [*(self.rows or []), *behind(lent, len(checked))]
+        explained = behind(texts(UNION, [row["feature"] for row in lent if row["status"] == "ok"]), len(checked))
+        return flagged_among(selected, [*texts("", self._ready), *explained], checked, self.config.seed)
+
+    @cached_property
+    def _lent(self) -> list[dict[str, Any]] | None:
+        """Rows as of selection.parquet of the union dictionary's constituents that are explained, made here where the
+        stage has not run: as if each fired often enough. None where it is not known which they are."""
+        from autointerp.composites.flagged import checked_rows
+        from autointerp.composites.labels import FLAGGED
+
+        if f"{UNION}select" not in self.uses:
+            return []
+        if f"{UNION}select" in self.inputs:
+            return selected(self.inputs[f"{UNION}select"])
+        if self.rows is None or "reencode" not in self.inputs:
+            return None
+        ready = set(self._ready)
+        rows = [row for row in checked_rows(self.inputs["reencode"]) if row["feature"] in ready]
+        lent = {part for row in rows if row["label"] in FLAGGED for part in row["union_constituents"]}
+        return [{"feature": part, "firings": 0, "status": "ok", "failure": None} for part in sorted(lent)]
+
+    def _explanations(self, explainer: str, branch: str = "") -> list[dict[str, Any]] | None:
         import pyarrow.parquet as pq
 
-        folder = self.inputs.get(f"explain/{explainer}")
+        folder = self.inputs.get(f"{branch}explain/{explainer}")
         if folder is None:
             return None
         columns = ["feature", "explanation", "failure", "status"]
@@ -186,7 +217,7 @@ class Known:
     def samples(self, about: Population, most: int) -> list[Sample]:
         """At most `most` of the features or of the composites, spread over how often they fire."""
         if self.rows is None or "corpus" not in self.inputs:
-            if self.count(about).number == 0:
+            if (self.features if about == "features" else self.composites).number == 0:
                 return []
             sample = imagine(self.config, about, self.stand_in)
             return [self.with_texts(replace(sample, others=(self.features.number or 2) - 1))]
@@ -268,7 +299,7 @@ class Known:
         def parts(of: str, pair: Pair, feature: int, contexts: tuple[Context, ...]) -> tuple[Constituent, ...]:
             flagged = kept.setdefault(of, self.flagged(of or None))
             if "contexts" in self.inputs:  # each constituent's own
-                shown = constituents_of(flagged, pair, self.inputs["contexts"] / "contexts.parquet")(feature)
+                shown = constituents_of(flagged, pair, self.inputs)(feature)
             else:
                 members = flagged.parts[pair].get(feature, ())
                 weights = flagged.coefficients.get(feature, ())

@@ -181,7 +181,7 @@ class _Estimate:
         if asks is None:
             seconds, measured = self._working(use)
             return PlannedStage(name, standing.state, standing.why, seconds=seconds, measured=measured)
-        count = self.known.count(asks.about)
+        count = self.known.count(use, asks.about)
         if count.number is None:
             return PlannedStage(name, standing.state, standing.why, None, certainty="guessed", measured=False)
         features = count.number if asks.most is None else min(count.number, asks.most)

@@ -249,10 +249,19 @@ def tables_page() -> str:
                 f"The rows of controls that run the pipeline again: the columns of `{own}`, and `control` always there."
             )
             parts.append(f"{text} Their features are others than the run's.")
+        elif name.startswith("union_"):
+            parts.append(_OF_UNION[name])
         elif name == "composites":
             parts.append(_composites_columns())
         parts += [rows_of(["column", "type", "meaning"], columns)] if columns else []
     return "\n\n".join(parts)
+
+
+_OF_UNION = {
+    "union_features": "Latents of the union dictionary (`composites.union`) that are constituents of composites, a row"
+    " for each and explainer: the columns of `selection` and `explanations`. Only with `features.constituents`.",
+    "union_contexts": "The windows of text that they were explained by: the columns of `contexts`.",
+}
 
 
 def _columns_of(table: str) -> Mapping[str, str]:

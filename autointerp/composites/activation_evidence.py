@@ -7,12 +7,13 @@
 4. `conclude`: the table of the check again, with these figures and the labels that they decide.
 5. `summary`: how the flagged latents did over all.
 
-The figures themselves are `evidence`; constituents that another SAE lends are `union`.
+The figures themselves are `evidence`. Constituents that another SAE lends (`union`) are put to the same tests, and
+compared with latents that are no sums and their two nearest rows of that SAE.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -23,6 +24,7 @@ from autointerp.activations.contexts import chunks
 from autointerp.composites.codes import Codes, activations_at
 from autointerp.composites.evidence import (
     CONFIRM_TOKENS,
+    NO_SUMS,
     PAIRS,
     PLAIN_LEAST,
     Pair,
@@ -41,11 +43,12 @@ from autointerp.composites.evidence import (
 )
 from autointerp.composites.labels import FLAGGED
 from autointerp.composites.neighbours import top_neighbours
+from autointerp.composites.union import Harvested, fire_together, nearest_lent, parts_of, split_by_dictionary
 from autointerp.progress import progress
 from autointerp.stats import paired_difference
 
 if TYPE_CHECKING:
-    from autointerp.artifacts import Corpus, Firings
+    from autointerp.artifacts import Corpus
     from autointerp.sae.model import SAE
     from autointerp.subject.model import Subject
 
@@ -78,11 +81,12 @@ class Gathered:
 
     tested: dict[int, UnderTest]  # flagged latents, and split children that may have absorbed their parent
     no_sums: dict[int, UnderTest]  # latents that are no composites, put to the same test
+    no_lent_sums: dict[int, UnderTest]  # others, with rows of the union dictionary
     windows: list[dict[str, Any]]  # rows of cofiring.parquet
 
     @property
     def latents(self) -> dict[int, UnderTest]:
-        return dict(sorted((self.tested | self.no_sums).items()))
+        return dict(sorted((self.tested | self.no_sums | self.no_lent_sums).items()))
 
 
 def row_order(corpus: Corpus, seed: int) -> np.ndarray:
@@ -97,8 +101,8 @@ def row_order(corpus: Corpus, seed: int) -> np.ndarray:
 def gather(
     table: Frame,
     corpus: Corpus,
-    firings: Firings,
-    sae: SAE,
+    firings: Harvested,
+    W: torch.Tensor,
     strings: Callable[[Sequence[int]], list[str]],
     *,
     tokens: int,
@@ -109,6 +113,7 @@ def gather(
 
     Args:
         table: of `find_composites`.
+        W: decoder rows [n, d] of the SAE, and of the union dictionary where that was harvested.
         strings: token ids -> their texts.
         tokens: that a flagged latent is tested on, at most.
         window: tokens of a window shown.
@@ -116,7 +121,7 @@ def gather(
     seed %= 2**64
     tested = to_test(table, firings.counts, seed)
     sums = set(table["feature"][table["label"].isin(FLAGGED)])
-    gathered = Gathered(tested, _no_sums(table, firings.counts, sae, seed) if sums else {}, [])
+    gathered = Gathered(tested, *(_no_sums(table, firings.counts, W, seed) if sums else ({}, {})), [])
     latents, turn = gathered.latents, row_order(corpus, seed)
     near = {f: latent.others for f, latent in latents.items()}
     for chunk in chunks(list(latents), firings.counts, lambda latent: near.get(latent, ())):
@@ -125,44 +130,52 @@ def gather(
             most = tokens if f in sums else CONFIRM_TOKENS
             _look(f, latents[f], fired, corpus, firings.info.n_tokens, turn, most)
             if f in sums:
-                gathered.windows.extend(_windows(f, latents[f].parts["own"], fired, corpus, strings, window))
+                windows = _windows(f, latents[f].parts["own"], fired, corpus, strings, window)
+                gathered.windows.extend(_named(windows, len(table)))
     return gathered
 
 
 def to_test(table: Frame, counts: np.ndarray, seed: int) -> dict[int, UnderTest]:
-    """Flagged latents whose parts were harvested, with their controls; and split children of a more frequent latent,
-    which may have absorbed it."""
-    harvested = table["union_constituents"].map(len) == 0
-    rows = table[harvested & table["label"].isin(FLAGGED)]
-    own = {f: [int(p) for p in parts] for f, parts in zip(rows["feature"], rows["constituents"])}
-    swapped, alive = swapped_parts(own, seed), np.flatnonzero(counts > 0)
+    """Flagged latents with their controls; and split children of a more frequent latent, which may have absorbed it.
+    `counts` are the firings of the SAE's latents, and of the union dictionary's where a latent has parts of it."""
+    n, rows = len(table), table[table["label"].isin(FLAGGED)].to_dict("records")
+    own = {row["feature"]: parts_of(row, n) for row in rows}
+    swapped, alive = swapped_parts(own, seed, n), np.flatnonzero(counts > 0)
     tested: dict[int, UnderTest] = {}
     for f, parts in own.items():
         pairs: dict[Pair, list[int] | None] = {
             "own": parts,
             "swapped": swapped.get(f),
-            "random": random_parts(f, parts, alive, counts, seed),
+            "random": random_parts(f, parts, alive, counts, seed, n),
         }
         tested[f] = UnderTest({pair: members for pair, members in pairs.items() if members})
-    children = table[harvested & (table["label"] == "split_child")]
+    own_parent = table["constituents"].map(len) > 0
+    children = table[own_parent & (table["label"] == "split_child")]
     for f, parts in zip(children["feature"], children["constituents"]):
         if counts[parts[0]] > counts[f]:
             tested[f] = UnderTest({"own": [int(parts[0])]})
     return dict(sorted(tested.items()))
 
 
-def _no_sums(table: Frame, counts: np.ndarray, sae: SAE, seed: int) -> dict[int, UnderTest]:
-    """Some atomic latents as if each were the sum of its two nearest neighbours: how often would they pass?
+def _no_sums(
+    table: Frame, counts: np.ndarray, W: torch.Tensor, seed: int
+) -> tuple[dict[int, UnderTest], dict[int, UnderTest]]:
+    """Some atomic latents as if each were the sum of its two nearest neighbours: how often would they pass? And as many
+    others with their two nearest rows of the union dictionary, where that was harvested.
 
     Swapped and random parts share no direction with the latent, so little of it can be refitted by them;
     neighbours do, and this is the harder comparison.
     """
-    drawn = some_atomic(table["label"], counts, seed)
-    if not len(drawn):
-        return {}
-    near, _ = top_neighbours(sae.W_dec, 2, queries=drawn, candidates=counts >= CONFIRM_TOKENS)
-    pairs = ((int(f), pair) for f, pair in zip(drawn, near.tolist()))
-    return {f: UnderTest({"own": pair}) for f, pair in pairs if min(pair) >= 0}
+    n, enough = len(table), counts >= CONFIRM_TOKENS
+    lent = len(W) > n
+    drawn = some_atomic(table["label"], counts[:n], seed, (1 + lent) * NO_SUMS)
+    mine, others = (drawn[::2], drawn[1::2]) if lent else (drawn, drawn[:0])
+    near = top_neighbours(W[:n], 2, queries=mine, candidates=enough[:n])[0].tolist() if len(mine) else []
+    pairs = nearest_lent(others, W, n, enough) if len(others) else {}
+    return (
+        {f: UnderTest({"own": pair}) for f, pair in zip(mine.tolist(), near) if min(pair) >= 0},
+        {f: UnderTest({"own": pair}) for f, pair in pairs.items()},
+    )
 
 
 def _look(f: int, latent: UnderTest, fired: Fired, corpus: Corpus, n_tokens: int, turn: np.ndarray, most: int) -> None:
@@ -223,17 +236,33 @@ def _windows(
             return
 
 
+def _named(rows: Iterable[dict[str, Any]], d_sae: int) -> Iterator[dict[str, Any]]:
+    """Rows of cofiring.parquet with each latent's number in its own dictionary."""
+    for row in rows:
+        lent = row["latent"] >= d_sae
+        yield row | {"latent": row["latent"] - d_sae * lent, "dictionary": "union" if lent else None}
+
+
 # --- step 2: the subject, run again
 
 
 def project(
-    tested: Mapping[int, UnderTest], corpus: Corpus, sae: SAE, subject: Subject, *, batch_tokens: int, device: str
+    tested: Mapping[int, UnderTest],
+    corpus: Corpus,
+    sae: SAE,
+    W: torch.Tensor,
+    subject: Subject,
+    *,
+    batch_tokens: int,
+    device: str,
 ) -> None:
-    """Run the subject on the rows of the tested tokens, each once, and fill in the projections.
+    """Run the subject on the rows of the tested tokens, each once, and fill in the projections on rows of `W` (as of
+    `gather`).
 
-    x·g of `evidence.reencode`, where the parts whose place in the code x holds open are those of the pair.
-    Memory: one batch, and 4 bytes for each tested token, pair and part.
+    x·g of `evidence.reencode`, where the parts whose place in the code x holds open are those of the pair; parts of the
+    union dictionary have no place in it. Memory: one batch, and 4 bytes for each tested token, pair and part.
     """
+    n, W = sae.cfg.d_sae, W.to(device)
     parts = _padded_parts(tested).to(device)
     width, latents = parts.shape[-1], torch.tensor(list(tested), device=device)
     positions = [latent.positions for latent in tested.values() if latent.positions is not None]
@@ -241,17 +270,17 @@ def project(
     owner = np.repeat(np.arange(len(latents)), list(map(len, positions)))
     projections = np.zeros((len(position), len(PAIRS), width), np.float32)
     rows = corpus.row_of(position)
-    step = max(1, 16_000_000 // (parts[0].numel() * sae.W_dec.shape[1]))
+    step = max(1, 16_000_000 // (parts[0].numel() * W.shape[1]))
     with progress("re-encode", len(position), "tokens") as bar, torch.inference_mode():
         for places, acts, token in activations_at(corpus, subject, position, rows, batch_tokens, bar):
             code = Codes(sae, acts)
             for low in range(0, len(places), step):
                 here, t = places[low : low + step], torch.from_numpy(token[low : low + step]).to(device)
                 mine = torch.from_numpy(owner[here]).to(device)
-                x = code.left[t] + code.value(t, latents[mine])[:, None] * sae.W_dec[latents[mine]]
+                x = code.left[t] + code.value(t, latents[mine])[:, None] * W[latents[mine]]
                 held = parts[mine]
-                directions = sae.W_dec[held.clamp_min(0)] * (held >= 0)[..., None]
-                open_ = code.value(t[:, None, None].expand_as(held), held)
+                directions = W[held.clamp_min(0)] * (held >= 0)[..., None]
+                open_ = code.value(t[:, None, None].expand_as(held), held.masked_fill(held >= n, -1))
                 of_pair = x[:, None] + (open_[..., None] * directions).sum(2)
                 projections[here] = torch.einsum("tpd,tpkd->tpk", of_pair, directions).float().cpu().numpy()
     at = 0
@@ -275,10 +304,9 @@ def _padded_parts(tested: Mapping[int, UnderTest]) -> torch.Tensor:
 # --- step 3: the test
 
 
-def calibration(no_sums: Mapping[int, UnderTest], sae: SAE) -> dict[str, Any]:
-    """The re-encode test on `Gathered.no_sums`: how many had tokens enough, the mean share and what nine of ten stay
-    within, and how many pass."""
-    W = sae.W_dec.detach().float().cpu().numpy()
+def calibration(no_sums: Mapping[int, UnderTest], W: np.ndarray) -> dict[str, Any]:
+    """The re-encode test on latents that are no sums, of `Gathered`: how many had tokens enough, the mean share and
+    what nine of ten stay within, and how many pass."""
     results = [_reencode(latent, "own", W) for latent in no_sums.values()]
     full = [result for result in results if result.tokens >= CONFIRM_TOKENS]
     shares = [result.share for result in full if result.share is not None]
@@ -291,7 +319,6 @@ def calibration(no_sums: Mapping[int, UnderTest], sae: SAE) -> dict[str, Any]:
 
 
 def _reencode(latent: UnderTest, pair: Pair, W: np.ndarray) -> Reencoding:
-
     parts = latent.parts[pair]
     return reencode(latent.projections[pair], W[parts] @ W[parts].T, latent.typical[pair])
 
@@ -304,26 +331,23 @@ def _column(name: str, pair: Pair) -> str:
 
 
 _FIGURES = (*(_column(name, pair) for name in ("reencode", "lift", "cofire") for pair in PAIRS), "tokens")
-_LISTS = ("absorbed", "swapped", "random")
+_LISTS = ("absorbed", *PAIRS[1:], *(f"union_{pair}" for pair in PAIRS[1:]))
 
 
-def conclude(
-    table: Frame,
-    tested: Mapping[int, UnderTest],
-    lent: Mapping[int, dict[str, Any]],
-    sae: SAE,
-    plain: float | None,
-) -> Frame:
-    """`table` with what the harvest says, and with the labels that it decides; `lent` is of `union.lent` and `plain` of
-    `Reencoding.confirms`."""
-    W = sae.W_dec.detach().float().cpu().numpy()
+@dataclass(frozen=True)
+class Levels:
+    """`Reencoding.confirms`' level of latents that are no sums, by the dictionaries of the parts."""
+
+    own: float | None = None
+    union: float | None = None
+
+
+def conclude(table: Frame, tested: Mapping[int, UnderTest], W: np.ndarray, levels: Levels) -> Frame:
+    """`table` with what the harvest says, and with the labels that it decides; `W` are the rows as of `gather`."""
     verdicts: dict[int, dict[str, Any]] = {}
     for f, label in zip(table["feature"], table["label"]):
         if f in tested:
-            verdicts[f] = _verdict(label, tested[f], W, plain)
-        elif label in FLAGGED:
-            why = "re-encode: a constituent is of the union SAE, which cannot take f's place in this one"
-            verdicts[f] = {**lent.get(f, {}), "failure": why}
+            verdicts[f] = _verdict(label, tested[f], W, levels, len(table))
     features = table["feature"].tolist()
     for column in _FIGURES:
         table[column] = np.array([verdicts.get(f, {}).get(column, np.nan) for f in features], float)
@@ -337,14 +361,16 @@ def conclude(
     return table[[column for column in table.columns if column not in last] + last]
 
 
-def _verdict(label: str, latent: UnderTest, W: np.ndarray, plain: float | None) -> dict[str, Any]:
+def _verdict(label: str, latent: UnderTest, W: np.ndarray, levels: Levels, d_sae: int) -> dict[str, Any]:
     """What one tested latent's row says beside the decoder's figures."""
     assert latent.positions is not None
     own = latent.parts["own"]
+    plain = levels.own if max(own) < d_sae else levels.union
     row: dict[str, Any] = {"mode": latent.mode, "tokens": len(latent.positions)}
     row |= {_column("lift", pair): float(np.min(lifts)) for pair, lifts in latent.lifts.items()}
     row |= {_column("cofire", pair): share for pair, share in latent.cofire.items()} if label in FLAGGED else {}
-    row |= {pair: latent.parts[pair] for pair in PAIRS[1:] if pair in latent.parts}
+    for pair in PAIRS[1:]:
+        row[pair], row[f"union_{pair}"] = split_by_dictionary(latent.parts.get(pair, ()), d_sae)
     if not latent.projections:
         return row | {"failure": "re-encode: a transcoder writes elsewhere than it reads"}
     strengths = [latent.projections["own"][:, i] / float(W[part] @ W[part]) for i, part in enumerate(own)]
@@ -352,7 +378,7 @@ def _verdict(label: str, latent: UnderTest, W: np.ndarray, plain: float | None) 
         few = f"{len(latent.positions)} strong tokens, {CONFIRM_TOKENS} are needed"
         return row | {"failure": f"{'re-encode' if label in FLAGGED else 'absorption'}: {few}"}
     absorbed = map(absorbs, latent.together, strengths, latent.typical["own"].tolist())
-    row["absorbed"] = [part for part, gone in zip(own, absorbed) if gone]
+    row["absorbed"] = [part for part, gone in zip(own, absorbed) if gone and part < d_sae]
     if label not in FLAGGED:
         return row | ({"label": "absorption"} if row["absorbed"] else {})
     for pair in latent.parts:
@@ -370,6 +396,16 @@ def _verdict(label: str, latent: UnderTest, W: np.ndarray, plain: float | None) 
 
 
 # --- step 5: over all
+
+
+def together(table: Frame, gathered: Gathered) -> dict[str, Any]:
+    """How often the constituents of flagged latents fire together where some are of the union dictionary, and the
+    nearest rows of it of latents that are no sums. `table` is of `conclude`."""
+    rows = table[(table["union_constituents"].map(len) > 0) & table["label"].isin(FLAGGED) & table["tokens"].notna()]
+    others = gathered.no_lent_sums.values()
+    plain = [(each.cofire.get("own"), len(each.positions)) for each in others if each.positions is not None]
+    shares = [(share, int(tokens)) for share, tokens in zip(rows["cofire"], rows["tokens"])]
+    return {**fire_together(shares), "no_sums": fire_together(plain)}
 
 
 def summary(table: Frame) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from autointerp.composites.decompose import EDGE, decompose
-from autointerp.composites.decoys import CHANCE, flags_by_chance
-from autointerp.composites.labels import FLAGGED, cannot_tell, make_table
+from autointerp.composites.decompose import EDGE, decompose, gram
+from autointerp.composites.decoys import least_r2, sums_by_chance
+from autointerp.composites.labels import FLAGGED, make_table, without_chance
 from autointerp.composites.maps import Geometries
 from autointerp.composites.neighbours import BLOCK, MEMORY, Rows, as_matrix, full_precision, not_zero, search
 from autointerp.composites.subspaces import subspaces
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 DUPLICATE = 0.95  # cosine of unit rows
 DUPLICATE_WHITE = 0.25  # and of whitened ones: in a strong cone a cosine of .95 may be the shared mean
+MERGED = 8  # times at most that copies within the union are merged and the lists that they filled are searched anew
 
 
 def find_composites(
@@ -67,9 +68,10 @@ def find_composites(
         dictionary of the same second moment ("covariance"), or the last term given the others
         ("conditional"). One latent's, corrected for the search over candidates but not for the number
         of latents; structure that is no composite also makes it small, so the labels ask for more.
-      rank, members, circular
-        of the subspace that the latent shares: the rows of W_dec in it, and whether they go round a plane
-        without a wide gap. Else null and [].
+      rank, members, circular, places
+        of the subspace that the latent shares: the rows of W_dec in it, whether they go round a plane
+        without a wide gap, and where each lies in the plane of its two principal axes, x and y of the
+        first member, then of the next. Else null and [].
       reencode, lift, semantic
         null: they need activations and explanations.
       failure
@@ -90,7 +92,6 @@ def find_composites(
 
 def table_of(Z: Rows, living: torch.Tensor, n: int, m: int, block: int) -> pd.DataFrame:
     """The table of `find_composites` for the first `n` rows of Z, with `m` candidates for each among the `living`."""
-    import numpy as np
     import torch
 
     queries = living[:n].nonzero().squeeze(1)
@@ -99,8 +100,15 @@ def table_of(Z: Rows, living: torch.Tensor, n: int, m: int, block: int) -> pd.Da
         lists, white_cosines = search(rows.white, living, queries, m, block, bar)
     copies = _copies(rows, queries, lists, white_cosines)
     leader, twin = _groups(len(Z), n, *copies[:2], partial(_alike, rows))
-    firsts = living & (leader == torch.arange(len(Z), device=Z.device))
-    lists = _without_copies(rows.white, firsts, queries, lists, leader, block)
+    own = torch.arange(len(Z), device=Z.device)
+    lists = _without_copies(rows.white, living & (leader == own), queries, lists, leader, block)
+    for _ in range(MERGED if len(Z) > n else 0):
+        copied, first = _lent_copies(rows, queries, lists, n, block)
+        if not len(copied):
+            break
+        leader[copied] = first
+        lists = _without_copies(rows.white, living & (leader == own), queries, lists, leader, block)
+    firsts = living & (leader == own)
     candidates = max(int(firsts.sum()) - 1, 0)
     with _progress("decompositions", queries, Z) as bar:
         fits = decompose(rows.plain, rows.white, queries, lists, candidates, rows.dimensions, block, bar)
@@ -111,8 +119,8 @@ def table_of(Z: Rows, living: torch.Tensor, n: int, m: int, block: int) -> pd.Da
     table = make_table(n, rows.dimensions, candidates, queries, fits, *groups, spaces)
     if rows.flat is None:
         return table
-    flagged = int(np.isin(table["label"], FLAGGED).sum())
-    return cannot_tell(table) if flags_by_chance(rows, firsts, m, block) > CHANCE * flagged else table
+    flagged = torch.tensor(table.loc[table["label"].isin(FLAGGED), "r2"].to_numpy())
+    return without_chance(table, least_r2(*sums_by_chance(rows, firsts, m, block), flagged))
 
 
 def _sources(W_dec: np.ndarray | torch.Tensor, union: np.ndarray | torch.Tensor | None) -> list[Any]:
@@ -212,6 +220,29 @@ def _groups(
     twin = torch.where(leader < own, leader, torch.where(twin == total, -1, twin))
     leader = leader.scatter_reduce(0, right[~inside], leader[left[~inside]], "amin")
     return leader, twin
+
+
+def _lent_copies(
+    rows: Geometries, queries: torch.Tensor, lists: torch.Tensor, n: int, block: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of the union, `n` on, that are in one list with a copy of a lower number; and that one, itself no copy."""
+    import torch
+
+    m, pairs = lists.shape[1], [torch.zeros(0, 2, dtype=torch.long, device=lists.device)]
+    later = torch.ones(m, m, dtype=torch.bool, device=lists.device).triu(1)
+    for start in range(0, len(queries), block):
+        index = lists[start : start + block].sort(1).values  # -1 first
+        cosines = gram(rows.white, queries[start : start + block], index.clamp_min(0))[:, :m, :m]
+        at, low, high = ((cosines >= DUPLICATE_WHITE) & later & (index >= n)[:, :, None]).nonzero(as_tuple=True)
+        pairs.append(torch.stack([index[at, low], index[at, high]], 1).unique(dim=0))
+    both = torch.cat(pairs).unique(dim=0)
+    both = both[_same(rows, both[:, 0], both[:, 1])[0]]
+    first: dict[int, int] = {}
+    for high, low in sorted(both.flip(1).tolist()):
+        if low not in first:  # the lowest of them that is no copy itself: the ends of a chain are far apart
+            first.setdefault(high, low)
+    ends = torch.tensor([list(first), list(first.values())], dtype=torch.long, device=lists.device)
+    return ends[0], ends[1]
 
 
 def _without_copies(

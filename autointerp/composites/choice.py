@@ -30,7 +30,8 @@ def choose_features(table: Frame, composites: Frame, config: FeaturesConfig, see
     return chosen[: config.count]
 
 
-def constituents_among(chosen: Sequence[int], composites: Frame) -> list[int]:
-    """The constituents of the composites among the chosen features."""
+def constituents_among(chosen: Sequence[int], composites: Frame, column: str) -> list[int]:
+    """The constituents of the composites among the chosen features: those of the SAE (`column` constituents), or those
+    of the union dictionary (union_constituents)."""
     rows = composites[composites["feature"].isin(chosen) & composites["label"].isin(FLAGGED)]
-    return sorted({int(part) for parts in rows["constituents"] for part in parts})
+    return sorted({int(part) for parts in rows[column] for part in parts})

@@ -1,8 +1,9 @@
-"""Can the check tell sums from chance in this dictionary? Asked of decoys: latents turned round, which are no sums.
+"""What may chance do in this dictionary? Asked of decoys: latents turned round, which are no sums.
 
 A row's opposite is as near to the others as chance makes it, in any spectrum that is alike on both sides. What the
 check flags of opposites, it flags by chance. This is asked where the rows had outlier dimensions (`maps.flattener`):
-there the closed nulls of `nulls` may not hold, for example under a spectrum that falls as i^-2.5.
+there the closed nulls of `nulls` may not hold, for example under a spectrum that falls as i^-2. Sums count from the R²
+on that decoys hardly reach, as knockoffs set a level for variables (Barber and Candès 2015).
 """
 
 from __future__ import annotations
@@ -18,17 +19,31 @@ if TYPE_CHECKING:
 
     from autointerp.composites.maps import Geometries
 
-DECOYS = 1000
-CHANCE = 0.1  # most of the flags that may be chance
+DECOYS = 4096
+CHANCE = 0.02  # most of the flags that may be chance
 
 
-def flags_by_chance(rows: Geometries, firsts: torch.Tensor, m: int, block: int) -> float:
-    """How many latents chance would flag. `firsts` [n] bool may be constituents, `m` candidates are tried for each."""
+def least_r2(chance: torch.Tensor, each: float, flagged: torch.Tensor) -> float:
+    """The R² above which sums count: above it `CHANCE` of them at most are chance. 0 where all of them count.
+
+    `chance` [k] are those of the decoys that are sums, each of which stands for `each` latents, `flagged` [f] the
+    latents'.
+    """
+
+    def few(level: float) -> bool:
+        return each * float((chance > level).sum()) <= CHANCE * float((flagged > level).sum())
+
+    return next(level for level in (0.0, *sorted(chance.tolist())) if few(level))
+
+
+def sums_by_chance(rows: Geometries, firsts: torch.Tensor, m: int, block: int) -> tuple[torch.Tensor, float]:
+    """R² of the decoys that are sums [k], and how many latents a decoy stands for. `firsts` [n] bool may be
+    constituents, `m` candidates are tried for each."""
     import torch
 
     possible = firsts.nonzero().squeeze(1)
     if not len(possible):
-        return 0.0
+        return torch.zeros(0), 1.0
     asked = possible[torch.linspace(0, len(possible) - 1, min(DECOYS, len(possible))).long().to(possible.device)]
     raw = rows.raw
     decoys = rows.of_others(Rows([*raw.sources, -raw[asked].cpu()], raw.device, raw.memory))
@@ -36,4 +51,4 @@ def flags_by_chance(rows: Geometries, firsts: torch.Tensor, m: int, block: int) 
     allowed = torch.cat([firsts, torch.zeros_like(firsts[: len(asked)])])
     lists, _ = search(decoys.white, allowed, queries, m, block)
     fits = decompose(decoys.plain, decoys.white, queries, lists, len(possible) - 1, rows.dimensions, block)
-    return float(sums(fits).float().mean()) * len(possible)
+    return fits.r2[sums(fits)].cpu(), len(possible) / len(asked)

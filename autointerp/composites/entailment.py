@@ -10,6 +10,7 @@ from typing import Any
 from autointerp.composites.evidence import PAIRS, Pair
 from autointerp.composites.flagged import Flagged
 from autointerp.composites.semantics import entails
+from autointerp.composites.union import split_by_dictionary
 from autointerp.records import LLM
 from autointerp.stats import paired_difference
 
@@ -23,7 +24,8 @@ async def judge_pair(feature: int, pair: Pair, flagged: Flagged, llm: LLM) -> di
     h" entails each. `semantic_either` is that of the other way: each part of "g or h" entails it.
     """
     parts = flagged.parts[pair].get(feature)
-    row: dict[str, Any] = {"feature": feature, "pair": pair, "constituents": parts or []}
+    mine, lent = split_by_dictionary(parts or (), flagged.d_sae)
+    row: dict[str, Any] = {"feature": feature, "pair": pair, "constituents": mine, "union_constituents": lent}
     if not parts:
         return row | {"failure": "no other composite to swap with" if pair == "swapped" else "too few other features"}
     if feature not in flagged.texts:

@@ -161,34 +161,41 @@ NO_SUMS = 100  # latents that are no composites, put to the same tests
 ALIKE = 32  # latents of the nearest frequency, of which one stands in
 
 
-def swapped_parts(flagged: Mapping[int, Sequence[int]], seed: int) -> dict[int, list[int]]:
-    """For each flagged latent the parts of another one, drawn among those of as many that share none with it.
+def swapped_parts(flagged: Mapping[int, Sequence[int]], seed: int, d_sae: int | None = None) -> dict[int, list[int]]:
+    """For each flagged latent the parts of another one, drawn among those of as many that share none with it; as many
+    of them are latents from `d_sae` on, those of the union dictionary.
 
     Latents for which there is no such other are left out.
     """
     import numpy as np
 
-    cosines = {}
+    def makeup(parts: Sequence[int]) -> tuple[int, int]:
+        return len(parts), 0 if d_sae is None else sum(part >= d_sae for part in parts)
+
+    swapped = {}
     for f, parts in flagged.items():
         own = {f, *parts}
-        others = [g for g, theirs in flagged.items() if len(theirs) == len(parts) and own.isdisjoint({g, *theirs})]
+        alike = [g for g, theirs in flagged.items() if makeup(theirs) == makeup(parts)]
+        others = [g for g in alike if own.isdisjoint({g, *flagged[g]})]
         if others:
-            cosines[f] = list(flagged[others[np.random.default_rng([seed, f]).integers(len(others))]])
-    return cosines
+            swapped[f] = list(flagged[others[np.random.default_rng([seed, f]).integers(len(others))]])
+    return swapped
 
 
-def some_atomic(labels: Sequence[str], counts: np.ndarray, seed: int) -> np.ndarray:
-    """Up to 100 atomic latents that fire often enough for a test, at random, in order."""
+def some_atomic(labels: Sequence[str], counts: np.ndarray, seed: int, most: int = NO_SUMS) -> np.ndarray:
+    """Up to `most` atomic latents that fire often enough for a test, at random, in order."""
     import numpy as np
 
     atomic = np.flatnonzero((np.asarray(labels) == "atomic") & (counts >= CONFIRM_TOKENS))
-    return np.sort(np.random.default_rng([seed, 2]).permutation(atomic)[:NO_SUMS])
+    return np.sort(np.random.default_rng([seed, 2]).permutation(atomic)[:most])
 
 
-def random_parts(f: int, parts: Sequence[int], pool: np.ndarray, counts: np.ndarray, seed: int) -> list[int] | None:
+def random_parts(
+    f: int, parts: Sequence[int], pool: np.ndarray, counts: np.ndarray, seed: int, d_sae: int | None = None
+) -> list[int] | None:
     """For each part of f a latent of `pool` [n] that fires about as often, none twice; None where too few are left.
 
-    `counts` are the firings of all latents.
+    `counts` are the firings of all latents. For a part of the union dictionary, from latent `d_sae` on, one of that.
     """
     import numpy as np
 
@@ -196,10 +203,11 @@ def random_parts(f: int, parts: Sequence[int], pool: np.ndarray, counts: np.ndar
     left = pool[~np.isin(pool, [f, *parts])]
     chosen: list[int] = []
     for part in parts:
-        if not len(left):
+        alike = left if d_sae is None else left[(left >= d_sae) == (part >= d_sae)]
+        if not len(alike):
             return None
-        away = np.abs(np.log1p(counts[left]) - np.log1p(counts[part]))
+        away = np.abs(np.log1p(counts[alike]) - np.log1p(counts[part]))
         near = np.argsort(away, kind="stable")[:ALIKE]
-        chosen.append(int(left[rng.choice(near)]))
+        chosen.append(int(alike[rng.choice(near)]))
         left = left[left != chosen[-1]]
     return chosen

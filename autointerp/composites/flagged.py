@@ -1,4 +1,7 @@
-"""Read the composites among a run's features, their constituents, and what explainers may see of these."""
+"""Read the composites among a run's features, their constituents, and what explainers may see of these.
+
+Constituents of the union dictionary are numbered behind the SAE's own latents, as in `union`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from typing import Any
 from autointerp.activations.contexts import read_contexts
 from autointerp.composites.evidence import Pair, random_parts, swapped_parts
 from autointerp.composites.labels import FLAGGED
-from autointerp.records import Constituent
+from autointerp.composites.union import name_of, parts_of
+from autointerp.records import Constituent, Context
 
 
 @dataclass(frozen=True)
@@ -22,34 +26,46 @@ class Flagged:
     texts: dict[int, str]
     failures: dict[int, str]  # of the features without a text
     labels: dict[int, str]
+    d_sae: int
 
     def why_not(self, feature: int) -> str | None:
         """Why a feature has no constituents to be explained by; None for a composite."""
         if feature in self.parts["own"]:
             return None
         label = self.labels[feature].replace("_", " ")
-        return f"not a composite of this SAE's latents: its label is {label}"
+        return f"not a composite: its label is {label}"
 
     def missing(self, parts: Sequence[int]) -> list[str]:
-        return [f"constituent {part}: {self.failure(part)}" for part in parts if part not in self.texts]
+        lacking = [part for part in parts if part not in self.texts]
+        return [f"constituent {name_of(part, self.d_sae)}: {self.failure(part)}" for part in lacking]
 
     def failure(self, feature: int) -> str:
         default = "not among the features that are explained; features.constituents selects it"
         return self.failures.get(feature, default)
 
 
-def read_flagged(inputs: Mapping[str, Path], explainer: str | None, seed: int) -> Flagged:
-    """From the folders of select and reencode, and of `explainer` (None: nothing is explained yet)."""
+Rows = Sequence[Mapping[str, Any]]
+
+
+def read_flagged(inputs: Mapping[str, Path], explainer: str, seed: int) -> Flagged:
+    """From the folders of select and reencode, and of the explanations of `explainer`; and from those of the union
+    dictionary, `union:select` and so on, where its constituents are explained."""
     import pyarrow.parquet as pq
 
-    selected = pq.read_table(inputs["select"] / "selection.parquet").to_pylist()
-    explained = []
-    if explainer:
-        explained = pq.read_table(inputs[f"explain/{explainer}"] / "explanations.parquet").to_pylist()
-    return flagged_among(selected, explained, checked_rows(inputs["reencode"]), seed)
+    checked = checked_rows(inputs["reencode"])
+    selected: list[Mapping[str, Any]] = []
+    explained: list[Mapping[str, Any]] = []
+    for branch, first in (("", 0), ("union:", len(checked))):
+        for rows, use, file in ((selected, "select", "selection"), (explained, f"explain/{explainer}", "explanations")):
+            folder = inputs.get(branch + use)
+            if folder is not None:
+                rows += behind(pq.read_table(folder / f"{file}.parquet").to_pylist(), first)
+    return flagged_among(selected, explained, checked, seed)
 
 
-Rows = Sequence[Mapping[str, Any]]
+def behind(rows: Rows, d_sae: int) -> list[dict[str, Any]]:
+    """Rows of a table of the union dictionary, with its features numbered behind the `d_sae` of the SAE."""
+    return [{**row, "feature": d_sae + row["feature"]} for row in rows]
 
 
 def checked_rows(reencode: Path) -> Rows:
@@ -61,7 +77,8 @@ def checked_rows(reencode: Path) -> Rows:
 
 
 def flagged_among(selected: Rows, explained: Rows, checked: Rows, seed: int) -> Flagged:
-    """From the rows of selection.parquet, explanations.parquet and composites.parquet, the last with all latents."""
+    """From the rows of selection.parquet, explanations.parquet and composites.parquet, the last with all latents; among
+    the first two those of the union dictionary (`behind`)."""
     import numpy as np
 
     seed %= 2**64
@@ -69,9 +86,9 @@ def flagged_among(selected: Rows, explained: Rows, checked: Rows, seed: int) -> 
     failures = {row["feature"]: row["failure"] for row in (*selected, *explained) if row["failure"]}
     chosen = {row["feature"] for row in selected if row["status"] == "ok"}
     rows = [row for row in checked if row["feature"] in chosen]
-    flagged = [row for row in rows if row["label"] in FLAGGED and not row["union_constituents"]]
-    own = {row["feature"]: row["constituents"] for row in flagged}
-    counts = np.zeros(len(checked), np.int64)
+    n, flagged = len(checked), [row for row in rows if row["label"] in FLAGGED]
+    own = {row["feature"]: parts_of(row, n) for row in flagged}
+    counts = np.zeros(max([n, *(row["feature"] + 1 for row in selected)]), np.int64)
     for row in selected:
         counts[row["feature"]] = row["firings"]
     whole = {f: parts for f, parts in own.items() if all(part in texts for part in parts)}
@@ -79,29 +96,38 @@ def flagged_among(selected: Rows, explained: Rows, checked: Rows, seed: int) -> 
     for f, parts in whole.items():
         own_texts = {texts[part] for part in parts}
         pool = np.array([g for g, text in texts.items() if text not in own_texts], np.int64)
-        if drawn := random_parts(f, parts, pool, counts, seed):
+        if drawn := random_parts(f, parts, pool, counts, seed, n):
             random[f] = drawn
     return Flagged(
-        {"own": own, "swapped": swapped_parts(whole, seed), "random": random},
+        {"own": own, "swapped": swapped_parts(whole, seed, n), "random": random},
         {row["feature"]: row["coefficients"] for row in flagged},
         texts,
         failures,
         {row["feature"]: row["label"] for row in rows},
+        n,
     )
 
 
-def constituents_of(flagged: Flagged, pair: Pair, contexts: Path) -> Callable[[int], tuple[Constituent, ...]]:
-    """What an explainer is shown of a composite's parts, or of those that stand in for them; () where there is none."""
+def constituents_of(
+    flagged: Flagged, pair: Pair, contexts: Mapping[str, Path]
+) -> Callable[[int], tuple[Constituent, ...]]:
+    """What an explainer is shown of a composite's parts, or of those that stand in for them; () where there is none.
+    `contexts` are folders of the stage `contexts`, and of `union:contexts` where its constituents have windows."""
+    n = flagged.d_sae
+
+    def windows(part: int) -> Sequence[Context]:
+        folder = contexts.get("contexts" if part < n else "union:contexts")
+        number = part if part < n else part - n
+        return () if folder is None else read_contexts(folder / "contexts.parquet", [number]).get(number, ())
 
     def read(feature: int) -> tuple[Constituent, ...]:
-        parts = flagged.parts[pair].get(feature, [])
-        seen = read_contexts(contexts, parts)
         shown = []
-        for part, weight in zip(parts, flagged.coefficients.get(feature, [])):
-            train = [c for c in seen[part] if c.split == "train" and c.fires]
+        for part, weight in zip(flagged.parts[pair].get(feature, []), flagged.coefficients.get(feature, [])):
+            train = [c for c in windows(part) if c.split == "train" and c.fires]
             text = flagged.texts.get(part)
             why = None if text else flagged.failure(part)
-            shown.append(Constituent(part, weight, text, why, tuple(sorted(train, key=lambda c: -c.peak))))
+            strongest = tuple(sorted(train, key=lambda c: -c.peak))
+            shown.append(Constituent(part - n * (part >= n), weight, text, why, strongest, part >= n))
         return tuple(shown)
 
     return read

@@ -12,6 +12,8 @@ import torch
 
 from autointerp.composites import geometry as directions
 from autointerp.composites import nulls
+from autointerp.composites.check import find_composites
+from autointerp.composites.labels import SHARED
 from autointerp.composites.maps import whitener
 from autointerp.composites.meta_sae import MetaSae, meta_sae
 from autointerp.composites.neighbours import Rows, as_matrix, not_zero
@@ -27,6 +29,7 @@ class GeometryReport:
     other: directions.Other | None
     hubs: list[dict[str, Any]]
     profile: list[dict[str, Any]]
+    subspaces: list[dict[str, Any]]  # rank, circular, members, places (as of `find_composites`), the largest first
 
 
 def geometry_figures(
@@ -65,4 +68,15 @@ def geometry_figures(
         meta = {name: meta_sae(make(), meta_passes, seed, device) for name, make in dictionaries.items()}
     beside = None if other is None else directions.beside(W_dec, other, device=device)
     hubs, profile = (json.loads(str(table.to_json(orient="records"))) for table in (shape.hubs, shape.profile))
-    return GeometryReport(n, d, shape.mmcs, meta, beside, hubs, profile)
+    return GeometryReport(n, d, shape.mmcs, meta, beside, hubs, profile, _subspaces(W_dec, device))
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _subspaces(W_dec: np.ndarray | torch.Tensor, device: str) -> list[dict[str, Any]]:
+    table: Any = find_composites(W_dec, device=device)
+    rows = table[table["label"] == "subspace"].to_dict("records")
+    spaces = {tuple(row["members"]): {name: _plain(row[name]) for name in SHARED} for row in rows}
+    return [spaces[members] for members in sorted(spaces, key=lambda members: (-len(members), members))]

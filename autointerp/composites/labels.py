@@ -28,12 +28,13 @@ Label = Literal[
     "atomic",
     "dead",
 ]
-SHARED = ("rank", "members", "circular")  # columns of the label subspace
+SHARED = ("rank", "members", "circular", "places")  # columns of the label subspace
 FLAGGED: tuple[Label, ...] = ("confirmed", "composite", "possible")
 
 # .8, not the .7 that planted dictionaries allow: between them lie trained latents that chance made of two features
 # (benchmarks/toys.py). A planted sum with noise of .4 of its length has .86.
 COMPOSITE_R2, POSSIBLE_R2 = 0.8, 0.6
+TELLS = 0.85  # where chance makes sums of a higher R², sums cannot be told from it
 PARENT_R2, CHILD_R2, CHILD_PARTIAL = 0.5, 0.25, 0.2
 
 
@@ -87,22 +88,26 @@ def make_table(
     return table.reindex(columns=[*order.split(), *SHARED, "reencode", "lift", "semantic", "failure"])
 
 
-def cannot_tell(table: pd.DataFrame) -> pd.DataFrame:
-    """`table` without the labels that a dictionary of so steep a spectrum does not allow, with the reason."""
+def without_chance(table: pd.DataFrame, least: float) -> pd.DataFrame:
+    """`table` without the sums that chance makes in a dictionary of so steep a spectrum, those of R² up to `least`,
+    with the reason; without any sum or subspace where chance fits nearly as well as they."""
     import numpy as np
-    import pandas as pd
 
-    told = np.isin(table["label"], ["duplicate", "dead"])
-    why = "cannot tell: of this steep a spectrum the check flags as much by chance"
+    if least > TELLS:
+        told = np.isin(table["label"], ["duplicate", "dead"])
+        why = "cannot tell: of this steep a spectrum the check flags as much by chance"
+    else:
+        told = ~(np.isin(table["label"], FLAGGED) & (table["r2"] <= least))
+        why = f"chance alone makes sums of an R² up to {least:.2f} in so steep a spectrum"
     lists = {
         name: [own if keep else [] for own, keep in zip(table[name], told)]
-        for name in ("constituents", "coefficients", "union_constituents", "members")
+        for name in ("constituents", "coefficients", "union_constituents", "members", "places")
     }
     return table.assign(
         label=np.where(told, table["label"], "atomic"),
         failure=np.where(told, table["failure"], why),
-        rank=pd.array([None] * len(table), dtype="Int64"),
-        circular=pd.array([None] * len(table), dtype="boolean"),
+        rank=table["rank"].where(told),
+        circular=table["circular"].where(told),
         **lists,
     )
 
@@ -197,10 +202,12 @@ def _shared(n: int, shared: Mapping[int, Subspace]) -> dict[str, Any]:
 
     spaces = [shared.get(row) for row in range(n)]
     own = {space: [row for row in space.members if row < n] for space in set(shared.values())}
+    flat = {space: [number for place in space.places[: len(rows)] for number in place] for space, rows in own.items()}
     return {
         "rank": pd.array([None if space is None else space.rank for space in spaces], dtype="Int64"),
         "members": [[] if space is None else own[space] for space in spaces],
         "circular": pd.array([None if space is None else space.circular for space in spaces], dtype="boolean"),
+        "places": [[] if space is None else flat[space] for space in spaces],
     }
 
 

@@ -44,11 +44,13 @@ _JOINED = 0.25  # coefficient from which on a row rests on another
 
 @dataclass(frozen=True)
 class Subspace:
-    """`members` are rows, ascending; `circular` where they go round a plane without a wide gap."""
+    """`members` are rows, ascending; `circular` where they go round a plane without a wide gap; `places` where each
+    lies in the plane of the space's first two principal axes."""
 
     rank: int
     members: tuple[int, ...]
     circular: bool
+    places: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,9 @@ def _settled(known: _Dictionary, rows: set[int]) -> Subspace | None:
     unexplained = _unexplained(rank, dict(zip(members, inside.tolist())), known.sums)
     if unexplained < max(EXCESS, (len(members) - rank) / 2):
         return None
-    return Subspace(rank, tuple(members), rank == 2 and _circular(_rows(known.Z, members)))
+    places = plane(_rows(known.Z, members))
+    circular = rank == 2 and _circular(places)
+    return Subspace(rank, tuple(members), circular, tuple((float(x), float(y)) for x, y in places))
 
 
 def _rows(Z: Rows, rows: Sequence[int]) -> np.ndarray:
@@ -331,10 +335,10 @@ def plane(rows: np.ndarray) -> np.ndarray:
     return rows @ np.linalg.svd(rows, full_matrices=False)[2][:2].T
 
 
-def _circular(rows: np.ndarray) -> bool:
+def _circular(places: np.ndarray) -> bool:
     import numpy as np
 
-    x, y = plane(rows).T
+    x, y = places.T
     angles = np.sort(np.arctan2(y, x))
     gaps = np.diff(np.append(angles, angles[0] + 2 * np.pi))
     return bool(gaps.max() <= WIDEST_GAP * 2 * np.pi / len(angles))

@@ -71,5 +71,6 @@ def _unexplained(feature: FeatureEvidence) -> str | None:
     """Why the constituents cannot be joined, or None."""
     if not feature.constituents:
         return "no constituents to explain it by"
-    missing = [f"constituent {p.feature}: {p.failure}" for p in feature.constituents if not p.explanation]
+    lacking = [part for part in feature.constituents if not part.explanation]
+    missing = [f"constituent {'union ' * part.union}{part.feature}: {part.failure}" for part in lacking]
     return "; ".join(missing) or None

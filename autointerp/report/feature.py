@@ -13,7 +13,7 @@ from autointerp.report.figures import numbers
 from autointerp.report.folder import RunFolder
 from autointerp.report.labels import NOTHING, ByHand, read_labels
 from autointerp.report.text import note, number, visible
-from autointerp.report.tree import Part, trees
+from autointerp.report.tree import Latent, Part, trees
 from autointerp.tables import compute
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class FeatureView:
     mistakes: list[Mistake] = field(default_factory=list)  # the judge's surest first
     n_mistakes: int = 0
     composite: dict[str, Any] | None = None
-    cofiring: list[dict[int, Window]] = field(default_factory=list)  # windows by latent: this one, its constituents
+    cofiring: list[dict[Latent, Window]] = field(default_factory=list)  # windows by latent: it and its constituents
     neighbours: list[dict[str, Any]] = field(default_factory=list)
     logits: dict[str, list[tuple[str, float]]] = field(default_factory=dict)  # "up" and "down"
     parts: list[Part] = field(default_factory=list)  # of a composite, and what these are the sums of
@@ -89,11 +89,12 @@ class FeatureView:
         row = self.composite or {}
         return [line for line in (*_decoder_evidence(row), *_token_evidence(row), *_said_evidence(row)) if line]
 
-    def mentioned(self) -> set[int]:
-        """The other features that are named beside this one: neighbours and constituents."""
-        near = {row["neighbour"] for row in self.neighbours}
+    def mentioned(self) -> set[Latent]:
+        """The other features that are named beside this one: neighbours, constituents, members of its subspace."""
+        near: set[Latent] = {row["neighbour"] for row in self.neighbours}
         cofiring = {latent for each in self.cofiring for latent in each}
-        return near | cofiring | {part.latent for root in self.parts for part in root.all()}
+        parts = {part.latent for root in self.parts for part in root.all()}
+        return near | cofiring | parts | set(self.members())
 
     def groups(self) -> list[tuple[str, list[Window], int]]:
         """Title, windows and how many the run has: the strongest quantile first, near misses last."""
@@ -145,10 +146,15 @@ def _title(quantile: int | None, top: int) -> str:
     return f"quantile {quantile + 1} of {top + 1}"
 
 
-def notes_of(run: RunFolder, ids: Collection[int]) -> dict[int, str]:
+def notes_of(run: RunFolder, ids: Collection[Latent]) -> dict[Latent, str]:
     """What features are said to be, of those of `ids` that the run has."""
     columns = ["feature", "explanation", "status", "failure"]
-    return {row["feature"]: note(row) for row in _of(run.features, ids).select(columns).to_pylist()}
+    own = [latent for latent in ids if isinstance(latent, int)]
+    notes: dict[Latent, str] = {row["feature"]: note(row) for row in _of(run.features, own).select(columns).to_pylist()}
+    lent = sorted(int(latent.removeprefix("union ")) for latent in ids if isinstance(latent, str))
+    for row in run.rows("union_features", lent, columns) if lent else ():
+        notes.setdefault(f"union {row['feature']}", note(row))
+    return notes
 
 
 def gather(run: RunFolder, ids: Sequence[int], per_quantile: int) -> dict[int, FeatureView]:
@@ -170,10 +176,11 @@ def gather(run: RunFolder, ids: Sequence[int], per_quantile: int) -> dict[int, F
     for feature, words in read_labels(run.path).items():
         if feature in views:
             views[feature].by_hand = words
-    cofiring: dict[tuple[int, int], dict[int, Window]] = defaultdict(dict)
+    cofiring: dict[tuple[int, int], dict[Latent, Window]] = defaultdict(dict)
     for row in run.rows("cofiring", ids):
         window = Window(row["example"], "", "activating", None, row["tokens"], row["activations"])
-        cofiring[row["feature"], row["example"]][row["latent"]] = window
+        latent = f"union {row['latent']}" if row.get("dictionary") else row["latent"]
+        cofiring[row["feature"], row["example"]][latent] = window
     for (feature, _), windows in sorted(cofiring.items()):
         views[feature].cofiring.append(windows)
     for row in sorted(run.rows("neighbours", ids), key=lambda row: row["rank"]):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autointerp.report.plane import drawn, members_of, title_of
 from autointerp.report.text import aligned
 
 if TYPE_CHECKING:
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 
 COLOURS = {"dictionary": "#2b6cb0", "random": "#a0aec0", "covariance": "#dd6b20"}
 NAMES = {"dictionary": "dictionary", "random": "random directions", "covariance": "same covariance"}
+PLANES = 3  # subspaces that are drawn, the largest
 RANK = {1: "highest cosine", 10: "10th highest", 100: "100th highest"}
 
 
@@ -24,6 +27,9 @@ def print_geometry(report: GeometryReport, other: str | None) -> None:
         explained = [f"{meta.explained_variance:.3f}", f"{meta.dead_fraction:.0%}"] if meta else ["–", "–"]
         lines.append([name, f"{mean:.3f}", *explained])
     print("\n".join(aligned(["directions", "mean highest cosine", "meta-SAE explains", "dead"], lines)))
+    for space in report.subspaces[:PLANES]:
+        print("\n".join(["", title_of(space), *drawn(members := members_of(space))]))
+        print("  ".join(f"{member.mark} {member.feature}" for member in members))
     if report.other:
         print(f"\nto {other}: mean highest cosine {report.other.mmcs:.3f}, {report.other.distinct:.1%} distinct (< .2)")
 
@@ -36,7 +42,11 @@ def draw(report: Path, out: Path) -> None:
     import matplotlib.pyplot as plt
 
     figures: dict[str, Any] = json.loads(report.read_text())
-    figure, axes = plt.subplots(2, 3, figsize=(13, 7), layout="constrained")
+    planes = (figures.get("subspaces") or [])[:PLANES]
+    rows = 3 if planes else 2
+    figure, axes = plt.subplots(rows, 3, figsize=(13, 3.5 * rows), layout="constrained")
+    for axis, space in zip_longest(axes[2] if planes else (), planes):
+        _plane(axis, space)
     for axis, (rank, name) in zip(axes[0], RANK.items()):
         _histogram(axis, [row for row in figures["profile"] if row["rank"] == rank])
         axis.set_title(f"each latent's {name} with another", loc="left", fontsize=10)
@@ -55,6 +65,20 @@ def draw(report: Path, out: Path) -> None:
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     figure.savefig(out, dpi=110, format="png")
     plt.close(figure)
+
+
+def _plane(axis: Any, space: dict[str, Any] | None) -> None:
+    """A subspace's members, by number, in the plane of its two principal axes."""
+    axis.set_axis_off()
+    if space is None:
+        return
+    axis.set_title(title_of(space), loc="left", fontsize=10)
+    axis.set_aspect("equal")
+    for member in members_of(space):
+        axis.plot(member.x, member.y, "o", color=COLOURS["dictionary"], markersize=4)
+        place = 1.14 * member.x, 1.14 * member.y
+        axis.annotate(str(member.feature), place, ha="center", va="center", fontsize=7)
+    axis.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3))
 
 
 def _histogram(axis: Any, rows: list[dict[str, Any]]) -> None:

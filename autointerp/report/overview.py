@@ -262,6 +262,12 @@ def _lent(facts: Mapping[str, Any]) -> Iterator[str]:
         return
     plain = lent["no_sums"]
     beside = f"; by the two nearest rows of {plain['n']} latents that are no sums, {number(plain['mean'])}"
+    level = lent.get("reencode_no_sums") or {}
+    if level.get("n"):
+        yield (
+            f"Of {level['n']} latents that are no composites, refitted by their two nearest rows of the union SAE, "
+            f"{level['pass']} pass the re-encode test; their mean share is {number(level['mean'])}."
+        )
     yield (
         f"Of {lent['n']} with constituents of the union SAE, all constituents are on together, on average, on a "
         f"share of {number(lent['mean'])} of the tokens{beside if plain['n'] else ''}; "

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, TextIO
 from autointerp.errors import AutointerpError
 from autointerp.report.feature import FeatureView, Window, fired, gather, level, notes_of
 from autointerp.report.folder import RunFolder, so_far
+from autointerp.report.plane import drawn, members_of, title_of
 from autointerp.report.text import colours, interval, metric, note, number, verdict, visible, width_of
+from autointerp.report.tree import Latent
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -49,7 +51,7 @@ def view_of(folder: RunFolder, feature: int, per_quantile: int) -> FeatureView:
     return gather(folder, [feature], per_quantile)[feature]
 
 
-def _lines(view: FeatureView, notes: Mapping[int, str], coloured: bool) -> Iterator[Text]:
+def _lines(view: FeatureView, notes: Mapping[Latent, str], coloured: bool) -> Iterator[Text]:
     yield from _head(view)
     yield from _scores(view)
     yield from _contexts(view, coloured)
@@ -119,17 +121,22 @@ def _mistakes(view: FeatureView, coloured: bool) -> Iterator[Text]:
         yield Text(text).append_text(_tokens(m.window, view.row.get("max_activation"), coloured))
 
 
-def _composite(view: FeatureView, notes: Mapping[int, str], coloured: bool) -> Iterator[Text]:
+def _composite(view: FeatureView, notes: Mapping[Latent, str], coloured: bool) -> Iterator[Text]:
     from rich.text import Text
 
     if view.composite:
         yield _title(f"composite check: {view.composite['label'].replace('_', ' ')}")
         for depth, part in ((depth, part) for root in view.parts for depth, part in root.walk()):
-            yield Text(
-                f"  {'    ' * depth}{number(part.weight)} × feature {part.latent}: {notes.get(part.latent, ELSEWHERE)}"
-            )
+            name = part.latent if isinstance(part.latent, str) else f"feature {part.latent}"
+            yield Text(f"  {'    ' * depth}{number(part.weight)} × {name}: {notes.get(part.latent, ELSEWHERE)}")
         for line in view.evidence():
             yield Text(f"  {visible(line)}", "dim")
+    if members := members_of(view.composite or {}):
+        yield _title(title_of(view.composite or {}))
+        yield from (Text(f"  {line}") for line in drawn(members))
+        yield from (
+            Text(f"  {each.mark} feature {each.feature}: {notes.get(each.feature, ELSEWHERE)}") for each in members
+        )
     if view.cofiring:
         yield _title(f"co-firing contexts ({len(view.cofiring)})")
     for windows in view.cofiring:
@@ -138,7 +145,7 @@ def _composite(view: FeatureView, notes: Mapping[int, str], coloured: bool) -> I
         yield Text("      " + "; ".join(f"{latent}: {fired(window)}" for latent, window in parts), "dim")
 
 
-def _around(view: FeatureView, notes: Mapping[int, str]) -> Iterator[Text]:
+def _around(view: FeatureView, notes: Mapping[Latent, str]) -> Iterator[Text]:
     from rich.text import Text
 
     if view.neighbours:

@@ -53,11 +53,13 @@ STAGES: tuple[Stage, ...] = (
         amount=tables.amount,
     ),
 )
+_UNION = {"reencode": "harvest", "explain": "explain"}  # before this stage, the union's branch up to that one
 BY_KIND = {stage.kind: stage for stage in STAGES}
 TABLES: tuple[str, ...] = (
     "features",
     *dict.fromkeys(name for stage in STAGES if stage.kind != "evaluate" for name in stage.tables),
     *(f"control_{name}" for name in tables.OF_BRANCHES.values()),
+    *tables.OF_UNION,
 )
 
 
@@ -76,6 +78,8 @@ def uses(config: Config, targets: Sequence[str] = ("tables",)) -> dict[str, Use]
     for stage in STAGES:
         if stage.kind == "tables":
             known |= branches.uses_of(_BEFORE, config)
+        elif stage.kind in _UNION:
+            known |= branches.uses_of_union(_BEFORE, config, _UNION[stage.kind])
         known |= stage.named(config)
         if set(known).issuperset(targets) and "tables" not in targets:
             break

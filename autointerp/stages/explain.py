@@ -24,6 +24,7 @@ from autointerp.errors import AutointerpError
 from autointerp.plugins import bind_options, explainers, needs
 from autointerp.progress import progress
 from autointerp.records import LLM, Explanation, FeatureEvidence
+from autointerp.stages.branches import of_union
 from autointerp.stages.constituents import pair_of, reads
 from autointerp.stages.given import Maker, giver, makers_of, nearby_windows, nearest_of, stages_of
 from autointerp.stages.plugin_section import code_of, plugin_section
@@ -57,7 +58,7 @@ def uses(config: Config) -> Iterator[Use]:
         makers = makers_of(explain)
         given = Explaining(plugin, explain, options, makers, _neighbours_shown(explain, options), source)
         if source is not None:
-            evidence += ["reencode", f"explain/{source}"]
+            evidence += ["reencode", f"explain/{source}", *of_union(config, "select", "contexts", f"explain/{source}")]
             given = replace(given, pair=pair_of(config, plugin))
         names = tuple(dict.fromkeys(evidence))
         yield Use(
@@ -146,7 +147,7 @@ def _evidence_for(job: Job, given: Explaining) -> tuple[list[int], dict[int, str
 
     flagged = read_flagged(job.inputs, given.of, job.config.seed)
     skipped = {feature: why for feature in features if (why := flagged.why_not(feature))}
-    parts = constituents_of(flagged, given.pair, job.inputs["contexts"] / "contexts.parquet")
+    parts = constituents_of(flagged, given.pair, job.inputs)
 
     def with_parts(batch: Sequence[int]) -> dict[int, FeatureEvidence]:
         return {f: replace(evidence, constituents=parts(f)) for f, evidence in read(batch).items()}

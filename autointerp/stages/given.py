@@ -237,7 +237,7 @@ def near_ones(file: Path) -> dict[int, list[int]]:
 
 
 def _constituents(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:
-    """Those of the latents that are flagged, of this SAE; () of the others."""
+    """Those of the latents that are flagged and sums of this SAE's alone; () of the others."""
     from autointerp.activations.contexts import read_contexts
     from autointerp.composites.labels import FLAGGED
 

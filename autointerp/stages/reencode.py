@@ -10,11 +10,15 @@ from autointerp.config import Config
 from autointerp.engine import models
 from autointerp.engine.estimate import Amount, Sizes, sae_of, subject_of
 from autointerp.engine.stage import Job, Stage, Use
+from autointerp.stages.branches import UNION
 from autointerp.stages.composites import union_section
 from autointerp.stages.corpus import numbers_section
 from autointerp.tables import write_rows
 
 if TYPE_CHECKING:
+    import torch
+
+    from autointerp.composites.union import Harvested
     from autointerp.sae.model import SAE
 
 
@@ -22,7 +26,8 @@ def uses(config: Config) -> Iterator[Use]:
     if config.composites.enabled:
         section = {"tokens": config.composites.tokens, "window": config.contexts.window, "seed": config.seed}
         section |= union_section(config) | numbers_section(config)
-        yield Use("reencode", ("corpus", "sae", "harvest", "composites"), section)
+        lent = (f"{UNION}harvest",) if config.composites.union is not None else ()
+        yield Use("reencode", ("corpus", "sae", "harvest", "composites", *lent), section)
 
 
 def work(job: Job) -> None:
@@ -32,74 +37,66 @@ def work(job: Job) -> None:
     tested. Beside each flagged latent's own parts stand two controls: another one's parts (swapped), and latents that
     fire as often as its own (random). Some latents that are no composites are put to the same test with their two
     nearest neighbours: `confirmed` is who does better than nine of ten of them. The stage's facts say how they did.
+    Constituents of the union dictionary are tested as own ones are, against the nearest rows of that dictionary.
     """
     import pandas as pd
 
-    from autointerp.composites.activation_evidence import calibration, conclude, gather, project, summary
+    from autointerp.composites.activation_evidence import (
+        Levels,
+        calibration,
+        conclude,
+        gather,
+        project,
+        summary,
+        together,
+    )
     from autointerp.composites.io import save_composites
 
-    config, corpus, firings = job.config, Corpus(job.inputs["corpus"]), Firings(job.inputs["harvest"])
+    config, corpus = job.config, Corpus(job.inputs["corpus"])
     table: Any = pd.read_parquet(job.inputs["composites"] / "composites.parquet")
     sae = models.open_sae(job.session, job.inputs["sae"])
+    firings, rows = _harvested(job, table, sae)
     gathered = gather(
         table,
         corpus,
         firings,
-        sae,
+        rows,
         models.token_strings(job.session),
         tokens=config.composites.tokens,
         window=config.contexts.window,
         seed=config.seed,
     )
-    level = None
+    W, level, of_union = rows.numpy(), {}, {}
     if gathered.latents and sae.leaves_a_rest:
         subject = models.subject(job.session, sae.cfg.hook_name)
         batch_tokens, device = config.subject.batch_tokens, models.device(job.session)
-        project(gathered.latents, corpus, sae, subject, batch_tokens=batch_tokens, device=device)
-        if gathered.no_sums:
-            level = calibration(gathered.no_sums, sae)
-    lent, of_union = _lent(job, table, corpus, firings, sae)
-    table = conclude(table, gathered.tested, lent, sae, level["level"] if level else None)
+        project(gathered.latents, corpus, sae, rows, subject, batch_tokens=batch_tokens, device=device)
+        level = calibration(gathered.no_sums, W) if gathered.no_sums else {}
+        of_union = calibration(gathered.no_lent_sums, W) if gathered.no_lent_sums else {}
+    levels = Levels(level.get("level"), of_union.get("level"))
+    table = conclude(table, gathered.tested, W, levels)
     save_composites(table, job.folder / "composites.parquet")
     write_rows(job.folder / "cofiring.parquet", "cofiring", gathered.windows)
     job.facts |= summary(table)
     if level:
         job.facts["reencode"]["no_sums"] = level
-    if of_union:
-        job.facts["union"] = of_union
+    if len(rows) > len(table):
+        job.facts["union"] = together(table, gathered) | {"reencode_no_sums": of_union}
 
 
-def _lent(
-    job: Job, table: Any, corpus: Corpus, firings: Firings, sae: SAE
-) -> tuple[dict[int, dict[str, Any]], dict[str, Any]]:
-    """What `union.lent` says of the latents with constituents of the union SAE; nothing where there is none, and then
-    neither that SAE nor the subject is loaded."""
-    from autointerp.composites.activation_evidence import row_order
-    from autointerp.composites.union import lent, lent_sums
+def _harvested(job: Job, table: Any, sae: SAE) -> tuple[Harvested, torch.Tensor]:
+    """Where latents fire, and their decoder rows [n, d] in float32; the union dictionary's too, where one lends."""
+    import torch
 
-    config = job.config
-    if config.composites.union is None:
-        return {}, {}
-    sums = lent_sums(table, sae.cfg.d_sae)
-    if not sums:
-        return {}, {}
-    union = models.load_sae(job.session, config.composites.union)
-    if not (sae.leaves_a_rest and union.leaves_a_rest):
-        return {}, {}
-    return lent(
-        sums,
-        table,
-        corpus,
-        firings,
-        sae,
-        union,
-        models.subject(job.session, sae.cfg.hook_name),
-        row_order(corpus, config.seed),
-        tokens=config.composites.tokens,
-        seed=config.seed,
-        batch_tokens=config.subject.batch_tokens,
-        device=models.device(job.session),
-    )
+    from autointerp.composites.union import Harvested, lends
+
+    own, rows = Firings(job.inputs["harvest"]), [sae.W_dec]
+    union = job.config.composites.union
+    lent = union is not None and lends(table)
+    if lent:
+        rows.append(models.load_sae(job.session, union or "").W_dec)
+    whole = torch.cat([each.detach().float().cpu() for each in rows])
+    return Harvested(own, Firings(job.inputs[f"{UNION}harvest"]) if lent else None), whole
 
 
 def amount(config: Config, use: Use, sizes: Sizes) -> Amount:

@@ -18,6 +18,7 @@ from autointerp.engine.stage import Job, Stage, Use
 from autointerp.llm.registry import backend_of
 from autointerp.progress import progress
 from autointerp.records import LLM
+from autointerp.stages.branches import of_union
 from autointerp.stages.constituents import explained_by
 from autointerp.stages.plugin_section import llm_section
 
@@ -26,7 +27,8 @@ def uses(config: Config) -> Iterator[Use]:
     if config.composites.semantic is not None:
         explainer = explained_by(config, config.composites.semantic.explainer, "composites.semantic")
         section = {"of": explainer} | llm_section(config, judge(config), PROMPTS) | {"seed": config.seed}
-        read = ("select", "reencode", f"explain/{explainer}")
+        explained = ("select", f"explain/{explainer}")
+        read = (*explained, "reencode", *of_union(config, *explained))
         backend = backend_of(asking.llm_config(config, judge(config)))
         yield Use("semantic", read, section, explainer, plugins=(backend,))
 

@@ -2,7 +2,8 @@
 
 1. Each table that a stage declares is the files of all its uses after each other.
 2. composites.parquet gets the columns of the judge of explanations, where that was asked.
-3. features.parquet is the selection, joined with the first explainer's texts and its scores, one column group a scorer.
+3. union_features.parquet and union_contexts.parquet are of the union dictionary's latents that are constituents.
+4. features.parquet is the selection, joined with the first explainer's texts and its scores, one column group a scorer.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from autointerp.engine.stage import Job, Stage, Use, plain
 from autointerp.stages import branches
 from autointerp.tables import COLUMNS, FeatureRows, compute, concat
 
+OF_UNION = ("union_features", "union_contexts")
 OF_BRANCHES = {"explain": "explanations", "score": "scores"}  # tables that have a sibling, control_…, of branches
 
 _AT_ONCE = 1 << 14  # features in a data frame at a time, which is many times as large as the same in Arrow
@@ -46,6 +48,8 @@ def uses_of(stages: Sequence[Stage], config: Config) -> Iterator[Use]:
     read = [stage for stage in stages if stage.kind == "select" or (stage.tables and stage.kind != "evaluate")]
     names = [use.name for stage in read for use in stage.uses(config)]
     names += [name for name in branches.uses_of(stages, config) if _of_branch(name) is not None]
+    lent = branches.uses_of_union(stages, config, "explain")
+    names += [name for name in lent if plain(name).split("/")[0] in ("select", "contexts", "explain")]
     used = {"explain", "score", *(plain(name).split("/")[0] for name in names)}  # these two have tables in every run
     given = {stage.kind: stage.tables for stage in read if stage.kind in used}
     yield Use("tables", tuple(names), shown, given)
@@ -78,6 +82,7 @@ def assemble(
         else:
             concat(files, table, path)
     write_of_branches(folders, out)
+    write_of_union(folders, out)
     features = _features(config, folders, out)
     pq.write_table(features, out / "features.parquet")
     counts = features["status"].value_counts().to_pylist()
@@ -99,8 +104,10 @@ def sources(folders: Mapping[str, Path], tables: Mapping[str, Sequence[str]]) ->
 
 
 def _of_branch(use: str) -> str | None:
-    """The table whose sibling a use of a branch has rows for; None for a use of the run itself."""
-    return OF_BRANCHES.get(plain(use).split("/")[0]) if plain(use) != use else None
+    """The table whose sibling a use of a control's branch has rows for; None for another use."""
+    if plain(use) == use or use.startswith(branches.UNION):
+        return None
+    return OF_BRANCHES.get(plain(use).split("/")[0])
 
 
 def write_of_branches(folders: Mapping[str, Path], out: Path) -> None:
@@ -116,6 +123,35 @@ def write_of_branches(folders: Mapping[str, Path], out: Path) -> None:
             rows.setdefault(f"control_{name}", []).append(part.add_column(0, "control", label))
     for name, parts in rows.items():
         pq.write_table(pa.concat_tables(parts, promote_options="default"), out / f"{name}.parquet")
+
+
+def write_of_union(folders: Mapping[str, Path], out: Path) -> None:
+    """What is known of the union dictionary's latents that are constituents: a row for each and explainer, in the form
+    of selection.parquet and explanations.parquet; and the windows that they were explained by."""
+    select = folders.get(f"{branches.UNION}select")
+    if select is None or not (select / "selection.parquet").is_file():
+        return
+    selection = pq.read_table(select / "selection.parquet")
+    parts = []
+    for use, folder in folders.items():
+        if use.startswith(f"{branches.UNION}explain/"):
+            parts += [pq.read_table(file) for file in _files(folder, "explanations")]
+    explained = pa.concat_tables(parts) if parts else pa.table({"feature": pa.array([], pa.int64())})
+    for name in ("status", "failure"):
+        if name in explained.column_names:
+            explained = explained.append_column(f"_{name}", explained[name]).drop_columns([name])
+    rows = selection.join(explained, "feature", join_type="left outer").sort_by("feature")
+    if parts:  # why a latent has no text, whichever stage says so
+        pc, columns = compute(), rows.column_names
+        failed = pc.fill_null(pc.equal(rows["_status"], "failed"), False)
+        status = pc.if_else(failed, "failed", rows["status"])
+        rows = rows.set_column(columns.index("status"), "status", status)
+        rows = rows.set_column(columns.index("failure"), "failure", pc.coalesce(rows["failure"], rows["_failure"]))
+        rows = rows.drop_columns(["_status", "_failure"])
+    pq.write_table(rows, out / "union_features.parquet")
+    windows = folders.get(f"{branches.UNION}contexts")
+    for file in _files(windows, "contexts")[:1] if windows else ():  # the stage writes it in one piece
+        shutil.copyfile(file, out / "union_contexts.parquet")
 
 
 def _files(folder: Path, table: str) -> list[Path]:

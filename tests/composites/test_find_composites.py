@@ -12,7 +12,7 @@ from autointerp.toys.planted import plant
 
 COLUMNS = [
     *("feature", "label", "constituents", "coefficients", "union_constituents", "r2", "partial_r2", "max_cosine"),
-    *("p_value", "p_value_null", "rank", "members", "circular", "reencode", "lift", "semantic", "failure"),
+    *("p_value", "p_value_null", "rank", "members", "circular", "places", "reencode", "lift", "semantic", "failure"),
 ]
 
 
@@ -289,6 +289,26 @@ def test_what_is_no_decoder_is_refused_in_one_line(rows, says):
     with pytest.raises(AutointerpError, match=says) as error:
         find_composites(rows)
     assert "\n" not in str(error.value)
+
+
+def test_copies_within_the_union_dictionary_do_not_crowd_out_the_other_part():
+    rng = np.random.default_rng(0)
+    atoms = rng.standard_normal((200, 64))
+    g, h = rng.standard_normal((2, 64))
+    own = np.concatenate([atoms, [g + 0.7 * h]])  # h's cosine with it is below that of the forty copies of g
+    copies = g + 0.02 * rng.standard_normal((40, 64))
+    table = find_composites(own, np.concatenate([rng.standard_normal((30, 64)), [g, h], copies]))
+    assert table["label"][200] == "composite"
+    assert table["union_constituents"][200] == [30, 31]
+
+
+def test_what_the_union_lends_is_never_a_row_that_the_dictionary_has():
+    rng = np.random.default_rng(0)
+    own = rng.standard_normal((200, 64))
+    own[0] = own[1] + own[2]
+    table = find_composites(own, np.concatenate([own, own, rng.standard_normal((20, 64))]))
+    assert table["constituents"][0] == [1, 2]
+    assert (table["union_constituents"].map(len) == 0).all()
 
 
 def test_a_union_of_another_width_or_a_wrong_mask_is_refused():

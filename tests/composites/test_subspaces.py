@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 from autointerp.composites import FLAGGED, find_composites
+from autointerp.composites.decoys import least_r2
 from autointerp.toys.planted import plant
 
 
@@ -35,6 +37,9 @@ def test_a_circle_is_a_subspace_of_rank_two_that_goes_round(size):
     assert table["circular"][:size].all()
     assert all(members == list(range(size)) for members in table["members"][:size])
     assert all(parts == [] for parts in table["constituents"][:size])
+    places = np.reshape(table["places"][0], (size, 2))
+    assert np.hypot(*places.T) == pytest.approx(1)
+    assert places @ places.T == pytest.approx(rows[:size] @ rows[:size].T, abs=1e-5)  # as they lie to each other
 
 
 @pytest.mark.parametrize("rank", [3, 4, 6])
@@ -130,6 +135,15 @@ def test_outlier_dimensions_hide_no_sums_and_make_none():
     right = {row for row in flagged(table) if planted.original(row) in set(planted.of_kind("composite"))}
     assert len(right) >= 0.97 * len(flagged(table))
     assert len(right) >= 0.9 * len(planted.of_kind("composite"))
+
+
+def test_sums_count_from_the_fit_on_that_opposites_hardly_reach():
+    chance = torch.tensor([0.62, 0.65, 0.7])
+    sums = torch.tensor([0.6, 0.66, 0.68, *np.linspace(0.9, 1.0, 100)])
+    assert least_r2(torch.zeros(0), 1.0, sums) == 0.0
+    assert least_r2(chance, 1.0, sums) == pytest.approx(0.62)  # two of 102 above it are chance
+    assert least_r2(chance, 4.0, sums) == pytest.approx(0.7)
+    assert least_r2(chance, 1.0, sums[:3]) == pytest.approx(0.7)
 
 
 def test_of_too_steep_a_spectrum_the_check_says_that_it_cannot_tell():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -102,3 +104,23 @@ def test_the_page_has_the_same_and_sums_up_all_composites(run: Path, tmp_path: P
         "10 of 12 could be judged; of these .70 entail all their constituents",
     ):
         assert part in page
+
+
+def test_a_week_is_drawn_as_a_circle_with_what_its_days_are(run: Path, tmp_path: Path):
+    week = [3, 10, 17, 24, 31, 38, 45]
+    turn = 2 * np.pi * np.arange(7) / 7
+    shared = {"feature": 10, "label": "subspace", "rank": 2, "members": week, "circular": True,
+              "places": np.stack([np.cos(turn), np.sin(turn)], 1).flatten().tolist(), "constituents": []}  # fmt: skip
+    other = shutil.copytree(run, tmp_path / "week")
+    pq.write_table(pa.Table.from_pylist([shared]), other / "composites.parquet")
+    out = io.StringIO()
+    show(other, 10, out)
+    text = out.getvalue()
+    assert "subspace of rank 2, a circle: 7 latents" in text
+    start = text.index("a circle: 7 latents")
+    drawing = text[start : text.index("  a feature ")].splitlines()[1:]
+    marks = {c: (x, 2 * y) for y, line in enumerate(drawing) for x, c in enumerate(line) if c in "abcdefg·"}
+    radii = [np.hypot(x - marks["·"][0], y - marks["·"][1]) for c, (x, y) in marks.items() if c != "·"]
+    assert len(radii) == 7
+    assert max(radii) - min(radii) < 5  # characters
+    assert "feature 17: words about topic 2" in text
