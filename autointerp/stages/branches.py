@@ -58,7 +58,8 @@ def uses_of_union(stages: Sequence[Stage], config: Config, target: str) -> dict[
     if changed is None:
         return {}
     upto = stages[: [stage.kind for stage in stages].index(target) + 1]
-    own, theirs = _named(upto, config), _named(upto, changed)
+    theirs = _named(upto, changed)
+    own = {"corpus": _named(upto, config)["corpus"]}  # no more, though the union be the run's own SAE
     return _Branch(UNION.rstrip(":"), changed, own, theirs).uses((target,))
 
 
