@@ -311,7 +311,7 @@ def tried(place: Place, loaded: Loaded, text: str, feature: int | None) -> str:
     tokens, fired = loaded.read(text, feature)
     run = place.viewed.now().run
     notes = notes_of(run, [each.latent for each in fired])
-    peaks = _peaks(run, list(notes))
+    peaks = _peaks(run, [each.latent for each in fired if each.latent in notes])
     own = [each for each in fired if each.latent in notes]
     return render(
         "view_tried.html.j2",
