@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autointerp.report.charts import Chart, chart
@@ -35,11 +36,11 @@ def about(run: RunFolder) -> list[tuple[str, str]]:
     revision = git.get("revision")
     rows = [
         ("Subject", subject.get("model")),
-        ("SAE", sae.get("load") or ("trained by this run" if sae.get("train") else None)),
+        ("SAE", _sae(sae)),
         ("Hook", subject.get("hook") or "the SAE's own"),
         ("Text", corpus.get("source") and f"{corpus['source']}, {corpus['tokens']:,} tokens"),
         ("Explainers", _models(config, "explainers", _explainers_models(run))),
-        ("Scorers (judge)", _models(config, "scorers", None)),
+        ("Scorers (judge)", _models(config, "scorers", _scorers_models(run))),
         ("Seeds", _pairs(info.get("seeds"))),
         ("autointerp", info.get("autointerp") and f"{info['autointerp']}, Python {info.get('python', '–')}"),
         ("Revision", revision and revision[:12] + (" with uncommitted changes" if git.get("dirty") else "")),
@@ -48,6 +49,13 @@ def about(run: RunFolder) -> list[tuple[str, str]]:
         ("Started", info.get("started")),
     ]
     return [(name, str(value)) for name, value in rows if value]
+
+
+def _sae(sae: Mapping[str, Any]) -> str | None:
+    """Its name; of a folder of this machine the last part, so that a page that is sent on names no home."""
+    if sae.get("load"):
+        return Path(sae["load"]).name if Path(sae["load"]).is_absolute() else sae["load"]
+    return "trained by this run" if sae.get("train") else None
 
 
 def _pairs(values: Mapping[str, Any] | None) -> str:
@@ -70,6 +78,17 @@ def _explainers_models(run: RunFolder) -> dict[str, str | None]:
         for row in batch.group_by(["explainer", "model"]).aggregate([]).to_pylist():
             models[row["explainer"]] = models.get(row["explainer"]) or row["model"]
     return models
+
+
+def _scorers_models(run: RunFolder) -> dict[str, str | None] | None:
+    """Scorer -> the model that it asked; None where the run's requests are not told."""
+    models: dict[str, str | None] = {}
+    for batch in run.batches("usage", ["stage", "model"]):
+        for row in batch.group_by(["stage", "model"]).aggregate([]).to_pylist():
+            kind, _, rest = row["stage"].partition("/")
+            if kind == "score":
+                models[rest.partition("/")[0]] = row["model"]
+    return models or None
 
 
 # --- scores -----------------------------------------------------------------------------------
