@@ -268,7 +268,7 @@ class FeatureRows:
                 yield group
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)  # metadata of a table of 100,000 features is 10 MB, and live tables are new files each time
 def _bounds(path: Path, size: int, changed: int) -> tuple[Any, list[float], list[float]]:
     """The file's metadata, and the smallest and largest feature of each row group; kept while the file is the same."""
     import pyarrow.parquet as pq

@@ -28,7 +28,7 @@ from autointerp.report.folder import RunFolder, so_far
 from autointerp.report.graph import graph_of
 from autointerp.report.pieces import render, style, text_of
 from autointerp.report.show import view_of
-from autointerp.report.where import select
+from autointerp.report.where import order, select
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -59,13 +59,12 @@ def write_report(run: str | Path, out: str | Path | None = None, *, done: bool =
 def page_of(run: RunFolder) -> str:
     """The whole page."""
     script = text_of("report.js")
-    ranked = select(run.features)
-    shown, how_chosen = _with_pages(ranked)
+    shown, how_chosen = _with_pages(run.features)
     quantiles = (run.config.get("contexts") or {}).get("quantiles") or 5
     per_quantile = max(1, min(4, _MOST_WINDOWS // (quantiles * max(len(shown), 1))))
     views = gather(run, shown["feature"].to_pylist(), per_quantile)
-    scores, summary = overview.scores_of(run), summarise(ranked)
-    ranges = ranges_of(ranked)
+    scores, summary = overview.scores_of(run), summarise(run.features)
+    ranges = ranges_of(run.features)
     judged, unread = overview.judgements(run)
     return render(
         "report.html.j2",
@@ -76,7 +75,7 @@ def page_of(run: RunFolder) -> str:
         so_far=None if run.standing is None else so_far(run.path),
         about=overview.about(run),
         summary=summary,
-        charts=overview.charts(ranked, summary, ranges),
+        charts=overview.charts(run.features, summary, ranges),
         ranges=ranges,
         notes=overview.notes(scores, summary.scorers, {row.scorer for row in judged}),
         explainers=overview.explainers(scores),
@@ -96,15 +95,16 @@ def page_of(run: RunFolder) -> str:
     )
 
 
-def _with_pages(ranked: pa.Table) -> tuple[pa.Table, str | None]:
-    """The features that have a page, in their order, and how they were chosen; None where all have one."""
+def _with_pages(features: pa.Table) -> tuple[pa.Table, str | None]:
+    """The features that have a page, by the first scorer, and how they were chosen; None where all have one."""
     import numpy as np
 
-    n = len(ranked)
+    n = len(features)
+    scorer = next(iter(scorers_of(features)), None)
+    ranked = order(features, scorer or "feature")
     if n <= PAGES:
-        return ranked, None
-    scorer = next(iter(scorers_of(ranked)), None)
-    valued = n if scorer is None else n - ranked[scorer].null_count  # those without a value come last
+        return features.take(ranked), None
+    valued = n if scorer is None else n - features[scorer].null_count  # those without a value come last
     best = min(round(PAGES * BEST), valued)
     worst = min(round(PAGES * WORST), valued - best)
     rest = np.concatenate([np.arange(best, valued - worst), np.arange(valued, n)])
@@ -117,7 +117,7 @@ def _with_pages(ranked: pa.Table) -> tuple[pa.Table, str | None]:
         f" {against.replace('_', ' ')}, and {len(drawn):,} drawn at random from the others. {n - PAGES:,} are left out;"
         " features.parquet has them all. The figures above are over all features."
     )
-    return ranked.take(places), text
+    return features.take(ranked.take(places)), text
 
 
 # --- a feature by itself ----------------------------------------------------------------------

@@ -153,7 +153,7 @@ def _explanations(job: Job, explainer: str) -> dict[int, tuple[str | None, str]]
     table = pq.read_table(job.inputs[f"explain/{explainer}"] / "explanations.parquet", columns=columns)
     table = table.filter(compute().not_equal(table["status"], "not_composite"))
     written = (table[name].to_pylist() for name in ("feature", "explanation", "failure"))
-    return {feature: (text, f"no explanation: {why}") for feature, text, why in zip(*written)}
+    return {feature: (text, "" if text else f"no explanation: {why}") for feature, text, why in zip(*written)}
 
 
 def _lent(job: Job, given: Scoring, known: Mapping[int, str]) -> dict[int, tuple[str, ...]]:
