@@ -28,3 +28,20 @@ def smollm2() -> Path:
     from autointerp.catalog import resolve
 
     return resolve("smollm2-135m", "model")
+
+
+LONGEST = (
+    "test_run_kills",
+    "test_run_survives",
+    "test_sweep",
+    "test_plan",
+    "test_run_oracle",
+    "test_keys",
+    "test_live",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of many seconds first, so that two workers end together (with xdist's --no-loadscope-reorder)."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))

@@ -104,12 +104,13 @@ def test_the_files_say_the_same(campaign: Any, report: dict[str, Any], tmp_path:
 
 
 def test_settings_name_each_judge_once(campaign: Any):
-    options = SimpleNamespace(
-        base_url="http://h/v1", features=7, explainers=["default"], judges=["a/b", "c"], controls=[]
-    )
+    asked = {"features": 7, "windows": 20, "donors": 1, "controls": ["other_feature"]}
+    options = SimpleNamespace(base_url="http://h/v1", explainers=["default"], judges=["a/b", "c"], **asked)
     given = campaign.settings(options)
     assert [scorer["label"] for scorer in given["scorers"][:2]] == ["detection by b", "detection by c"]
     assert given["scorers"][0]["llm"] == {"model": "a/b", "base_url": "http://h/v1"}
+    assert given["controls"] == [{"name": "other_feature", "donors": 1}]
+    assert sum(given[f"contexts.test_{kind}"] for kind in ("activating", "random", "near")) == 20
 
 
 def test_the_time_limit_interrupts_and_gives_the_alarm_back(campaign: Any):
