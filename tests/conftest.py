@@ -30,14 +30,13 @@ def smollm2() -> Path:
     return resolve("smollm2-135m", "model")
 
 
-LONGEST = (
+LONGEST = ("test_run_kills", "test_run_survives", "test_sweep", "test_plan", "test_run_oracle", "test_keys")
     "test_run_kills",
     "test_run_survives",
     "test_sweep",
     "test_plan",
     "test_run_oracle",
     "test_keys",
-    "test_live",
 )
 
 
