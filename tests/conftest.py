@@ -31,13 +31,6 @@ def smollm2() -> Path:
 
 
 LONGEST = ("test_run_kills", "test_run_survives", "test_sweep", "test_plan", "test_run_oracle", "test_keys")
-    "test_run_kills",
-    "test_run_survives",
-    "test_sweep",
-    "test_plan",
-    "test_run_oracle",
-    "test_keys",
-)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
