@@ -37,6 +37,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from autointerp.llm.backend import FinalFailure, RateLimited, RequestFailed, RetryableFailure
+from autointerp.llm.backends.failures import Refused
 from autointerp.llm.backends.openai import PROBE
 
 Said = str | tuple[str, Mapping[str, float]]  # the text, and the probabilities of its first token
@@ -435,3 +437,15 @@ if __name__ == "__main__":
 def bodies(endpoint: Endpoint) -> list[str]:
     """What each request of the endpoint asked, as a hash."""
     return [hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest() for body in list(endpoint.requests)]
+
+
+def kind_of(error: RequestFailed) -> str:
+    """What a failure asks of who hears it."""
+    match error:
+        case RateLimited():
+            return "wait"
+        case RetryableFailure():
+            return "retryable"
+        case FinalFailure(fatal=True):
+            return "stop"
+    return "refused" if isinstance(error, Refused) else "final"

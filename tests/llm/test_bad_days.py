@@ -12,15 +12,14 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from endpoint import Drip, failure, serving
+from endpoint import Drip, failure, kind_of, serving
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from test_client import ask, ask_many, contents, echo, opened
 
 from autointerp.errors import AutointerpError, EndpointDown
 from autointerp.llm.again import again
-from autointerp.llm.backend import FinalFailure, RateLimited, RequestFailed, RetryableFailure
 from autointerp.llm.backends import openai
-from autointerp.llm.backends.failures import Failures, Refused
+from autointerp.llm.backends.failures import Failures
 from autointerp.llm.usage import read_usage
 
 
@@ -122,17 +121,6 @@ async def test_what_may_pass_is_retryable_and_heals_in_the_next_run(
         assert len(endpoint.requests) == 6
 
 
-def kind(error: RequestFailed) -> str:
-    match error:
-        case RateLimited():
-            return "wait"
-        case RetryableFailure():
-            return "retryable"
-        case FinalFailure(fatal=True):
-            return "stop"
-    return "refused" if isinstance(error, Refused) else "final"
-
-
 @pytest.mark.parametrize(
     ("status", "text", "expected"),
     [
@@ -163,7 +151,7 @@ def kind(error: RequestFailed) -> str:
 )
 def test_every_status_has_a_meaning(status: int, text: str, expected: str) -> None:
     failures = Failures("https://llm.example/v1", "m", "KEY")
-    assert kind(failures.of_status(status, {}, {"message": text}, None)) == expected
+    assert kind_of(failures.of_status(status, {}, {"message": text}, None)) == expected
 
 
 # --- what cannot be stored

@@ -9,11 +9,11 @@ from functools import partial
 from typing import Any
 
 import pytest
-from endpoint import Drip, Endpoint, _Dropped, failure, serving
+from endpoint import Drip, Endpoint, _Dropped, failure, kind_of, serving
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 from autointerp.config import LLMConfig
-from autointerp.llm.backend import Complete, FinalFailure, RateLimited, Reply, RequestFailed, RetryableFailure
+from autointerp.llm.backend import Complete, Reply, RequestFailed
 from autointerp.llm.registry import open_backend
 from autointerp.records import Message
 
@@ -58,19 +58,8 @@ async def outcomes(
     return given
 
 
-def kind_of(error: RequestFailed) -> str:
-    match error:
-        case RateLimited():
-            return "wait"
-        case RetryableFailure():
-            return "retryable"
-        case FinalFailure(fatal=True):
-            return "stop"
-    return "final"
-
-
 MEANINGS = {
-    (400, "context length exceeded"): "final",
+    (400, "context length exceeded"): "refused",
     (400, "Your credit balance is too low"): "stop",
     (401, "who are you"): "stop",
     (402, "pay first"): "stop",
