@@ -258,7 +258,12 @@ class EvaluationConfig(Section):
 class ExecutorConfig(Section):
     """Where the work is done."""
 
-    kind: Literal["local"] = "local"  # in this process
+    kind: Literal["local", "ray"] = "local"  # in this process, or by workers on a Ray cluster
+    address: str = "auto"  # of the Ray cluster, HOST:PORT; auto: the one that this machine is part of; local: a new one
+    num_gpus: float | None = Field(default=None, ge=0)  # GPUs of a worker; None: 1 where the cluster has any, else 0
+    num_cpus: float = Field(default=1, gt=0)  # processor cores of a worker
+    max_workers: int | None = Field(default=None, ge=1)  # None: as many as the cluster has room for
+    shard_tokens: int = Field(default=2_000_000, ge=1)  # text in a shard, at most: what a lost worker can cost
 
 
 class Config(Section):

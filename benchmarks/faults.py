@@ -42,6 +42,7 @@ from autointerp.engine import asking
 from autointerp.engine.executor import Rows, each_feature
 from autointerp.engine.guard import guarded
 from autointerp.engine.session import Session
+from autointerp.engine.stage import Job, Use
 from autointerp.errors import AutointerpError
 from autointerp.explainers.default import explain
 from autointerp.llm.backends.openai import PROBE, OpenAIBackend
@@ -182,8 +183,9 @@ def run(
             features = range(len(WORDS))
             with tempfile.TemporaryDirectory() as place:
                 to_retry = each_feature(
-                    session, Path(place), features, dict.fromkeys, work, width=8, bar=Progress("x", None, "x")
-                )
+                    Job(session, Use(name), Path(place), {}), features, lambda: (dict.fromkeys, work), width=8,
+                    bar=Progress("x", None, "x"),
+                )  # fmt: skip
     except AutointerpError as error:
         return rows, str(error), 0
     return rows, "", to_retry

@@ -295,6 +295,12 @@ def _covers(path: Path) -> str | None:
         return None
 
 
+def hook_of(path: Path) -> str | None:
+    """What a shard's file says that the activations are of; None where there is none that can be read."""
+    covers = _covers(path)
+    return json.loads(covers)["hook"] if covers else None
+
+
 def _summarise(path: Path, counts: np.ndarray, peaks: np.ndarray) -> int:
     """Add a shard's firings to `counts` and raise `peaks` to its highest activations, in place; how many tokens were
     left out for their norm."""

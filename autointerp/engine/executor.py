@@ -2,6 +2,9 @@
 
 A shard's files lie in the stage's folder. It is done when its record, ``.shards/00012.json``, is there: the record
 holds the hash of each file, so that a file that was damaged since is seen and the shard is worked again.
+
+`Executor` says who works the shards: this process (`Here`), or others (`engine.on_ray`). What a stage needs for that
+work it makes in `prepare`, which no process calls that works none.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import shutil
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from autointerp.artifacts import write_atomically
 from autointerp.hashing import digest
@@ -21,12 +24,13 @@ from autointerp.llm.again import Which, again
 from autointerp.tables import concat, write_rows
 
 if TYPE_CHECKING:
-    from autointerp.engine.session import Session
+    from autointerp.engine.stage import Job
     from autointerp.progress import Progress
 
 T = TypeVar("T")
 
-PART = 256  # features a shard: what a kill can cost in work beside the requests, which are kept one by one
+PART = 256  # features a shard at most: what a kill can cost in work beside the requests, which are kept one by one
+PARTS, FEWEST = 16, 16  # of few features so many shards, each of so many features at least: several workers share them
 RECORDS = ".shards"
 
 
@@ -52,15 +56,72 @@ class Rows:
     failed: int = 0
 
 
+Seen = Callable[[Shard, bool], None]  # a shard that is done, and whether it was done before
+
+
+class Executor(Protocol):
+    """Who works a stage's shards."""
+
+    def elsewhere(self, job: Job, shards: Sequence[Shard], seen: Seen) -> bool:
+        """Have other processes work the shards that are not done, and wait; False where this one does."""
+        ...
+
+    def draw(self, job: Job, shards: Sequence[Shard], seen: Seen) -> Iterator[Shard]:
+        """The shards that this process works, one by one."""
+        ...
+
+    def kept(self, shard: Shard) -> None:
+        """The record of a shard that was drawn is written."""
+        ...
+
+    def over(self) -> None:
+        """All shards that were drawn are kept. A process that works shards alone goes no further: it raises."""
+        ...
+
+
+class Here:
+    """This process works all shards that are not done."""
+
+    def elsewhere(self, job: Job, shards: Sequence[Shard], seen: Seen) -> bool:
+        return False
+
+    def draw(self, job: Job, shards: Sequence[Shard], seen: Seen) -> Iterator[Shard]:
+        for shard in shards:
+            if is_done(job.folder, shard):
+                seen(shard, True)
+            else:
+                yield shard
+
+    def kept(self, shard: Shard) -> None: ...
+
+    def over(self) -> None: ...
+
+
+HERE = Here()
+
+
 def each_shard(
-    folder: Path, shards: Sequence[Shard], work: Callable[[Shard], Sequence[Path]], skip: Callable[[Shard], None]
+    job: Job,
+    shards: Sequence[Shard],
+    prepare: Callable[[], Callable[[Shard], Sequence[Path]]],
+    size: Callable[[Shard], float],
+    bar: Progress,
 ) -> None:
-    """Call `work` for every shard that is not done; it returns the files that it wrote. `skip` hears of the others."""
-    for shard in shards:
-        if is_done(folder, shard):
-            skip(shard)
-        else:
-            record(folder, shard, work(shard), {})
+    """Work every shard that is not done, by what `prepare` makes: it returns the files that it wrote, and advances
+    `bar` by the shard's `size` meanwhile."""
+    executor: Executor = job.session.executor or HERE
+
+    def seen(shard: Shard, skipped: bool) -> None:
+        bar.advance(size(shard), skipped=skipped)
+
+    if executor.elsewhere(job, shards, seen):
+        return
+    work: Callable[[Shard], Sequence[Path]] | None = None
+    for shard in executor.draw(job, shards, seen):
+        work = work or prepare()
+        record(job.folder, shard, work(shard), {})
+        executor.kept(shard)
+    executor.over()
 
 
 def is_done(folder: Path, shard: Shard) -> bool:
@@ -118,17 +179,20 @@ def _sha256(path: Path) -> str:
 # --- features, many requests at a time --------------------------------------------------------
 
 
+Read = Callable[[Sequence[int]], Mapping[int, T]]
+Work = Callable[[int, T], Awaitable[Rows]]
+
+
 def feature_shards(features: Sequence[int], size: int | None = None) -> list[Shard]:
-    step = size or PART
+    """The division hangs on the number of features alone, not on who works them: so do the files' row groups."""
+    step = size or min(PART, max(FEWEST, -(-len(features) // PARTS)))
     return [Shard(n, list(features[start : start + step])) for n, start in enumerate(range(0, len(features), step))]
 
 
 def each_feature(
-    session: Session,
-    folder: Path,
+    job: Job,
     features: Sequence[int],
-    read: Callable[[Sequence[int]], Mapping[int, T]],
-    work: Callable[[int, T], Awaitable[Rows]],
+    prepare: Callable[[], tuple[Read[T], Work[T]]],
     *,
     width: int,
     bar: Progress,
@@ -136,23 +200,29 @@ def each_feature(
     """Call `work` for every feature, `width` at a time, and keep its rows in ``part-N.TABLE.parquet``; returns how
     many requests may succeed later.
 
-    `read` fetches what the features of one shard need, so that memory does not grow with their number; the next
-    shard's features begin as soon as all of one have begun, so that requests stay in flight.
+    `prepare` makes `read` and `work`. `read` fetches what the features of one shard need, so that memory does not grow
+    with their number; the next shard's features begin as soon as all of one have begun, so that requests stay in
+    flight.
     """
-    shards = feature_shards(features)
-    session.wait(_each_feature(session, folder, shards, read, work, width, bar))
-    return sum(about.get("to_retry", 0) for about in records(folder))
+    shards, session = feature_shards(features), job.session
+    executor: Executor = session.executor or HERE
+
+    def seen(shard: Shard, skipped: bool) -> None:
+        bar.advance(len(shard.items), skipped=skipped)
+        if session.on_shard is not None and not skipped:
+            session.on_shard()
+
+    if not executor.elsewhere(job, shards, seen):
+        drawn = executor.draw(job, shards, seen)
+        session.wait(_each_feature(job, drawn, executor, *prepare(), width, bar))
+        executor.over()
+    return sum(about.get("to_retry", 0) for about in records(job.folder))
 
 
 async def _each_feature(
-    session: Session,
-    folder: Path,
-    shards: Sequence[Shard],
-    read: Callable[[Sequence[int]], Mapping[int, T]],
-    work: Callable[[int, T], Awaitable[Rows]],
-    width: int,
-    bar: Progress,
+    job: Job, drawn: Iterator[Shard], executor: Executor, read: Read[T], work: Work[T], width: int, bar: Progress
 ) -> None:
+    session = job.session
     gate = asyncio.Semaphore(width)
     ended_by: list[BaseException] = []  # what ended the run, if anything did
 
@@ -178,16 +248,14 @@ async def _each_feature(
             rows = await asyncio.gather(*tasks)
         finally:
             await _end(tasks)
-        await _whole(_keep, folder, shard, rows)
+        await _whole(_keep, job.folder, shard, rows)
+        await _whole(executor.kept, shard)
         if session.on_shard is not None:
             await _whole(session.on_shard)
 
     under_way: set[asyncio.Task[Any]] = set()
     try:
-        for shard in shards:
-            if is_done(folder, shard):
-                bar.advance(len(shard.items), skipped=True)
-                continue
+        while (shard := await asyncio.to_thread(next, drawn, None)) is not None:
             begun = asyncio.Event()
             given = await asyncio.to_thread(read, shard.items)
             under_way.add(asyncio.create_task(whole_shard(shard, given, begun)))

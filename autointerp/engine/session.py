@@ -30,6 +30,7 @@ class Session:
         self.retry_failed = retry_failed  # failed rows are asked for again, whatever their reason
         self.journal = journal  # usage, a line a request
         self.on_shard: Callable[[], None] | None = None  # called when a shard of features is kept: tables may grow
+        self.executor: Any = None  # an `executor.Executor`: who works the shards; None: this process
         self._kept: dict[str, Any] = {}
         self._open = AsyncExitStack()
         self._loop: asyncio.AbstractEventLoop | None = None

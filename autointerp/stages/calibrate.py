@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ from autointerp import stats
 from autointerp.config import Config, PluginConfig
 from autointerp.engine import asking
 from autointerp.engine.estimate import UNWRITTEN, Amount, Asks, Sample, Sizes, stand_ins
-from autointerp.engine.executor import Rows, each_feature, forget_shards, merge_parts
+from autointerp.engine.executor import Read, Rows, Work, each_feature, forget_shards, merge_parts
 from autointerp.engine.guard import guarded
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.plugins import bind_options, explainers, needs, pairs_of, scorers
@@ -29,6 +30,7 @@ from autointerp.stages.contexts import windows_of
 from autointerp.stages.given import Maker, giver, makers_of, stages_of
 from autointerp.stages.plugin_section import code_of, plugin_section
 
+Shown = tuple[list[Context], Mapping[str, Any]]  # a feature's windows, and the scorer's keyword arguments
 NOT_ASKED = {"calibration", "natural_rate"}  # what the scorer needs and its judge's pairs do not
 
 
@@ -74,25 +76,10 @@ def work(job: Job) -> None:
     """Write calibration.parquet: a row a judged window."""
     given: Calibrating = job.use.given
     texts = _texts(job, given)
-    read, give = windows_of(job.inputs["contexts"], "train"), giver(job, given.makers, "train", texts)
-    llm = asking.client(job.session, given.plugin)
-    names = {"explainer": given.explainer, "scorer": given.plugin.key}
-
-    def with_needs(batch: Sequence[int]) -> dict[int, tuple[list[Context], Mapping[str, Any]]]:
-        windows, others = read(batch), give(batch)
-        return {feature: (windows[feature], others[feature]) for feature in batch}
-
-    async def judged(feature: int, shown: tuple[list[Context], Mapping[str, Any]]) -> Rows:
-        windows, others = shown
-        options = {**given.options, **others, "most": given.most}
-        with asking.asked(llm, job.use.name, feature) as meter:
-            pairs = await guarded(lambda: given.pairs(texts[feature], windows, llm, **options), list, lambda why: [])
-        rows = [{"feature": feature, **names, "truth": float(t), "evidence": e} for t, e in pairs]
-        return Rows({"calibration": rows}, meter.retryable_failures)
-
     width = asking.width(job.config, given.plugin)
     with progress(job.use.name, len(texts), "features") as bar:
-        job.to_retry += each_feature(job.session, job.folder, sorted(texts), with_needs, judged, width=width, bar=bar)
+        prepare = partial(_judging, job, given, texts)
+        job.to_retry += each_feature(job, sorted(texts), prepare, width=width, bar=bar)
     merge_parts(job.folder, ["calibration"])
     forget_shards(job.folder, files=True)
     table = pq.read_table(job.folder / "calibration.parquet", columns=["truth", "evidence"])
@@ -100,6 +87,26 @@ def work(job: Job) -> None:
     job.facts |= {"features": len(texts), "pairs": len(table)}
     if fitted is not None:
         job.facts |= {"slope": fitted.slope, "offset": fitted.offset}
+
+
+def _judging(job: Job, given: Calibrating, texts: Mapping[int, str]) -> tuple[Read[Shown], Work[Shown]]:
+    read, give = windows_of(job.inputs["contexts"], "train"), giver(job, given.makers, "train", texts)
+    llm = asking.client(job.session, given.plugin)
+    names = {"explainer": given.explainer, "scorer": given.plugin.key}
+
+    def with_needs(batch: Sequence[int]) -> dict[int, Shown]:
+        windows, others = read(batch), give(batch)
+        return {feature: (windows[feature], others[feature]) for feature in batch}
+
+    async def judged(feature: int, shown: Shown) -> Rows:
+        windows, others = shown
+        options = {**given.options, **others, "most": given.most}
+        with asking.asked(llm, job.use.name, feature) as meter:
+            pairs = await guarded(lambda: given.pairs(texts[feature], windows, llm, **options), list, lambda why: [])
+        rows = [{"feature": feature, **names, "truth": float(t), "evidence": e} for t, e in pairs]
+        return Rows({"calibration": rows}, meter.retryable_failures)
+
+    return with_needs, judged
 
 
 def _texts(job: Job, given: Calibrating) -> dict[int, str]:

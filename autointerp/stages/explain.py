@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from autointerp.artifacts import Corpus, Firings
 from autointerp.composites.evidence import Pair
 from autointerp.config import Config, PluginConfig
-from autointerp.engine import asking, models
+from autointerp.engine import asking, executor, models
 from autointerp.engine.estimate import Amount, Asks, Sample, Sizes, stand_ins
 from autointerp.engine.executor import Rows, each_feature, forget_shards, merge_parts, part_files
 from autointerp.engine.guard import guarded
@@ -32,6 +32,9 @@ from autointerp.stages.select import ready
 from autointerp.tables import FeatureRows, append_rows
 
 log = logging.getLogger("autointerp")
+
+Read = Callable[[Sequence[int]], dict[int, FeatureEvidence]]
+Shown = tuple[FeatureEvidence, Mapping[str, Any]]  # what an explainer is given of a feature, and its keyword arguments
 
 
 @dataclass(frozen=True)
@@ -80,15 +83,26 @@ def _neighbours_shown(explain: Callable[..., Any], options: Mapping[str, Any]) -
 def work(job: Job) -> None:
     """Write explanations.parquet: a row a feature."""
     given: Explaining = job.use.given
-    features, skipped, read = _evidence_for(job, given)
+    features, skipped, evidence_for = _asked_about(job, given)
+    width = asking.width(job.config, given.plugin)
+
+    def prepare() -> tuple[executor.Read[Shown], executor.Work[Shown]]:
+        return _explaining(job, given, evidence_for())
+
+    with progress(job.use.name, len(features), "features") as bar:
+        job.to_retry += each_feature(job, features, prepare, width=width, bar=bar)
+    _conclude(job, given.plugin.key, skipped)
+
+
+def _explaining(job: Job, given: Explaining, read: Read) -> tuple[executor.Read[Shown], executor.Work[Shown]]:
     give = giver(job, given.makers, "train", {})
     llm = asking.client(job.session, given.plugin) if "llm" in needs(given.explain) else None
 
-    def with_needs(batch: Sequence[int]) -> dict[int, tuple[FeatureEvidence, Mapping[str, Any]]]:
+    def with_needs(batch: Sequence[int]) -> dict[int, Shown]:
         evidence, others = read(batch), give(batch)
         return {feature: (evidence[feature], others[feature]) for feature in batch}
 
-    async def explained(feature: int, shown: tuple[FeatureEvidence, Mapping[str, Any]]) -> Rows:
+    async def explained(feature: int, shown: Shown) -> Rows:
         options = {**given.options, **shown[1]}
         with asking.asked(llm, job.use.name, feature) as meter:
             explanation = await guarded(
@@ -108,10 +122,7 @@ def work(job: Job) -> None:
         }
         return Rows({"explanations": [row]}, meter.retryable_failures, explanation.text is None)
 
-    width = asking.width(job.config, given.plugin)
-    with progress(job.use.name, len(features), "features") as bar:
-        job.to_retry += each_feature(job.session, job.folder, features, with_needs, explained, width=width, bar=bar)
-    _conclude(job, given.plugin.key, skipped)
+    return with_needs, explained
 
 
 def _conclude(job: Job, explainer: str, skipped: Mapping[int, str]) -> None:
@@ -135,22 +146,24 @@ def _conclude(job: Job, explainer: str, skipped: Mapping[int, str]) -> None:
         log.warning("%s: %d of %d features have no explanation; their rows say why", job.use.name, len(failures), rows)
 
 
-Read = Callable[[Sequence[int]], dict[int, FeatureEvidence]]
+def _asked_about(job: Job, given: Explaining) -> tuple[list[int], dict[int, str], Callable[[], Read]]:
+    """The features that the explainer is asked about, why the others are left out, and how to read what it may see of
+    each."""
+    features = ready(job.inputs["select"])
 
+    def evidence_for() -> Read:
+        return evidence_of(job.session, job.inputs, given.neighbours)
 
-def _evidence_for(job: Job, given: Explaining) -> tuple[list[int], dict[int, str], Read]:
-    """The features that the explainer is asked about, why the others are left out, and what it may see of each."""
-    features, read = ready(job.inputs["select"]), evidence_of(job.session, job.inputs, given.neighbours)
     if given.of is None:
-        return features, {}, read
+        return features, {}, evidence_for
     from autointerp.composites.flagged import constituents_of, read_flagged
 
     flagged = read_flagged(job.inputs, given.of, job.config.seed)
     skipped = {feature: why for feature in features if (why := flagged.why_not(feature))}
-    parts = constituents_of(flagged, given.pair, job.inputs)
 
-    def with_parts(batch: Sequence[int]) -> dict[int, FeatureEvidence]:
-        return {f: replace(evidence, constituents=parts(f)) for f, evidence in read(batch).items()}
+    def with_parts() -> Read:
+        read, parts = evidence_for(), constituents_of(flagged, given.pair, job.inputs)
+        return lambda batch: {f: replace(each, constituents=parts(f)) for f, each in read(batch).items()}
 
     return [f for f in features if f not in skipped], skipped, with_parts
 

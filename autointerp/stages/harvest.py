@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,14 +18,26 @@ from autointerp.stages import outliers
 from autointerp.stages.corpus import cached_by_delphi, numbers_section
 
 if TYPE_CHECKING:
-    from autointerp.activations.harvest import Harvest
+    import numpy as np
+
+    from autointerp.activations.harvest import Activations, Harvest
     from autointerp.progress import Progress
+    from autointerp.sae.model import SAE
 
 
 def uses(config: Config) -> Iterator[Use]:
     stored = ("activations",) if config.sae.train is not None else ()
     cached = {"cache": models.identity(config.corpus.source)} if cached_by_delphi(config) else {}
-    yield Use("harvest", ("corpus", "sae", *stored, *outliers.asked(config)), numbers_section(config) | cached)
+    yield Use(
+        "harvest",
+        ("corpus", "sae", *stored, *outliers.asked(config)),
+        numbers_section(config) | cached | shard_section(config),
+    )
+
+
+def shard_section(config: Config) -> dict[str, int]:
+    """Of a stage that leaves a file for each shard of text."""
+    return {"shard_tokens": config.executor.shard_tokens}
 
 
 def work(job: Job) -> None:
@@ -32,17 +45,17 @@ def work(job: Job) -> None:
     was damaged since is harvested again."""
     from autointerp.activations.harvest import merge_shards, remove_torn, text_shards
 
-    wanted = _wanted(job)
-    remove_torn(job.folder)
+    corpus = Corpus(job.inputs["corpus"])
     if cached_by_delphi(job.config):
         from autointerp.activations.delphi_cache import read_firings
 
-        read_firings(Path(job.config.corpus.source).expanduser(), wanted, job.folder)
+        read_firings(Path(job.config.corpus.source).expanduser(), _wanted(job), job.folder)
         return
-    shards = [Shard(number, rows) for number, rows in enumerate(text_shards(wanted.corpus))]
-    with progress("harvest", wanted.corpus.info.n_tokens, "tokens") as bar:
-        _each_shard(wanted, job.folder, shards, bar)
-    merge_shards(wanted, job.folder, len(shards))
+    shards = [Shard(n, rows) for n, rows in enumerate(text_shards(corpus, job.config.executor.shard_tokens))]
+    with progress("harvest", corpus.info.n_tokens, "tokens") as bar:
+        harvest_shards(job, corpus, shards, partial(_wanted, job), bar)
+    remove_torn(job.folder)  # not before: others may be writing
+    merge_shards(_to_merge(job, corpus), job.folder, len(shards))
     forget_shards(job.folder, files=False)
     info = Firings(job.folder).info
     job.facts |= {"tokens": info.n_tokens, "outlying": info.outlying, "outlier_threshold": info.outlier_threshold}
@@ -51,8 +64,6 @@ def work(job: Job) -> None:
 def _wanted(job: Job) -> Harvest:
     import numpy as np
 
-    from autointerp.activations.harvest import Harvest
-
     sae = models.open_sae(job.session, job.inputs["sae"])
     corpus = Corpus(job.inputs["corpus"])
     if "activations" in job.inputs:  # what the SAE was trained on: the subject need not run again
@@ -60,6 +71,22 @@ def _wanted(job: Job) -> Harvest:
     else:
         subject = models.subject(job.session, sae.cfg.hook_name)
         hook, source = subject.hook.name, subject.activations
+    return _harvest(job, corpus, sae, hook, source)
+
+
+def _to_merge(job: Job, corpus: Corpus) -> Harvest:
+    """The same for `merge_shards`: no subject runs, for the shards say what it was read at."""
+    import numpy as np
+
+    from autointerp.activations.harvest import hook_of, shard_path
+
+    sae = models.open_sae(job.session, job.inputs["sae"])
+    return _harvest(job, corpus, sae, hook_of(shard_path(job.folder, 0)) or sae.cfg.hook_name or "", np.empty(0))
+
+
+def _harvest(job: Job, corpus: Corpus, sae: SAE, hook: str, source: Activations | np.ndarray) -> Harvest:
+    from autointerp.activations.harvest import Harvest
+
     return Harvest(
         corpus,
         source,
@@ -74,20 +101,28 @@ def _wanted(job: Job) -> Harvest:
     )
 
 
-def _each_shard(wanted: Harvest, folder: Path, shards: Sequence[Shard], bar: Progress) -> None:
+def harvest_shards(
+    job: Job, corpus: Corpus, shards: Sequence[Shard], wanted_now: Callable[[], Harvest], bar: Progress
+) -> None:
     from autointerp.activations.harvest import harvest_shard, shard_path
 
-    def make(shard: Shard) -> Sequence[Path]:
-        first, last = shard.items
-        path = shard_path(folder, shard.number)
-        harvest_shard(wanted, first, last, path, bar)
-        return [path]
+    def prepare() -> Callable[[Shard], Sequence[Path]]:
+        wanted = wanted_now()
 
-    def skip(shard: Shard) -> None:
-        first, last = shard.items
-        bar.advance(int(wanted.corpus.offsets[last] - wanted.corpus.offsets[first]), skipped=True)
+        def make(shard: Shard) -> Sequence[Path]:
+            first, last = shard.items
+            path = shard_path(job.folder, shard.number)
+            harvest_shard(wanted, first, last, path, bar)
+            return [path]
 
-    each_shard(folder, shards, make, skip)
+        return make
+
+    each_shard(job, shards, prepare, partial(tokens_of, corpus), bar)
+
+
+def tokens_of(corpus: Corpus, shard: Shard) -> int:
+    first, last = shard.items
+    return int(corpus.offsets[last] - corpus.offsets[first])
 
 
 USUAL_ACTIVE = 50  # latents that fire on a token, where nothing tells it

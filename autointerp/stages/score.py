@@ -7,6 +7,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from autointerp import stats
 from autointerp.config import Config, PluginConfig
 from autointerp.engine import asking
 from autointerp.engine.estimate import UNWRITTEN, Amount, Asks, Sample, Sizes, stand_ins
-from autointerp.engine.executor import Rows, each_feature, forget_shards, merge_parts, part_files
+from autointerp.engine.executor import Read, Rows, Work, each_feature, forget_shards, merge_parts, part_files
 from autointerp.engine.guard import guarded
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.plugins import bind_options, controls, explainers, needs, runs_again, scorers
@@ -29,6 +30,8 @@ from autointerp.stages.plugin_section import code_of, plugin_section
 from autointerp.tables import compute
 
 log = logging.getLogger("autointerp")
+
+Shown = tuple[list[Context], Mapping[str, Any]]  # a feature's windows, and the scorer's keyword arguments
 
 
 @dataclass(frozen=True)
@@ -81,17 +84,27 @@ def work(job: Job) -> None:
     """Write scores.parquet (a row a feature) and judgements.parquet (a row a judged example)."""
     given: Scoring = job.use.given
     explained = _explanations(job, given.explainer)
+    width = asking.width(job.config, given.plugin)
+    with progress(job.use.name, len(explained), "features") as bar:
+        prepare = partial(_scoring, job, given, explained)
+        job.to_retry += each_feature(job, sorted(explained), prepare, width=width, bar=bar)
+    _conclude(job, len(explained))
+
+
+def _scoring(
+    job: Job, given: Scoring, explained: Mapping[int, tuple[str | None, str]]
+) -> tuple[Read[Shown], Work[Shown]]:
     known = {feature: text for feature, (text, _) in explained.items() if text}
     told = _lent(job, given, known)
     read, give = windows_of(job.inputs["contexts"], "test"), giver(job, given.makers, "test", known)
     llm = asking.client(job.session, given.plugin) if "llm" in needs(given.score) else None
     names = {"explainer": given.explainer, "scorer": given.plugin.key, "control": given.control}
 
-    def with_needs(batch: Sequence[int]) -> dict[int, tuple[list[Context], Mapping[str, Any]]]:
+    def with_needs(batch: Sequence[int]) -> dict[int, Shown]:
         examples, others = read(batch), give(batch)
         return {feature: (examples[feature], others[feature]) for feature in batch}
 
-    async def scored(feature: int, shown: tuple[list[Context], Mapping[str, Any]]) -> Rows:
+    async def scored(feature: int, shown: Shown) -> Rows:
         examples, others = shown
         options = {**given.options, **others}
 
@@ -105,18 +118,7 @@ def work(job: Job) -> None:
         failed = (score.value is None) + sum(judgement.status == "failed" for judgement in score.judgements)
         return Rows(_rows({"feature": feature} | names, score), meter.retryable_failures, failed)
 
-    width = asking.width(job.config, given.plugin)
-    with progress(job.use.name, len(explained), "features") as bar:
-        job.to_retry += each_feature(
-            job.session,
-            job.folder,
-            sorted(explained),
-            with_needs,
-            scored,
-            width=width,
-            bar=bar,
-        )
-    _conclude(job, len(explained))
+    return with_needs, scored
 
 
 def mean_of(scores: Sequence[Score]) -> Score:

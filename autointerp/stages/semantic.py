@@ -13,7 +13,7 @@ from autointerp.composites.semantics import entails
 from autointerp.config import Config, PluginConfig
 from autointerp.engine import asking
 from autointerp.engine.estimate import UNWRITTEN, Amount, Asks, Sample, Sizes
-from autointerp.engine.executor import Rows, each_feature, forget_shards, merge_parts
+from autointerp.engine.executor import Read, Rows, Work, each_feature, forget_shards, merge_parts
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.llm.registry import backend_of
 from autointerp.progress import progress
@@ -45,16 +45,20 @@ def work(job: Job) -> None:
     that fire as often (random)."""
     explainer, plugin = job.use.given, judge(job.config)
     flagged = read_flagged(job.inputs, explainer, job.config.seed)
-    llm = asking.client(job.session, plugin)
-
-    async def judged(feature: int, _: None) -> Rows:
-        with asking.asked(llm, "semantic", feature) as counts:
-            rows = [await judge_pair(feature, pair, flagged, llm) for pair in PAIRS]
-        return Rows({"semantic": rows}, counts.retryable_failures, sum("failure" in row for row in rows))
-
     composites, width = sorted(flagged.parts["own"]), asking.width(job.config, plugin)
+
+    def prepare() -> tuple[Read[None], Work[None]]:
+        llm = asking.client(job.session, plugin)
+
+        async def judged(feature: int, _: None) -> Rows:
+            with asking.asked(llm, "semantic", feature) as counts:
+                rows = [await judge_pair(feature, pair, flagged, llm) for pair in PAIRS]
+            return Rows({"semantic": rows}, counts.retryable_failures, sum("failure" in row for row in rows))
+
+        return dict.fromkeys, judged
+
     with progress("semantic", len(composites), "composites") as bar:
-        job.to_retry += each_feature(job.session, job.folder, composites, dict.fromkeys, judged, width=width, bar=bar)
+        job.to_retry += each_feature(job, composites, prepare, width=width, bar=bar)
     merge_parts(job.folder, ["semantic"])
     forget_shards(job.folder, files=True)
     rows = pq.read_table(job.folder / "semantic.parquet").to_pylist()

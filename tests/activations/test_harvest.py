@@ -13,9 +13,11 @@ from autointerp.activations.dense import harvest_dense
 from autointerp.activations.harvest import Harvest, harvest, harvest_shard, merge_shards, shard_path, text_shards
 from autointerp.artifacts import Corpus, CorpusInfo, Firings
 from autointerp.engine.executor import Shard
+from autointerp.engine.session import Session
+from autointerp.engine.stage import Job, Use
 from autointerp.errors import AutointerpError
 from autointerp.progress import Progress
-from autointerp.stages.harvest import _each_shard
+from autointerp.stages.harvest import harvest_shards
 
 VOCAB, LATENTS, BOS = 11, 7, 1
 
@@ -231,8 +233,9 @@ def test_a_shard_that_was_damaged_is_made_again_with_the_bytes_it_had(tmp_path_f
     corpus, firings = corpus_of(folder / "corpus", ROWS, bos=True), folder / "firings"
     firings.mkdir()
     wanted = Harvest(corpus, subject, encoder(), LATENTS, "h", True, 24, "cpu")
+    job = Job(Session(None, folder / "usage.jsonl"), Use("harvest"), firings, {})  # type: ignore[arg-type]
     shards = [Shard(number, rows) for number, rows in enumerate(text_shards(corpus, 8))]
-    _each_shard(wanted, firings, shards, Progress("harvest", None, "tokens"))
+    harvest_shards(job, corpus, shards, lambda: wanted, Progress("harvest", None, "tokens"))
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in sorted(firings.glob("shard-*"))}
 
     damaged = data.draw(st.sampled_from(sorted(before)))
@@ -241,7 +244,7 @@ def test_a_shard_that_was_damaged_is_made_again_with_the_bytes_it_had(tmp_path_f
     content[place] ^= data.draw(st.integers(1, 255))
     damaged.write_bytes(content[: data.draw(st.sampled_from([place, len(content)]))])  # cut there, or one byte changed
     bar = Progress("harvest", None, "tokens")
-    _each_shard(wanted, firings, shards, bar)
+    harvest_shards(job, corpus, shards, lambda: wanted, bar)
 
     for path, (bytes_before, time) in before.items():
         assert path.read_bytes() == bytes_before

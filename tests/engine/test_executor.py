@@ -5,14 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from autointerp.engine import executor
-from autointerp.engine.executor import Rows, Shard, each_feature, each_shard, forget_shards, merge_parts, part_files
+from autointerp.engine.executor import (
+    Rows,
+    Shard,
+    each_feature,
+    each_shard,
+    feature_shards,
+    forget_shards,
+    merge_parts,
+    part_files,
+)
 from autointerp.engine.session import Session
+from autointerp.engine.stage import Job, Use
 from autointerp.errors import OutOfBudget
 from autointerp.progress import Progress
 
@@ -38,7 +47,8 @@ def row(feature: int, to_retry: bool = False) -> Rows:
 def run(session: Session, folder: Path, features: Sequence[int], work: Work, width: int = 3) -> int:
     folder.mkdir(exist_ok=True)
     bar = Progress("x", None, "features")
-    return each_feature(session, folder, features, dict.fromkeys, work, width=width, bar=bar)
+    job = Job(session, Use("x"), folder, {})
+    return each_feature(job, features, lambda: (dict.fromkeys, work), width=width, bar=bar)
 
 
 def features_of(folder: Path) -> list[int]:
@@ -143,9 +153,9 @@ def test_merged_shards_leave_one_table_and_no_trace(session: Session, tmp_path: 
     assert pq.read_table(folder / "judgements.parquet").num_rows == 0
 
 
-def test_shards_of_text_are_worked_once_and_again_where_a_file_was_cut(tmp_path: Path) -> None:
+def test_shards_of_text_are_worked_once_and_again_where_a_file_was_cut(session: Session, tmp_path: Path) -> None:
     worked: list[int] = []
-    skipped: list[Any] = []
+    job = Job(session, Use("x"), tmp_path, {})
 
     def work(shard: Shard) -> list[Path]:
         worked.append(shard.number)
@@ -153,11 +163,22 @@ def test_shards_of_text_are_worked_once_and_again_where_a_file_was_cut(tmp_path:
         path.write_text(str(shard.items))
         return [path]
 
+    def skipped_of(shards: Sequence[Shard]) -> float:
+        bar = Progress("x", None, "tokens")
+        each_shard(job, shards, lambda: work, lambda shard: shard.items[1] - shard.items[0], bar)
+        return bar.skipped
+
     shards = [Shard(0, (0, 10)), Shard(1, (10, 20)), Shard(2, (20, 25))]
-    each_shard(tmp_path, shards, work, skipped.append)
+    assert skipped_of(shards) == 0
     (tmp_path / "shard-1").write_text("(10, 2")
-    each_shard(tmp_path, shards, work, skipped.append)
+    assert skipped_of(shards) == 15
     assert worked == [0, 1, 2, 1]
-    assert skipped == [shards[0], shards[2]]
-    each_shard(tmp_path, [*shards[:2], Shard(2, (20, 30))], work, skipped.append)
+    assert skipped_of([*shards[:2], Shard(2, (20, 30))]) == 20
     assert worked[4:] == [2], "other rows under an old number"
+
+
+def test_few_features_are_divided_among_several_workers_and_many_stay_in_large_shards(monkeypatch) -> None:
+    monkeypatch.undo()
+    assert [len(shard.items) for shard in feature_shards(range(20))] == [16, 4]
+    assert len(feature_shards(range(1600))) == 16
+    assert {len(shard.items) for shard in feature_shards(range(1 << 14))} == {256}
