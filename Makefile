@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint test-vllm train-demo clean
+.PHONY: demo test lint site test-vllm train-demo clean
 
 demo: .venv/ready
 	$(BIN)/autointerp run demo
@@ -15,6 +15,10 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# The site, into build/site; `.venv/bin/mkdocs serve` shows it while it is written.
+site: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Makes the SAE that the demo loads, again (about half an hour on 2 cores).
 train-demo: .venv/ready

@@ -30,6 +30,7 @@ PAGES = [
     ROOT / "results/README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
+FENCED = r'^```(\w*)(?: title="[^"]+")?\n(.*?)^```'
 LEAST = {"name": "x", "subject": {"model": "m"}, "corpus": {"source": "s"}, "sae": {"load": "x"}}  # a whole config has
 
 
@@ -39,7 +40,7 @@ def relative(path: Path) -> str:
 
 def blocks(*languages: str) -> Iterator[Any]:
     for page in PAGES:
-        for number, (language, text) in enumerate(re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.M | re.S)):
+        for number, (language, text) in enumerate(re.findall(FENCED, page.read_text(), re.M | re.S)):
             if language in languages:
                 yield pytest.param(text, id=f"{relative(page)}-{number}")
 
@@ -153,7 +154,7 @@ def test_examples_can_be_imported(example: Path) -> None:
 def command_lines() -> Iterator[Any]:
     for page in PAGES:
         text = page.read_text()
-        fenced = re.findall(r"^```(?:sh)?\n(.*?)^```", text, re.M | re.S)
+        fenced = [block for language, block in re.findall(FENCED, text, re.M | re.S) if language in ("", "sh")]
         lines = [line for block in fenced for line in block.splitlines() if line.startswith("autointerp ")]
         inline = re.findall(r"`(autointerp [a-z][^`]*)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
         for line in dict.fromkeys([*lines, *(" ".join(each.split()) for each in inline)]):
