@@ -266,6 +266,23 @@ class ExecutorConfig(Section):
     shard_tokens: int = Field(default=2_000_000, ge=1)  # text in a shard, at most: what a lost worker can cost
 
 
+class TrackingConfig(Section):
+    """Weights & Biases or MLflow: a run, and the training of its SAE, are logged there too."""
+
+    to: Literal["wandb", "mlflow"]  # their own environment variables say who you are, and WANDB_MODE=offline
+    project: str  # of Weights & Biases; MLflow's experiment
+    name: str | None = None  # of the run there; None: the run's own
+    uri: str | None = None  # of MLflow's server; None: as MLFLOW_TRACKING_URI says
+
+    @model_validator(mode="after")
+    def can_be(self) -> TrackingConfig:
+        if self.uri is not None and self.to != "mlflow":
+            raise ValueError("uri is MLflow's: of Weights & Biases WANDB_BASE_URL says the address")
+        if "@" in (self.uri or ""):
+            raise ValueError("keep name and password in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
+        return self
+
+
 class Config(Section):
     """The top level of a config."""
 
@@ -286,6 +303,7 @@ class Config(Section):
     composites: CompositesConfig = CompositesConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     executor: ExecutorConfig = ExecutorConfig()
+    tracking: TrackingConfig | None = None
 
     @model_validator(mode="after")
     def composites_are_known(self) -> Config:

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from endpoint import serving
 from planted import oracle
-from typer.main import get_command
+from typer.testing import CliRunner
 
 from autointerp.cli import app
 from autointerp.resources import cache_dir
@@ -44,6 +43,8 @@ def address(stories15m: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         (cache / name).symlink_to(cache_dir() / name)
     with pytest.MonkeyPatch.context() as patch, serving(answer, models=(MODEL,)) as endpoint:
         patch.setenv("AUTOINTERP_CACHE", str(cache))
+        for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_DIR": str(cache)}.items():
+            patch.setenv(name, value)
         yield endpoint.url
 
 
@@ -69,7 +70,7 @@ def follow(page: Path, folder: Path, address: str) -> int:
 def run(line: str) -> None:
     name, *words = shlex.split(line, comments=True)
     assert name == "autointerp"
-    ended = CliRunner().invoke(get_command(app), words)
+    ended = CliRunner().invoke(app, words)
     assert ended.exit_code == 0, f"{line}\n{ended.output}\n{ended.exception!r}"
 
 

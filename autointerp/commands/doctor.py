@@ -10,8 +10,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
+from autointerp import tracking
 from autointerp.commands import checks, rehearsal
 from autointerp.commands.checks import Check, checked
 from autointerp.commands.folder import run_folder, store
@@ -78,6 +80,8 @@ def examine(
     """
     whole = "tables" in targets
     seen = [*checks.check_subject(config), *checks.check_corpus(config), *checks.check_sae(config, deep=deep)]
+    if config.tracking is not None:
+        seen.append(checks.checked("tracking", partial(tracking.check, config.tracking)))
     if whole:
         seen += [*checks.check_features(config), *checks.check_plugins(config), *checks.check_models_named(config)]
         seen += _stages(config, {check.text for check in seen if check.wrong})

@@ -71,7 +71,6 @@ SECTIONS: tuple[tuple[str, type[BaseModel], str], ...] = (
     ("sae.neurons", config.NeuronsConfig, ""),
     ("sae.train", train_config.TrainConfig, ""),
     ("sae.train.penalty", train_config.PenaltyConfig, ""),
-    ("sae.train.wandb", train_config.WandbConfig, ""),
     ("features", config.FeaturesConfig, ""),
     ("contexts", config.ContextsConfig, ""),
     ("calibration", config.CalibrationConfig, ""),
@@ -86,6 +85,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel], str], ...] = (
     ("composites.semantic", config.SemanticConfig, "`true` stands for the defaults."),
     ("evaluation", config.EvaluationConfig, ""),
     ("executor", config.ExecutorConfig, ""),
+    ("tracking", config.TrackingConfig, "Also below `sae.train`, for a training alone."),
 )
 TYPES: dict[Any, str] = {str: "text", int: "whole number", float: "number", bool: "true or false", Any: "any"}
 BOUNDS = {"ge": "≥ ", "gt": "> ", "le": "≤ ", "lt": "< "}

@@ -25,6 +25,7 @@ from autointerp.commands.folder import (
 from autointerp.commands.learn import Learner
 from autointerp.commands.live import Live
 from autointerp.commands.plan import plan, seconds_per_use
+from autointerp.commands.track import RunTracking
 from autointerp.config import Config, load_config
 from autointerp.engine.dag import Dag, Node
 from autointerp.engine.session import Session
@@ -54,10 +55,10 @@ def run(
     folder = run_folder(resolved, out)
     started = time.time()
     whole, before = is_complete(folder), previous_stages(folder)
-    with session_in(resolved, folder, retry_failed) as session:
+    with session_in(resolved, folder, retry_failed) as session, RunTracking(resolved, folder) as track:
         checked = checked_nodes(resolved, session)
         live = Live(resolved, folder, store())
-        dag = Dag(live.watched(checked), live.store, retry_failed=retry_failed)
+        dag = Dag(live.watched(track.watched(checked)), live.store, retry_failed=retry_failed)
         live.expect(dag, before, lambda: seconds_per_use(plan(resolved, out, retry_failed=retry_failed)))
         session.on_shard = live.shard_kept
         learner = Learner(resolved, session, dag)
@@ -65,6 +66,7 @@ def run(
         def ended(node: Node, manifest: Manifest, ran: bool) -> None:
             live.ended(node, manifest, ran)
             learner.note(node, manifest, ran)
+            track.ended(node, manifest, ran)
 
         with live:
             manifests = dag.run(ended)
@@ -76,6 +78,7 @@ def run(
             write_json(folder / "run.json", describe(resolved, live.stages, folder, started))
             write_report(folder, done=True)
             live.finish()
+            track.finish()
         else:
             log.info("nothing to do: every stage is done")
     made = Run(folder)

@@ -11,13 +11,13 @@ import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from autointerp import tracking
 from autointerp.artifacts import write_atomically
 from autointerp.errors import AutointerpError, ConfigError
 from autointerp.progress import progress
@@ -81,8 +81,8 @@ def train_sae(
     if done.exists():
         _same(json.loads(done.read_text()), about, folder)
         return load_sae(folder, format="saelens", device=device)
-    if config.wandb is not None:
-        _wandb()  # a missing package shows before there is work to lose
+    if config.tracking is not None:
+        tracking.check(config.tracking)  # a missing package shows before there is work to lose
     run = _Training(source, config, folder, about, device)
     run.go()
     cfg = SAEConfig(
@@ -188,7 +188,7 @@ class _Training:
         started = time.perf_counter() - self.seconds
         with (
             progress("train the SAE", config.steps * config.batch_size, "tokens") as bar,
-            _tracker(config, self.about, self.tracker_id) as tracker,
+            tracking.tracked(config.tracking, None, self.about, self.tracker_id) as tracker,
         ):
             self.tracker_id = tracker.id if tracker is not None else None
             bar.advance(self.step * config.batch_size, skipped=True)
@@ -356,30 +356,6 @@ def _ahead(batches: Iterator[Tensor]) -> Iterator[Tensor]:
             batch = coming.result()
             coming = reader.submit(next, batches)
             yield batch if batch.is_cuda else batch.pin_memory()
-
-
-@contextmanager
-def _tracker(config: TrainConfig, about: dict[str, Any], run_id: str | None) -> Iterator[Any]:
-    """The Weights & Biases run that the config asks for; of a resumed training, the one it had."""
-    if config.wandb is None:
-        yield None
-        return
-    wandb = _wandb()
-    run = wandb.init(project=config.wandb.project, name=config.wandb.name, config=about, id=run_id, resume="allow")
-    try:
-        yield run
-    except BaseException:
-        run.finish(exit_code=1)
-        raise
-    run.finish()
-
-
-def _wandb() -> Any:
-    try:
-        import wandb  # pyright: ignore[reportMissingImports]
-    except ModuleNotFoundError as error:
-        raise ConfigError("train.wandb needs the package wandb: pip install 'autointerp-sae[wandb]'") from error
-    return wandb
 
 
 def _same(held: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from autointerp.config import Section
+from autointerp.config import Section, TrackingConfig
 
 
 class PenaltyConfig(Section):
@@ -23,13 +23,6 @@ class PenaltyConfig(Section):
     shape: Literal["convex", "sigmoid"] = "convex"  # nearest
     neighbours: int = Field(32, ge=1)  # neighbours: length of each latent's list
     refresh: int = Field(500, ge=1)  # neighbours: steps after which the lists are made anew
-
-
-class WandbConfig(Section):
-    """The log's rows also go to Weights & Biases, whose own environment variables say how."""
-
-    project: str  # in Weights & Biases
-    name: str | None = None  # of the run there
 
 
 class TrainConfig(Section):
@@ -64,8 +57,8 @@ class TrainConfig(Section):
     seed: int = 0  # of the initial weights and the order of tokens; a run's own, where the config names none
     checkpoint_every: int = Field(500, ge=1)  # steps
     log_every: int = Field(100, ge=1)  # steps
-    # a second log; it is not what is trained: no part of a dump, so of no key and no comparison
-    wandb: WandbConfig | None = Field(None, exclude=True)
+    # the log's rows go there too; None: as the run's. It is not what is trained: no part of a dump, so of no key
+    tracking: TrackingConfig | None = Field(None, exclude=True)
 
     @model_validator(mode="after")
     def fits(self) -> TrainConfig:

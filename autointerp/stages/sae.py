@@ -51,10 +51,13 @@ def train_config(config: Config) -> TrainConfig:
 
     from autointerp.sae.train_config import TrainConfig
 
+    tracking = config.tracking
+    if tracking is not None:
+        tracking = tracking.model_copy(update={"name": f"{tracking.name or config.name}-sae"})
     if config.subject.hook is None:
         raise ConfigError("subject.hook is missing: an SAE that the run trains needs to know what to read")
     try:
-        return TrainConfig.model_validate({"seed": config.seed, **(config.sae.train or {})})
+        return TrainConfig.model_validate({"seed": config.seed, "tracking": tracking, **(config.sae.train or {})})
     except ValidationError as error:
         raise ConfigError("; ".join(problem(e, TrainConfig, "sae.train.") for e in error.errors())) from None
 

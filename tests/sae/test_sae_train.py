@@ -396,10 +396,10 @@ def test_b_dec_starts_at_the_geometric_median_on_request(tmp_path: Path) -> None
 class FakeRun:
     def __init__(self, **options: object) -> None:
         self.options, self.id = options, options["id"] or "fresh"
-        self.rows: list[tuple[int, dict[str, object]]] = []
+        self.rows: list[tuple[int, dict[str, float]]] = []
         self.ended: list[int] = []
 
-    def log(self, row: dict[str, object], step: int) -> None:
+    def log(self, row: dict[str, float], step: int) -> None:
         self.rows.append((step, dict(row)))
 
     def finish(self, exit_code: int = 0) -> None:
@@ -415,21 +415,22 @@ def test_wandb_gets_the_rows_of_the_log_and_a_resumed_training_its_run(tmp_path:
 
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
     source = ArraySource(planted(1000)[0])
-    config = small(tokens=256 * 40, wandb={"project": "p", "name": "n"}, penalty={"weight": 0.1})
+    config = small(tokens=256 * 40, tracking={"to": "wandb", "project": "p", "name": "n"}, penalty={"weight": 0.1})
     with pytest.raises(KeyboardInterrupt):
         train_sae(Stops(source, 25, 2), config, tmp_path)
     train_sae(source, config, tmp_path)
     assert [run.options["id"] for run in runs] == [None, "fresh"]
     assert (runs[0].options["project"], runs[0].options["name"]) == ("p", "n")
-    assert [run.ended for run in runs] == [[1], [0]]
-    logged = [{key: str(value) for key, value in row.items()} for _, row in runs[0].rows + runs[1].rows]
-    assert logged == list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert [run.ended for run in runs] == [[255], [0]]
+    logged = [row for _, row in runs[0].rows + runs[1].rows]
+    written = csv.DictReader((tmp_path / "log.csv").open())
+    assert logged == [{key: float(value) for key, value in row.items()} for row in written]
     assert [step for step, _ in runs[0].rows + runs[1].rows] == [10, 20, 30, 40]
-    assert all(0 < float(row["mmcs"]) < 1 and 0 < float(row["penalty"]) < 1 for row in logged)
+    assert all(0 < row["mmcs"] < 1 and 0 < row["penalty"] < 1 for row in logged)
 
 
 def test_where_to_log_is_not_what_is_trained(tmp_path: Path) -> None:
-    plain, logged = small(tokens=256 * 4), small(tokens=256 * 4, wandb={"project": "p"})
+    plain, logged = small(tokens=256 * 4), small(tokens=256 * 4, tracking={"to": "wandb", "project": "p"})
     assert plain.model_dump() == logged.model_dump()
     sae = train_sae(ArraySource(planted(600)[0]), plain, tmp_path)
     assert torch.equal(train_sae(ArraySource(planted(600)[0]), logged, tmp_path).W_dec, sae.W_dec)
@@ -438,7 +439,7 @@ def test_where_to_log_is_not_what_is_trained(tmp_path: Path) -> None:
 def test_a_missing_wandb_is_said_before_anything_is_trained(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"pip install 'autointerp-sae\[wandb\]'"):
-        train_sae(ArraySource(planted(600)[0]), small(wandb={"project": "p"}), tmp_path)
+        train_sae(ArraySource(planted(600)[0]), small(tracking={"to": "wandb", "project": "p"}), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
