@@ -44,8 +44,9 @@ class PatchedSubject:
         self.reads, self.writes = reads, writes
 
     def ends(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        read = self.reads.activations(tokens)
-        return read, read if self.writes is self.reads else self.writes.activations(tokens)
+        hooks = [self.reads.hook] if self.writes is self.reads else [self.reads.hook, self.writes.hook]
+        ends = self.reads.activations_at(tokens, hooks)
+        return ends[0], ends[-1]
 
     def run(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         read, written = self.reads.hook.name, self.writes.hook.name

@@ -43,7 +43,8 @@ def weights_section(config: Config) -> dict[str, Any]:
 
 def numbers_section(config: Config) -> dict[str, Any]:
     """What the section of a stage that runs the subject holds of it."""
-    return weights_section(config) | {"dtype": config.subject.dtype, "hook": config.subject.hook}
+    subject = config.subject
+    return weights_section(config) | {"dtype": subject.dtype, "compile": subject.compile, "hook": subject.hook}
 
 
 def work(job: Job) -> None:

@@ -16,8 +16,9 @@ from autointerp.subject.tokens import TokenText, bos_of, load_tokenizer
 
 if TYPE_CHECKING:
     import torch
-    from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedTokenizerBase
+
+    from autointerp.subject.forward import Forward
 
 log = logging.getLogger("autointerp")
 
@@ -31,6 +32,8 @@ def load_subject(config: SubjectConfig, folder: Path, hook: str | None) -> Subje
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoModelForCausalLM
 
+    from autointerp.subject.forward import Forward, PlainModel
+
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -41,26 +44,30 @@ def load_subject(config: SubjectConfig, folder: Path, hook: str | None) -> Subje
         if config.weights != "trained":
             redraw(loaded, config.weights)
         loaded.to(device).eval()
+        plain = PlainModel(loaded)
         bridge = TransformerBridge.boot_transformers(
             str(folder), hf_model=loaded, tokenizer=tokenizer, device=device, dtype=dtype
         )
+        if config.compile:
+            plain.compile(bridge)
     except (OSError, ValueError, KeyError) as error:
         raise AutointerpError(f"cannot load {folder} as subject: {' '.join(str(error).split())[:300]}") from error
     resolved = None
     if hook is not None:
         resolved = resolve_hook(hook, bridge.cfg.n_layers, bridge.hook_dict)
         log.info("subject %s, hook %s", folder.name, resolved)
-    return Subject(folder.name, bridge, tokenizer, resolved)
+    return Subject(folder.name, Forward(bridge, plain), tokenizer, resolved)
 
 
 class Subject:
     """A model, its tokenizer and the hook point under study."""
 
     def __init__(
-        self, name: str, bridge: TransformerBridge, tokenizer: PreTrainedTokenizerBase, hook: ResolvedHook | None
+        self, name: str, forward: Forward, tokenizer: PreTrainedTokenizerBase, hook: ResolvedHook | None
     ) -> None:
         self.name = name
-        self.bridge = bridge
+        self.forward = forward
+        self.bridge = bridge = forward.bridge
         self.tokenizer = tokenizer
         self._hook = hook
         self._text = TokenText(tokenizer)
@@ -93,28 +100,26 @@ class Subject:
     def activations(self, tokens: torch.Tensor, lengths: Sequence[int] | torch.Tensor | None = None) -> torch.Tensor:
         """Activations at the hook: tokens [b, s] int64, rows padded on the right -> [b, s, d_hook] float32.
 
-        `lengths` [b] are the rows' tokens; what is past them comes out as 0. The model's layers after
-        the hook's are not run. Heads ([b, s, heads, d_head]) come out side by side.
+        `lengths` [b] are the rows' tokens; what is past them comes out as 0. What comes after the hook point in the
+        model is not run. Heads ([b, s, heads, d_head]) come out side by side.
         """
+        return self.activations_at(tokens, [self.hook], lengths)[0]
+
+    def activations_at(
+        self,
+        tokens: torch.Tensor,
+        hooks: Sequence[ResolvedHook],
+        lengths: Sequence[int] | torch.Tensor | None = None,
+    ) -> list[torch.Tensor]:
+        """`activations` at several hook points from one pass, [b, s, d] for each, in their order."""
         import torch
 
-        hook = self.hook
-        stop = hook.layer + 1 if hook.name.startswith(("blocks.", "hook_embed")) else None
-        # no_grad, not inference_mode: what is trained on these needs ordinary tensors.
-        with torch.no_grad():
-            # Causal attention lets no token see the padding behind it: no mask is needed.
-            _, cached = self.bridge.run_with_cache(
-                tokens.to(self.device), return_cache_object=False, names_filter=hook.name, stop_at_layer=stop
-            )
-        if hook.name not in cached:
-            raise ConfigError(f"subject.hook {hook.name!r} is switched off in this model: choose another hook point")
-        activations = cached[hook.name].float().flatten(2)
-        if lengths is not None:
-            places = torch.arange(tokens.shape[1], device=activations.device)
-            activations = (
-                activations * (places < torch.as_tensor(lengths, device=activations.device)[:, None])[..., None]
-            )
-        return activations
+        values = [value.float().flatten(2) for value in self.forward.read(tokens.to(self.device), hooks)]
+        if lengths is None:
+            return values
+        places = torch.arange(tokens.shape[1], device=self.device)
+        real = (places < torch.as_tensor(lengths, device=self.device)[:, None])[..., None]
+        return [value * real for value in values]
 
     def mlp_out(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Of the hook's layer what each neuron of the MLP writes [d_mlp, d_model], and its bias [d_model], float32.
@@ -133,7 +138,9 @@ class Subject:
 
     def at(self, hook: str) -> Subject:
         """The same model read at another hook point. Raises ConfigError for one that it does not have."""
-        return Subject(self.name, self.bridge, self.tokenizer, resolve_hook(hook, self.n_layers, self.bridge.hook_dict))
+        return Subject(
+            self.name, self.forward, self.tokenizer, resolve_hook(hook, self.n_layers, self.bridge.hook_dict)
+        )
 
     def logits(
         self,

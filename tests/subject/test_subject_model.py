@@ -74,17 +74,6 @@ def test_padding_changes_nothing_and_comes_out_as_zero(stories15m: Path) -> None
     assert (subject.activations(other, LENGTHS) - together).abs().max() < 1e-4
 
 
-def test_later_layers_are_not_run(stories15m: Path) -> None:
-    subject = subject_at(stories15m, "blocks.2.hook_resid_pre")
-    ran: list[int] = []
-    for layer in range(subject.n_layers):
-        mlp = subject.bridge.blocks[layer].mlp
-        mlp.register_forward_hook(lambda *_, layer=layer: ran.append(layer))
-    subject.bridge.unembed.register_forward_hook(lambda *_: ran.append(99))
-    subject.activations(ROWS)
-    assert ran == [0, 1, 2]
-
-
 def test_heads_come_out_side_by_side(stories15m: Path) -> None:
     subject = subject_at(stories15m, "blocks.3.attn.hook_z")
     z = subject.activations(ROWS[:1])

@@ -1,0 +1,170 @@
+"""The subject's forward pass: on the plain Hugging Face model where a hook point allows it, else through the bridge.
+
+TransformerLens' bridge makes every attention pattern, [batch, heads, s, s] in float32, which only hook points inside
+the attention need. Most hook points are the input or the output of a module: there a hook on that module of the plain
+model, with its fused attention, reads the same numbers, and no later module is run.
+
+1. The bridge says which module's input or output a hook point is.
+2. Both passes are held side by side on a few tokens, once for each hook point. Where they differ, the bridge is used.
+3. From then on the plain model is read.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from autointerp.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from autointerp.subject.hooks import ResolvedHook
+
+log = logging.getLogger("autointerp")
+
+TOLERANCE = 1e-4  # of the norm of what is read, in float32: sums in another order
+ROUGH = 0.05  # the same where numbers are kept in 16 bits, which round otherwise
+PROBE = (2, 24)  # rows and tokens on which both are held side by side
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a hook point reads: the input or the output of a module of the Hugging Face model."""
+
+    module: str
+    side: Literal["in", "out"]
+
+
+class Forward:
+    """Reads hook points from one pass over tokens [b, s], rows padded on the right.
+
+    Neither way has a mask: causal attention lets no token see the padding behind it.
+    """
+
+    def __init__(self, bridge: TransformerBridge, plain: PlainModel) -> None:
+        self.bridge, self.plain = bridge, plain
+        self._places: dict[str, Place | None] = {}
+
+    def read(self, tokens: Tensor, hooks: Sequence[ResolvedHook]) -> list[Tensor]:
+        """[b, s, …] for each of the hooks, in the model's dtype. ConfigError for one that is switched off."""
+        places = [self.place(hook) for hook in hooks]
+        known = [place for place in places if place is not None]
+        if len(known) < len(places):
+            return self.by_bridge(tokens, hooks)
+        values = self.plain.read(tokens, known)
+        return [values[place] for place in known]
+
+    def place(self, hook: ResolvedHook) -> Place | None:
+        """Where the plain model has it; None where the bridge has to be asked."""
+        if hook.name not in self._places:
+            place = self.plain.place(self.bridge, self.bridge.hook_dict[hook.name])
+            if place is not None and not self._agree(hook, place):
+                log.warning("subject: %s differs in the plain model: read through TransformerLens, slower", hook.name)
+                place = None
+            self._places[hook.name] = place
+        return self._places[hook.name]
+
+    def _agree(self, hook: ResolvedHook, place: Place) -> bool:
+        cfg = self.bridge.cfg
+        rows, length = PROBE[0], min(PROBE[1], cfg.n_ctx)
+        tokens = torch.randint(cfg.d_vocab, (rows, length), generator=torch.Generator().manual_seed(0))
+        tokens = tokens.to(next(self.bridge.parameters()).device)
+        expected = self.by_bridge(tokens, [hook])[0].flatten(2)
+        value = self.plain.read(tokens, [place]).get(place)
+        if value is None or value.flatten(2).shape != expected.shape:
+            return False
+        tolerance = TOLERANCE if expected.dtype == torch.float32 else ROUGH
+        difference = (value.flatten(2).float() - expected.float()).norm(dim=-1)
+        return bool((difference <= tolerance * expected.float().norm(dim=-1).mean()).all())
+
+    def by_bridge(self, tokens: Tensor, hooks: Sequence[ResolvedHook]) -> list[Tensor]:
+        """The same through the bridge, which has every hook point; blocks after the last one are not run."""
+        in_blocks = all(hook.name.startswith(("blocks.", "hook_embed")) for hook in hooks)
+        stop = max(hook.layer for hook in hooks) + 1 if in_blocks else None
+        names = [hook.name for hook in hooks]
+        # no_grad, not inference_mode: what is trained on these needs ordinary tensors.
+        with torch.no_grad():
+            _, cached = self.bridge.run_with_cache(
+                tokens, return_cache_object=False, names_filter=names, stop_at_layer=stop
+            )
+        for name in names:
+            if name not in cached:
+                raise ConfigError(f"subject.hook {name!r} is switched off in this model: choose another hook point")
+        return [cached[name] for name in names]
+
+
+class _AllRead(Exception):
+    """Every place was read: the rest of the pass is of no use."""
+
+
+class PlainModel:
+    """A Hugging Face model that shares its weights with the one that the bridge takes apart."""
+
+    def __init__(self, model: Any) -> None:
+        """model: as loaded, before the bridge puts modules of its own into it."""
+        shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        self.model: Any = copy.deepcopy(model, shared)
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self._modules = dict(self.model.named_modules())
+        self._trunk = {id(module) for module in self.model.base_model.modules()}  # all but the unembedding
+        self._compiled: dict[str, Any] = {}
+
+    def compile(self, bridge: TransformerBridge, backend: str = "inductor") -> None:
+        """Run its blocks through torch.compile, with one of its backends, from now on."""
+        for block in bridge.blocks:
+            name = self._names[id(block.original_component)]
+            self._compiled[name] = torch.compile(self._modules[name].forward, dynamic=True, backend=backend)
+
+    def place(self, bridge: nn.Module, point: object) -> Place | None:
+        """Which module's input or output the bridge's hook point is; None for one inside of a module."""
+        for component in bridge.modules():
+            name = self._names.get(id(getattr(component, "original_component", None)))
+            if name is not None:
+                for side in ("in", "out"):
+                    if getattr(component, f"hook_{side}", None) is point:
+                        return Place(name, side)
+        return None
+
+    def read(self, tokens: Tensor, places: Sequence[Place]) -> dict[Place, Tensor]:
+        """One pass over tokens [b, s] as far as the last place; a place that it does not come to is left out."""
+        values: dict[Place, Tensor] = {}
+
+        def keep(place: Place, value: Any) -> None:
+            values[place] = value[0] if isinstance(value, tuple) else value
+            if len(values) == len(wanted):
+                raise _AllRead
+
+        for name, forward in self._compiled.items():
+            # a hook inside of a block is not heard where the block is compiled; one at its boundary is
+            inside = any(place.module.startswith(f"{name}.") for place in places)
+            block: Any = self._modules[name]
+            block.forward = type(block).forward.__get__(block) if inside else forward
+        wanted = set(places)
+        whole = any(id(self._modules[place.module]) not in self._trunk for place in wanted)
+        handles = [_attach(self._modules[place.module], place, keep) for place in wanted]
+        try:
+            with torch.no_grad():
+                (self.model if whole else self.model.base_model)(tokens, use_cache=False)
+        except _AllRead:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        return values
+
+
+def _attach(module: nn.Module, place: Place, keep: Callable[[Place, Any], None]) -> Any:
+    if place.side == "out":
+        return module.register_forward_hook(lambda _module, _given, made: keep(place, made))
+
+    def before(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        keep(place, given[0] if given else next(iter(named.values())))
+
+    return module.register_forward_pre_hook(before, with_kwargs=True)
