@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from autointerp.errors import AutointerpError
 from autointerp.registry import did_you_mean
+from autointerp.sae import blocks
 from autointerp.sae.contextual import Attention, Predictor, Pursuit, pursue
 
 Normalisation = Literal["none", "constant_norm_rescale", "layer_norm"]
@@ -182,17 +183,36 @@ class SAE(nn.Module):
         return self._activate(self.pre_activations(x), self)
 
     def encode_sparse(self, x: Tensor) -> Sparse:
-        """[n, d_in] -> the firings, sorted by token, without a dense code where the architecture allows it.
+        """[n, d_in] -> the firings, sorted by token, some tokens at a time (`sae.blocks`): no dense code of all.
 
         Of rows of text [rows, tokens, d_in] the tokens are counted through.
         """
-        if self.cfg.architecture == "topk":
-            values, indices = (part.flatten(0, -2) for part in _top(self.pre_activations(x), self))
-            token, slot = values.nonzero(as_tuple=True)
-            return Sparse(token, indices[token, slot], values[token, slot])
-        codes = self.encode(x).flatten(0, -2)
-        token, latent = codes.nonzero(as_tuple=True)
-        return Sparse(token, latent, codes[token, latent])
+        if self.is_contextual:
+            codes = self.encode(x).flatten(0, -2)
+            token, latent = codes.nonzero(as_tuple=True)
+            return Sparse(token, latent, codes[token, latent])
+        x = x.flatten(0, -2)
+        size = blocks.rows_of(self.cfg.d_sae, x.device)
+        room = self.W_enc.new_empty(min(size, len(x)), self.cfg.d_sae)
+        parts = [self._firings(block, number * size, room) for number, block in enumerate(x.split(size))]
+        return Sparse(*(torch.cat(part) for part in zip(*parts)))
+
+    def _firings(self, x: Tensor, first: int, room: Tensor) -> Sparse:
+        """Of one block of tokens [m, d_in], counted from `first`; `room` [≥ m, d_sae] is for its pre-activations."""
+        kind = self.cfg.architecture
+        if kind not in ("topk", "relu", "jumprelu"):
+            codes = self.encode(x)
+            flat, values = blocks.above(codes, 0.0), codes.view(-1)
+        else:
+            pre = torch.addmm(self.b_enc, self._centred(x), self.W_enc, out=room[: len(x)])
+            if kind == "topk":
+                largest, latent = blocks.largest(pre, self.top_k)
+                token, slot = (largest > 0).nonzero(as_tuple=True)
+                return Sparse(token + first, latent[token, slot], largest[token, slot])
+            threshold = self.threshold.relu() if kind == "jumprelu" else 0.0
+            flat, values = blocks.above(pre, threshold), pre.view(-1)
+        token = flat.div(self.cfg.d_sae, rounding_mode="floor")
+        return Sparse(token + first, flat - token * self.cfg.d_sae, values[flat])
 
     def decode(self, codes: Tensor, x: Tensor | None = None) -> Tensor:
         """[..., d_sae] -> [..., d_out]. `x`, the input, is needed by an SAE that normalises each input by itself

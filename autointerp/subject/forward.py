@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("autointerp")
 
-TOLERANCE = 1e-4  # of the norm of what is read, in float32: sums in another order
+TOLERANCE = 1e-4  # of the norm of what is read (of the mean norm, if larger), in float32: sums in another order
 ROUGH = 0.05  # the same where numbers are kept in 16 bits, which round otherwise
 PROBE = (2, 24)  # rows and tokens on which both are held side by side
 
@@ -82,7 +82,8 @@ class Forward:
             return False
         tolerance = TOLERANCE if expected.dtype == torch.float32 else ROUGH
         difference = (value.flatten(2).float() - expected.float()).norm(dim=-1)
-        return bool((difference <= tolerance * expected.float().norm(dim=-1).mean()).all())
+        size = expected.float().norm(dim=-1)
+        return bool((difference <= tolerance * size.clamp_min(float(size.mean()))).all())
 
     def by_bridge(self, tokens: Tensor, hooks: Sequence[ResolvedHook]) -> list[Tensor]:
         """The same through the bridge, which has every hook point; blocks after the last one are not run."""
