@@ -11,6 +11,7 @@ A value cannot open a message, whatever it holds, and a name that is not given i
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -75,7 +76,14 @@ def scaled(activation: float, maximum: float) -> int:
 
 def on_one_line(text: str) -> str:
     """Line breaks, tabs and other control characters written out, as ``\\n``; all else unchanged."""
-    return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in text)
+    return text if text.isprintable() else _NOT_PLAIN.sub(_written_out, text)
+
+
+_NOT_PLAIN = re.compile("[^ -~]")
+
+
+def _written_out(match: re.Match[str]) -> str:
+    return match[0] if match[0].isprintable() else match[0].encode("unicode_escape").decode()
 
 
 def plain(context: Context) -> str:

@@ -36,6 +36,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" – known: {', '.join(names)}" if names else ""
 
 
+def places() -> list[Path]:
+    """Where modules of plug-ins are looked for, beside what is installed."""
+    return [Path.cwd(), *_PLACES]
+
+
 class Registry(Generic[T]):
     """Named things of one kind.
 
@@ -55,6 +60,7 @@ class Registry(Generic[T]):
         self._targets: dict[str, object] = dict(builtin or {})
         self._check = check
         self._entry_points_read = False
+        self.decorated: dict[str, object] = {}  # what was registered by decorator, which another process does not know
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator that adds `name`; a second registration of one name by another object is an error."""
@@ -64,7 +70,7 @@ class Registry(Generic[T]):
             present = self._targets.get(name)
             if present is not None and _origin(present) != _origin(target):
                 raise ConfigError(f"{self.kind} {name!r} is registered twice: {_origin(present)} and {_origin(target)}")
-            self._targets[name] = target
+            self._targets[name] = self.decorated[name] = target
             return target
 
         return add
@@ -125,12 +131,10 @@ def _imported(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         top = module.split(".")[0]
-        places = [
-            folder for folder in (Path.cwd(), *_PLACES) if (folder / top).is_dir() or (folder / f"{top}.py").is_file()
-        ]
-        if error.name != top or not places or str(places[0]) in sys.path:
+        inside = [folder for folder in places() if (folder / top).is_dir() or (folder / f"{top}.py").is_file()]
+        if error.name != top or not inside or str(inside[0]) in sys.path:
             raise
-        sys.path.append(str(places[0]))
+        sys.path.append(str(inside[0]))
         importlib.invalidate_caches()
         return importlib.import_module(module)
 

@@ -46,7 +46,7 @@ from autointerp.engine.stage import Job, Use
 from autointerp.errors import AutointerpError
 from autointerp.explainers.default import explain
 from autointerp.llm.backends.openai import PROBE, OpenAIBackend
-from autointerp.llm.cache import RequestCache
+from autointerp.llm.books import of_this_process
 from autointerp.llm.client import Client
 from autointerp.progress import Progress
 from autointerp.records import Context, Explanation, FeatureEvidence, Score
@@ -168,8 +168,8 @@ def run(
     rows: dict[int, Outcome] = {}
     try:
         with Session(None, folder / "usage.jsonl", retry_failed=retry_failed) as session:  # type: ignore[arg-type]
-            llm = session.enter(Client(OpenAIBackend(config), config, cache=RequestCache(folder / "requests.sqlite"),
-                                       journal=session.journal, backoff=0.002))  # fmt: skip
+            books = of_this_process(config, config.model, folder / "requests.sqlite", session.journal, None)
+            llm = session.enter(Client(OpenAIBackend(config), config, books, backoff=0.002))
 
             async def work(feature: int, _: None) -> Rows:
                 with asking.asked(llm, name, feature) as meter:

@@ -26,6 +26,7 @@ from autointerp.engine.estimate import UNWRITTEN, Asks
 from autointerp.engine.session import Session
 from autointerp.engine.stage import Use
 from autointerp.errors import AutointerpError, ConfigError, Problems
+from autointerp.llm import registry
 from autointerp.stages import STAGES, nodes, stage_of, uses
 from autointerp.subject.describe import described_model
 
@@ -128,7 +129,7 @@ def _probes(session: Session, asked: Mapping[str, Asks]) -> Iterator[Check]:
     """One short request to each endpoint. A model that runs here is not loaded for it."""
     distinct = {asks.llm.model_dump_json(): asks.llm for asks in asked.values()}
     for llm in distinct.values():
-        if not rehearsal.is_served_here(llm):
+        if not registry.is_served_here(llm):
             yield checked(f"endpoint of {llm.model}", lambda llm=llm: _probe(session, llm))
 
 

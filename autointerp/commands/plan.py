@@ -278,7 +278,7 @@ class _Estimate:
         a_token = self.speeds.of(speeds.of_prompt_tokens(model))
         if a_token is not None:
             return a_token * asked.prompt, True
-        if not rehearsal.is_served_here(llm):
+        if not registry.is_served_here(llm):
             return asked.calls * API_SECONDS / llm.concurrency, False
         # The shared beginning is read once; what is left of a prompt is about a third.
         fresh = asked.prompt if plain(name).startswith("explain/") else asked.prompt / 3

@@ -61,13 +61,13 @@ def expected_capabilities(llm: LLMConfig) -> frozenset[Capability]:
 
 
 def capabilities_known(llm: LLMConfig) -> bool:
-    return is_served_here(llm) or llm.logprobs is not None or remembered_capabilities(llm) is not None
+    return registry.is_served_here(llm) or llm.logprobs is not None or remembered_capabilities(llm) is not None
 
 
 def remembered_capabilities(llm: LLMConfig) -> frozenset[Capability] | None:
     """What the endpoint was found to be able to do; None where it was never asked, or runs here."""
     file = cache_dir() / "requests.sqlite"
-    if is_served_here(llm) or not file.exists():
+    if registry.is_served_here(llm) or not file.exists():
         return None
     try:
         identity = registry.open_backend(llm).identity
@@ -81,11 +81,6 @@ def remembered_capabilities(llm: LLMConfig) -> frozenset[Capability] | None:
     return None if kept is None else frozenset(kept)
 
 
-def is_served_here(llm: LLMConfig) -> bool:
-    """Whether this machine runs the model: in this process, or by a server that the run starts."""
-    return registry.backend_name(llm) in ("local", "vllm")
-
-
 def counter(llm: LLMConfig) -> Counter:
     """Counts a prompt's tokens: exactly where the model's files are here."""
     return token_counter(own_folder(llm))
@@ -94,12 +89,12 @@ def counter(llm: LLMConfig) -> Counter:
 def own_folder(llm: LLMConfig) -> Path | None:
     """The folder of a model that runs here, where it is on this disk already."""
     prefix = f"{registry.backend_name(llm)}:"
-    return cached_folder(llm.model.removeprefix(prefix)) if is_served_here(llm) else None
+    return cached_folder(llm.model.removeprefix(prefix)) if registry.is_served_here(llm) else None
 
 
 def named(llm: LLMConfig) -> str:
     """A model as its speed depends on where it runs; no address with credentials."""
-    if is_served_here(llm):
+    if registry.is_served_here(llm):
         return llm.model
     parts = urlsplit(llm.base_url or "")
     place = f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname or registry.backend_name(llm))

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,9 @@ from autointerp.engine.dag import Dag, Node
 from autointerp.engine.session import Session
 from autointerp.engine.store import Manifest
 from autointerp.errors import AutointerpError
+from autointerp.llm.backends.http import check_library
 from autointerp.report import write_report
-from autointerp.stages import TABLES
+from autointerp.stages import TABLES, stage_of
 from autointerp.stages.tables import copy_tables
 
 log = logging.getLogger("autointerp")
@@ -127,7 +128,18 @@ def session_in(config: Config, folder: Path, retry_failed: bool = False) -> Iter
         with (
             FileLock(folder / ".lock", timeout=0),
             Session(config, folder / "usage.jsonl", retry_failed=retry_failed) as session,
+            _workers(session),
         ):
             yield session
     except Timeout:
         raise AutointerpError(f"another process is running in {folder}: wait for it, or give --out") from None
+
+
+def _workers(session: Session) -> AbstractContextManager[None]:
+    """Inside, the shards of the session's stages are worked where its config says."""
+    if session.config.executor.kind == "local":
+        return nullcontext()
+    check_library("ray")
+    from autointerp.engine.cluster.driver import on_cluster
+
+    return on_cluster(session, lambda use: stage_of(use).work)

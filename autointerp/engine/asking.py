@@ -51,6 +51,7 @@ def client(session: Session, plugin: PluginConfig) -> Client:
                 journal=session.journal,
                 seed=session.config.seed,
                 resolve_model=lambda model: resolve(model, "model"),
+                shared=session.books,
             )
         )
 

@@ -62,6 +62,10 @@ Seen = Callable[[Shard, bool], None]  # a shard that is done, and whether it was
 class Executor(Protocol):
     """Who works a stage's shards."""
 
+    def whole(self, job: Job) -> bool:
+        """Have another process do all of a stage's work that has no shards; False where this one does it."""
+        ...
+
     def elsewhere(self, job: Job, shards: Sequence[Shard], seen: Seen) -> bool:
         """Have other processes work the shards that are not done, and wait; False where this one does."""
         ...
@@ -81,6 +85,9 @@ class Executor(Protocol):
 
 class Here:
     """This process works all shards that are not done."""
+
+    def whole(self, job: Job) -> bool:
+        return False
 
     def elsewhere(self, job: Job, shards: Sequence[Shard], seen: Seen) -> bool:
         return False

@@ -11,7 +11,8 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from autointerp.config import Config
+    from autointerp.config import Config, LLMConfig
+    from autointerp.llm.books import Books
 
 T = TypeVar("T")
 PATIENCE = 3.0  # seconds for what is under way to end, where a run is stopped
@@ -31,6 +32,7 @@ class Session:
         self.journal = journal  # usage, a line a request
         self.on_shard: Callable[[], None] | None = None  # called when a shard of features is kept: tables may grow
         self.executor: Any = None  # an `executor.Executor`: who works the shards; None: this process
+        self.books: Callable[[LLMConfig, str], Books] | None = None  # of language models; None: this process' own
         self._kept: dict[str, Any] = {}
         self._open = AsyncExitStack()
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -18,7 +18,7 @@ from collections import UserDict
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from autointerp.errors import AutointerpError
 from autointerp.llm.backend import Raw, Request
@@ -86,6 +86,10 @@ class RequestCache:
             return None
         return json.loads(zlib.decompress(answer)), seconds
 
+    async def find(self, key: str) -> tuple[Raw, float] | None:
+        """`get`, for who may have to wait for another process' answer."""
+        return self.get(key)
+
     def put(self, key: str, raw: Raw, seconds: float) -> None:
         """On disk when this returns: a killed process loses nothing that was put."""
         answer = zlib.compress(json.dumps(raw, separators=(",", ":")).encode())
@@ -93,7 +97,7 @@ class RequestCache:
         self._run("INSERT OR REPLACE INTO raw_answers VALUES (?, ?, ?, ?)", key, answer, float(seconds), checksum)
 
     def memory(self, identity: str) -> Memory:
-        return Memory(self, hashlib.sha256(identity.encode()).hexdigest())
+        return Memory(self, hashed(identity))
 
     def learnt(self, identity: str) -> dict[str, Any]:
         """What is known of an endpoint, by name; damaged rows left out."""
@@ -213,10 +217,25 @@ def _use_wal(db: sqlite3.Connection) -> None:
             time.sleep(0.01)
 
 
+def hashed(identity: str) -> str:
+    """Under which name it is kept what was learnt of an endpoint."""
+    return hashlib.sha256(identity.encode()).hexdigest()
+
+
+class Learnt(Protocol):
+    """Where that is kept: a `RequestCache`, or one of another process."""
+
+    def learnt(self, identity: str) -> dict[str, Any]: ...
+
+    def learn(self, identity: str, name: str, value: object) -> None: ...
+
+    def unlearn(self, identity: str, name: str) -> None: ...
+
+
 class Memory(UserDict[str, Any]):
     """What was found out about one endpoint or model (JSON values): on disk at each change, kept from run to run."""
 
-    def __init__(self, cache: RequestCache, identity: str) -> None:
+    def __init__(self, cache: Learnt, identity: str) -> None:
         super().__init__()
         self._cache, self._identity = cache, identity
         self.data = cache.learnt(identity)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -33,11 +32,11 @@ from autointerp.llm.backend import (
     RetryableFailure,
     Weigh,
 )
-from autointerp.llm.cache import RequestCache, prompt_hash, request_key
+from autointerp.llm.books import Books
+from autointerp.llm.cache import prompt_hash, request_key
 from autointerp.llm.health import Health
-from autointerp.llm.limiter import Budget, Limiter, Slot, Spent
-from autointerp.llm.prices import Prices
-from autointerp.llm.usage import Journal, Meter, UsageRow, count, metered, read_usage, tags
+from autointerp.llm.limiter import Limiter, Slot, Spent
+from autointerp.llm.usage import Meter, UsageRow, count, metered, tags
 from autointerp.records import Capability, Choices, Completion, Message, Weight
 
 log = logging.getLogger("autointerp.llm")
@@ -80,23 +79,17 @@ class Client:
         self,
         backend: Backend,
         config: LLMConfig,
+        books: Books,
         *,
-        cache: RequestCache,
-        journal: str | Path,
         seed: int = 0,
         backoff: float = 1.0,
-        prices: Prices | None = None,
     ) -> None:
-        """`backoff`: seconds of the first pause between attempts, doubling from there, with full jitter.
-        `prices`: None where they are not known."""
-        self._backend, self._config, self._cache, self._seed, self._backoff = backend, config, cache, seed, backoff
+        """`backoff`: seconds of the first pause between attempts, doubling from there, with full jitter."""
+        self._backend, self._config, self._seed, self._backoff = backend, config, seed, backoff
+        self._cache, self._journal, self._budget, self._pace = books.answers, books.ledger, books.allowance, books.pace
         self._renewed: set[str] = set()  # keys of requests that were asked again
         self._limiter = Limiter(config.concurrency)
-        self._budget = Budget(config, prices)
-        for row in read_usage(journal):  # the limits are those of the run, however often it is taken up again
-            if row.model == backend.model and row.asked:
-                self._budget.spent.add(self._budget.price(row.prompt_tokens, row.completion_tokens))
-        self._journal = Journal(Path(journal))
+        self._pace.join(self._limiter)
         self._capabilities: frozenset[Capability] | None = None
         self._memory: MutableMapping[str, Any] = {}
         self._starting = asyncio.Lock()
@@ -203,7 +196,7 @@ class Client:
     async def _answer(self, request: Request, most_tokens: int) -> Reply:
         """The answer kept for an equal request, else a new one."""
         key = request_key(self._backend.identity, request)
-        kept = self._cache.get(key)
+        kept = await self._cache.find(key)
         if kept is not None:
             raw, seconds = kept
             reply = self._read(raw, request)
@@ -354,6 +347,8 @@ class Client:
         elif wait and wait > 30:
             log.warning("%s: rate limit, waiting %.0f s as the endpoint asks", self.model, wait)
         self._limiter.limited(slot, wait)
+        if wait:
+            self._pace.limited(wait)
 
     def _patience(self, error: RateLimited) -> float | None:
         return None if error.retry_after is None else min(error.retry_after, self._config.max_retry_after)

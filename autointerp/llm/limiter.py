@@ -51,8 +51,18 @@ class Limiter:
             self.epoch += 1
             self.limit = max(1.0, self.limit / 2)
         if retry_after:
-            now = asyncio.get_running_loop().time()
-            self._closed_until = max(self._closed_until, now + retry_after)
+            self.pause(retry_after)
+
+    def pause(self, seconds: float) -> None:
+        """Nothing is sent for so long."""
+        now = asyncio.get_running_loop().time()
+        self._closed_until = max(self._closed_until, now + seconds)
+
+    def resize(self, maximum: int) -> None:
+        """Others ask the same endpoint, more or fewer than before: this one's share of what may be in flight."""
+        self.limit = max(1.0, self.limit * maximum / self.maximum)
+        self.maximum, self._step = maximum, max(1.0, maximum / 8)
+        self.admit()
 
     @property
     def yields(self) -> bool:

@@ -93,6 +93,11 @@ def prices(config: LLMConfig) -> Prices | None:
     return with_given(config, backend_of(config).prices(config))
 
 
+def is_served_here(config: LLMConfig) -> bool:
+    """Whether this machine runs the model: in this process, or by a server that the run starts."""
+    return backend_name(config) in ("local", "vllm")
+
+
 COLLECTED = 10_000  # requests in flight at most of a backend that collects them: waiting costs nothing there
 
 

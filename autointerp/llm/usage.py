@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -40,7 +40,8 @@ class UsageRow:
         return not self.cached and (self.outcome == "ok" or self.completion_tokens > 0)
 
 
-_COLUMNS = {column.name for column in fields(UsageRow)}
+_NAMES = [column.name for column in fields(UsageRow)]
+_COLUMNS = set(_NAMES)
 
 
 def read_usage(path: str | Path) -> Iterator[UsageRow]:
@@ -71,7 +72,7 @@ class Journal:
 
     def add(self, row: UsageRow) -> None:
         try:
-            self._file.write(json.dumps(asdict(row)).encode() + b"\n")
+            self._file.write(json.dumps({name: getattr(row, name) for name in _NAMES}).encode() + b"\n")
         except OSError as error:
             raise AutointerpError(
                 f"{self._path}: {error.strerror}; make room and run again, answers are kept"

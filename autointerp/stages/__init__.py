@@ -121,7 +121,8 @@ def _run(session: Session, stage: Stage, use: Use, folder: Path, inputs: Mapping
         session, inputs = session.under(use.under), {plain(name): path for name, path in inputs.items()}
     job = Job(session, use, folder, inputs)
     resumed = any(folder.iterdir())
-    stage.work(job)
+    if not (stage.apart and session.executor is not None and session.executor.whole(job)):
+        stage.work(job)
     if resumed:
         job.facts["resumed"] = True  # its seconds are those of the last part of the work
     return Done(job.to_retry, job.facts)

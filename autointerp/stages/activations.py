@@ -46,5 +46,6 @@ STAGE = Stage(
     uses,
     work,
     resumable=True,
+    apart=True,
     amount=amount,
 )

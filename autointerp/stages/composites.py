@@ -43,4 +43,4 @@ def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
     return Amount((sizes.latents or 0) ** 2, "pairs of latents", f"width {sizes.width}", guess=1e-7)
 
 
-STAGE = Stage("composites", "what the decoder alone says of every latent", uses, work, amount=amount)
+STAGE = Stage("composites", "what the decoder alone says of every latent", uses, work, apart=True, amount=amount)

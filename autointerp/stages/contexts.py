@@ -93,5 +93,6 @@ STAGE = Stage(
     uses,
     work,
     tables=("contexts",),
+    apart=True,
     amount=amount,
 )

@@ -73,5 +73,6 @@ STAGE = Stage(
     uses,
     work,
     tables=("neighbours", "logits"),
+    apart=True,
     amount=amount,
 )

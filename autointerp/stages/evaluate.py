@@ -83,5 +83,6 @@ STAGE = Stage(
     "what the SAE keeps of the subject: reconstruction, the patched model, latents, interference; SAEBench's JSON",
     uses,
     work,
+    apart=True,
     amount=amount,
 )

@@ -47,5 +47,6 @@ STAGE = Stage(
     uses,
     work,
     tables=("histograms",),
+    apart=True,
     amount=amount,
 )

@@ -116,5 +116,6 @@ STAGE = Stage(
     "from which norm on an activation is an attention sink, and which of the stored ones are: they are left out below",
     uses,
     work,
+    apart=True,
     amount=amount,
 )

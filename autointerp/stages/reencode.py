@@ -111,5 +111,6 @@ STAGE = Stage(
     uses,
     work,
     tables=("composites", "cofiring"),
+    apart=True,
     amount=amount,
 )

@@ -190,5 +190,6 @@ STAGE = Stage(
     uses,
     work,
     resumable=True,
+    apart=True,
     amount=amount,
 )

@@ -15,7 +15,7 @@ from endpoint import Endpoint, serving
 from autointerp.config import LLMConfig
 from autointerp.errors import AutointerpError, EndpointDown, OutOfBudget
 from autointerp.llm.backends.openai import OpenAIBackend
-from autointerp.llm.cache import RequestCache
+from autointerp.llm.books import of_this_process
 from autointerp.llm.client import Client
 from autointerp.llm.usage import Meter, read_usage, tag
 from autointerp.records import LLM, Completion, Message
@@ -31,14 +31,8 @@ def ask(text: str) -> list[Message]:
 
 def opened(url: str, folder: Path, *, seed: int = 0, backoff: float = 0.001, **options: Any) -> Client:
     config = LLMConfig.model_validate({"model": "test-model", "base_url": url, "logprobs": False, **options})
-    return Client(
-        OpenAIBackend(config),
-        config,
-        cache=RequestCache(folder / "cache.sqlite"),
-        journal=folder / "usage.jsonl",
-        seed=seed,
-        backoff=backoff,
-    )
+    books = of_this_process(config, config.model, folder / "cache.sqlite", folder / "usage.jsonl", None)
+    return Client(OpenAIBackend(config), config, books, seed=seed, backoff=backoff)
 
 
 async def ask_many(llm: Client, count: int) -> list[Completion]:
