@@ -192,26 +192,37 @@ def write_stream(path: Path, name: str, rows: Iterable[Mapping[str, Any]], group
             writer.write_table(to_table(name, part))
 
 
-def concat(files: Sequence[Path], name: str, to: Path) -> None:
-    """Files of one table after each other as one file, a row group each, columns united; empty where there is no file.
+def concat(files: Sequence[Path], name: str, to: Path, group: int = _BATCH) -> None:
+    """Files of one table after each other as one file, columns united; empty where there is no file.
 
-    One file is in memory at a time. Columns beyond the schema `name` are those that any of the files has; a row whose
-    file lacks one has null there.
+    Small files share a row group, of `group` rows or a few more; so many rows are in memory at a time. Columns beyond
+    the schema `name` are those that any of the files has; a row whose file lacks one has null there.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     schemas = [pq.read_schema(file) for file in files]
     united = pa.unify_schemas([schema(name), *schemas]).remove_metadata() if schemas else schema(name)
+    waiting: list[pa.Table] = []
     with pq.ParquetWriter(to, united) as writer:
         for file in files:
             with pq.ParquetFile(file) as source:
-                for batch in source.iter_batches(batch_size=1 << 16):
-                    rows = pa.Table.from_batches([batch])
-                    for field in united:
-                        if field.name not in rows.column_names:
-                            rows = rows.append_column(field, pa.nulls(len(rows), field.type))
-                    writer.write_table(rows.select(united.names).cast(united))
+                for batch in source.iter_batches(batch_size=_BATCH):
+                    waiting.append(_united(pa.Table.from_batches([batch]), united))
+                    if sum(map(len, waiting)) >= group:
+                        writer.write_table(pa.concat_tables(waiting))
+                        waiting.clear()
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting))
+
+
+def _united(rows: pa.Table, united: pa.Schema) -> pa.Table:
+    import pyarrow as pa
+
+    for field in united:
+        if field.name not in rows.column_names:
+            rows = rows.append_column(field, pa.nulls(len(rows), field.type))
+    return rows.select(united.names).cast(united)
 
 
 def compute() -> Any:

@@ -33,8 +33,11 @@ from autointerp.stages.explain import evidence_of, explained
 from autointerp.stages.given import near_ones
 from autointerp.stages.select import choose, selected
 from autointerp.subject.describe import described_subject
+from autointerp.tables import compute
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from autointerp.composites.flagged import Flagged
     from autointerp.records import FeatureEvidence
 
@@ -88,7 +91,7 @@ class Known:
     @cached_property
     def features(self) -> Count:
         """Features that are explained: selected ones that fire often enough."""
-        if self.rows is not None:
+        if self.selection is not None:
             return Count(len(self._ready), "known")
         wanted, most = self.config.features, self._most
         if wanted.ids is not None:
@@ -108,7 +111,7 @@ class Known:
         """Those of the features that the check flags as sums of others."""
         if not self.config.composites.enabled:
             return Count(0, "known")
-        if self.rows is not None and "reencode" in self.inputs:
+        if self.selection is not None and "reencode" in self.inputs:
             return Count(len(self.flagged(None).parts["own"]), "known")
         features = self.features.number
         if features is None:
@@ -154,8 +157,8 @@ class Known:
     # --- which ones
 
     @cached_property
-    def rows(self) -> list[dict[str, Any]] | None:
-        """Those of selection.parquet, made here where the stage has not run; None where it cannot be made yet."""
+    def selection(self) -> pa.Table | None:
+        """selection.parquet, made here where the stage has not run; None where it cannot be made yet."""
         if "select" in self.inputs:
             return selected(self.inputs["select"])
         select = self.uses.get("select")
@@ -167,8 +170,10 @@ class Known:
     @cached_property
     def _ready(self) -> list[int]:
         """Features that are explained, those that fire least first."""
-        rows = [row for row in self.rows or () if row["status"] == "ok"]
-        return [row["feature"] for row in sorted(rows, key=lambda row: (row["firings"], row["feature"]))]
+        if self.selection is None:
+            return []
+        fit = self.selection.filter(compute().equal(self.selection["status"], "ok"))
+        return fit.sort_by([("firings", "ascending"), ("feature", "ascending")])["feature"].to_pylist()
 
     def flagged(self, explainer: str | None) -> Flagged:
         """The composites, with what `explainer` says of the features; a text of its own for each where it has not run,
@@ -181,7 +186,8 @@ class Known:
             return list(made) if written is None else written
 
         checked, lent = checked_rows(self.inputs["reencode"]), self._lent or []
-        selected = [*(self.rows or []), *behind(lent, len(checked))]
+        own = [] if self.selection is None else self.selection.to_pylist()
+        selected = [*own, *behind(lent, len(checked))]
         explained = behind(texts(UNION, [row["feature"] for row in lent if row["status"] == "ok"]), len(checked))
         return flagged_among(selected, [*texts("", self._ready), *explained], checked, self.config.seed)
 
@@ -195,8 +201,8 @@ class Known:
         if f"{UNION}select" not in self.uses:
             return []
         if f"{UNION}select" in self.inputs:
-            return selected(self.inputs[f"{UNION}select"])
-        if self.rows is None or "reencode" not in self.inputs:
+            return selected(self.inputs[f"{UNION}select"]).to_pylist()
+        if self.selection is None or "reencode" not in self.inputs:
             return None
         ready = set(self._ready)
         rows = [row for row in checked_rows(self.inputs["reencode"]) if row["feature"] in ready]
@@ -216,7 +222,7 @@ class Known:
 
     def samples(self, about: Population, most: int) -> list[Sample]:
         """At most `most` of the features or of the composites, spread over how often they fire."""
-        if self.rows is None or "corpus" not in self.inputs:
+        if self.selection is None or "corpus" not in self.inputs:
             if (self.features if about == "features" else self.composites).number == 0:
                 return []
             sample = imagine(self.config, about, self.stand_in)
@@ -290,7 +296,7 @@ class Known:
 
     def _parts_of(self) -> Callable[[str, Pair, int, tuple[Context, ...]], tuple[Constituent, ...]]:
         """Constituents of a composite for an explainer that reads `of`: with its texts, or stand-ins for them."""
-        if self.rows is None or "reencode" not in self.inputs:
+        if self.selection is None or "reencode" not in self.inputs:
             return lambda of, pair, feature, contexts: ()
         from autointerp.composites.flagged import constituents_of
 

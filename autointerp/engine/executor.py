@@ -334,7 +334,6 @@ def part_files(folder: Path, table: str) -> list[Path]:
 
 
 def merge_parts(folder: Path, tables: Sequence[str]) -> None:
-    """Each table's parts as one file, a row group a part: one part is in memory at a time. A table without a row is
-    written empty."""
+    """Each table's parts as one file; a table without a row is written empty."""
     for table in tables:
         concat(part_files(folder, table), table, folder / f"{table}.parquet")

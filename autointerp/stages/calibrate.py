@@ -27,6 +27,7 @@ from autointerp.progress import progress
 from autointerp.records import LLM, Context
 from autointerp.stages.constituents import about
 from autointerp.stages.contexts import windows_of
+from autointerp.stages.explained import Explained
 from autointerp.stages.given import Maker, giver, makers_of, stages_of
 from autointerp.stages.plugin_section import code_of, plugin_section
 
@@ -111,9 +112,7 @@ def _judging(job: Job, given: Calibrating, texts: Mapping[int, str]) -> tuple[Re
 
 def _texts(job: Job, given: Calibrating) -> dict[int, str]:
     """The features drawn and what is said of them; none where there is but one, whose own pairs would not count."""
-    columns = ["feature", "explanation"]
-    table = pq.read_table(job.inputs[f"explain/{given.explainer}"] / "explanations.parquet", columns=columns)
-    texts = {row["feature"]: row["explanation"] for row in table.to_pylist() if row["explanation"]}
+    texts = Explained(job.inputs[f"explain/{given.explainer}"]).texts
     if len(texts) < 2:
         return {}
     drawn = random.Random(job.config.seed).sample(sorted(texts), min(job.config.calibration.features, len(texts)))

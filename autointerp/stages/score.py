@@ -25,9 +25,9 @@ from autointerp.records import LLM, Context, Judgement, Score
 from autointerp.stages import calibrate
 from autointerp.stages.constituents import about
 from autointerp.stages.contexts import windows_of
+from autointerp.stages.explained import Explained
 from autointerp.stages.given import Maker, for_control, giver, makers_of, stages_of
 from autointerp.stages.plugin_section import code_of, plugin_section
-from autointerp.tables import compute
 
 log = logging.getLogger("autointerp")
 
@@ -83,20 +83,17 @@ def name_of(scorer: PluginConfig, explainer: str, control: PluginConfig | None) 
 def work(job: Job) -> None:
     """Write scores.parquet (a row a feature) and judgements.parquet (a row a judged example)."""
     given: Scoring = job.use.given
-    explained = _explanations(job, given.explainer)
+    explained = Explained(job.inputs[f"explain/{given.explainer}"])
     width = asking.width(job.config, given.plugin)
-    with progress(job.use.name, len(explained), "features") as bar:
+    with progress(job.use.name, len(explained.features), "features") as bar:
         prepare = partial(_scoring, job, given, explained)
-        job.to_retry += each_feature(job, sorted(explained), prepare, width=width, bar=bar)
-    _conclude(job, len(explained))
+        job.to_retry += each_feature(job, explained.features, prepare, width=width, bar=bar)
+    _conclude(job, len(explained.features))
 
 
-def _scoring(
-    job: Job, given: Scoring, explained: Mapping[int, tuple[str | None, str]]
-) -> tuple[Read[Shown], Work[Shown]]:
-    known = {feature: text for feature, (text, _) in explained.items() if text}
-    told = _lent(job, given, known)
-    read, give = windows_of(job.inputs["contexts"], "test"), giver(job, given.makers, "test", known)
+def _scoring(job: Job, given: Scoring, explained: Explained) -> tuple[Read[Shown], Work[Shown]]:
+    told = _told(job, given, explained.texts)
+    read, give = windows_of(job.inputs["contexts"], "test"), giver(job, given.makers, "test", explained.texts)
     llm = asking.client(job.session, given.plugin) if "llm" in needs(given.score) else None
     names = {"explainer": given.explainer, "scorer": given.plugin.key, "control": given.control}
 
@@ -112,8 +109,8 @@ def _scoring(
             return await guarded(lambda: given.score(text, examples, llm, **options), Score, _failed(examples))
 
         with asking.asked(llm, job.use.name, feature) as meter:
-            scores = await asyncio.gather(*map(by, told.get(feature, ())))
-            why = "no other explanation to compare with" if given.control else explained[feature][1]
+            scores = await asyncio.gather(*map(by, told(feature)))
+            why = "no other explanation to compare with" if given.control else explained.why_none(feature)
             score = mean_of(scores) if scores else _failed(examples)(why)
         failed = (score.value is None) + sum(judgement.status == "failed" for judgement in score.judgements)
         return Rows(_rows({"feature": feature} | names, score), meter.retryable_failures, failed)
@@ -149,21 +146,12 @@ def mean_of(scores: Sequence[Score]) -> Score:
     )
 
 
-def _explanations(job: Job, explainer: str) -> dict[int, tuple[str | None, str]]:
-    """Of each feature that X was asked about what it says, and why it may say nothing."""
-    columns = ["feature", "explanation", "status", "failure"]
-    table = pq.read_table(job.inputs[f"explain/{explainer}"] / "explanations.parquet", columns=columns)
-    table = table.filter(compute().not_equal(table["status"], "not_composite"))
-    written = (table[name].to_pylist() for name in ("feature", "explanation", "failure"))
-    return {feature: (text, "" if text else f"no explanation: {why}") for feature, text, why in zip(*written)}
-
-
-def _lent(job: Job, given: Scoring, known: Mapping[int, str]) -> dict[int, tuple[str, ...]]:
-    """The texts that a control puts in the place of each feature's own."""
+def _told(job: Job, given: Scoring, known: Mapping[int, str]) -> Callable[[int], Sequence[str]]:
+    """Of a feature, the texts that its judge is told: its own, or those that a control puts in its place."""
     if given.pick is None:
-        return {feature: (text,) for feature, text in known.items()}
+        return lambda feature: (known[feature],) if feature in known else ()
     lent = given.pick(sorted(known), known, **(given.pick_options or {}), **for_control(job, given.pick))
-    return {feature: (texts,) if isinstance(texts, str) else tuple(texts) for feature, texts in lent.items()}
+    return lambda feature: (texts,) if isinstance(texts := lent.get(feature, ()), str) else texts
 
 
 def _rows(names: Mapping[str, Any], score: Score) -> dict[str, list[dict[str, Any]]]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from autointerp.artifacts import Firings
 from autointerp.config import Config, LentFeatures
 from autointerp.engine.estimate import Amount, Sizes
 from autointerp.engine.stage import RUN, Job, Stage, Use
 from autointerp.errors import AutointerpError
-from autointerp.tables import compute, write_rows
+from autointerp.tables import compute, schema
 
 
 def uses(config: Config) -> Iterator[Use]:
@@ -24,38 +27,39 @@ def uses(config: Config) -> Iterator[Use]:
 
 
 def work(job: Job) -> None:
-    rows, latents = choose(job.config, job.inputs)
-    write_rows(job.folder / "selection.parquet", "selection", rows)
-    job.facts |= {"selected": len(rows), "latents": latents}
+    table, latents = choose(job.config, job.inputs)
+    pq.write_table(table, job.folder / "selection.parquet")
+    job.facts |= {"selected": len(table), "latents": latents}
     lent = isinstance(job.config.features, LentFeatures)  # there may be no composite, or none of the union
-    if not lent and not any(row["status"] == "ok" for row in rows):
+    if not lent and not len(_fit(table)):
         raise AutointerpError(
-            f"none of the {len(rows)} selected features fires on {job.config.features.min_firings} tokens: raise"
+            f"none of the {len(table)} selected features fires on {job.config.features.min_firings} tokens: raise"
             " corpus.tokens or lower features.min_firings"
         )
 
 
-def choose(config: Config, inputs: dict[str, Path] | Any) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """The rows of selection.parquet from the folders of harvest and, where it is asked for, of reencode; and how many
-    latents have each status."""
+def choose(config: Config, inputs: Mapping[str, Path]) -> tuple[pa.Table, dict[str, int]]:
+    """selection.parquet from the folders of harvest and, where it is asked for, of reencode; and how many latents have
+    each status."""
     from autointerp.activations.evidence import firing_table
 
     firings, features = Firings(inputs["harvest"]), config.features
     table = firing_table(firings, features.min_firings)
     how = _chosen(config, table, inputs)
     why = {
-        "ok": None,
         "dead": f"never fires on {firings.info.n_tokens:,} tokens",
         "too_rare": f"fires on fewer than {features.min_firings} of {firings.info.n_tokens:,} tokens",
     }
-    rows = [
-        row | {"selected": how[row["feature"]], "failure": why[row["status"]]}
-        for row in table.iloc[sorted(how)].to_dict("records")
-    ]
-    return rows, table["status"].value_counts().to_dict()
+    numbers = sorted(how)
+    chosen = table.iloc[numbers]
+    columns = {name: pa.array(chosen[name]) for name in ("feature", "firings", "frequency", "max_activation", "status")}
+    columns["selected"] = pa.array([how[feature] for feature in numbers], pa.string())
+    columns["failure"] = pa.array([why.get(status) for status in chosen["status"]], pa.string())
+    form = schema("selection")
+    return pa.table({name: columns[name] for name in form.names}).cast(form), table["status"].value_counts().to_dict()
 
 
-def _chosen(config: Config, table: Any, inputs: dict[str, Path] | Any) -> dict[int, str]:
+def _chosen(config: Config, table: Any, inputs: Mapping[str, Path]) -> dict[int, str]:
     """Which features of `table` (of `firing_table`) are selected, and how each came among them."""
     import pandas as pd
 
@@ -78,18 +82,17 @@ def _chosen(config: Config, table: Any, inputs: dict[str, Path] | Any) -> dict[i
     return how
 
 
-def selected(folder: Path) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    return pq.read_table(folder / "selection.parquet").to_pylist()
+def selected(folder: Path) -> pa.Table:
+    return pq.read_table(folder / "selection.parquet")
 
 
 def ready(folder: Path) -> list[int]:
     """The selected features that fire often enough."""
-    import pyarrow.parquet as pq
+    return _fit(pq.read_table(folder / "selection.parquet", columns=["feature", "status"]))["feature"].to_pylist()
 
-    table = pq.read_table(folder / "selection.parquet", columns=["feature", "status"])
-    return table.filter(compute().equal(table["status"], "ok"))["feature"].to_pylist()
+
+def _fit(selection: pa.Table) -> pa.Table:
+    return selection.filter(compute().equal(selection["status"], "ok"))
 
 
 def amount(config: Config, use: Use, sizes: Sizes) -> Amount:

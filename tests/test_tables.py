@@ -1,0 +1,59 @@
+"""Tables that are written in parts, and explanations read as a mapping."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autointerp.stages.explained import Explained
+from autointerp.tables import FeatureRows, concat, write_rows
+
+TEXTS = st.none() | st.text(st.characters(codec="utf-8"), max_size=12)
+STATUSES = st.sampled_from(["ok", "failed", "not_composite"])
+
+
+def row(feature: int, text: str | None, status: str) -> dict[str, Any]:
+    return {"feature": feature, "explainer": "default", "explanation": text, "status": status, "failure": None}
+
+
+@given(st.dictionaries(st.integers(0, 10**6), st.tuples(TEXTS, STATUSES), max_size=30))
+def test_explanations_read_as_a_mapping_are_those_of_the_table(tmp_path_factory: Any, told: Any):
+    folder = tmp_path_factory.mktemp("explained")
+    rows = [row(feature, *each) for feature, each in told.items()]
+    write_rows(folder / "explanations.parquet", "explanations", rows)
+    explained = Explained(folder)
+    asked = {feature: text for feature, (text, status) in sorted(told.items()) if status != "not_composite"}
+    assert explained.features == list(asked)
+    assert dict(explained.texts) == {feature: text for feature, text in asked.items() if text}
+    assert list(explained.texts) == sorted(explained.texts)
+    assert all(feature not in explained.texts for feature in (-1, 10**6 + 1))
+
+
+def test_a_feature_without_an_explanation_has_the_reason_of_its_row(tmp_path: Path):
+    rows = [row(1, None, "failed") | {"failure": "it was cut"}, row(2, "the text a", "ok")]
+    write_rows(tmp_path / "explanations.parquet", "explanations", rows)
+    assert Explained(tmp_path).why_none(1) == "no explanation: it was cut"
+
+
+@given(st.lists(st.integers(0, 40), max_size=12), st.integers(1, 60))
+def test_parts_joined_hold_their_rows_in_order_in_few_row_groups(tmp_path_factory: Any, sizes: Any, group: int):
+    folder = tmp_path_factory.mktemp("parts")
+    features, files = iter(range(10**6)), []
+    for number, size in enumerate(sizes):
+        files.append(folder / f"part-{number:05d}.parquet")
+        extra = {"recall": 0.5} if number % 2 else {}
+        rows = [row(next(features), "x", "ok") | extra for _ in range(size)]
+        write_rows(files[-1], "explanations", rows, extra)
+    concat(files, "explanations", folder / "whole.parquet", group=group)
+    whole = pq.ParquetFile(folder / "whole.parquet")
+    assert whole.read(["feature"])["feature"].to_pylist() == list(range(sum(sizes)))
+    groups = [whole.metadata.row_group(i).num_rows for i in range(whole.num_row_groups)]
+    assert all(size >= group for size in groups[:-1])
+    assert 0 not in groups[1:]
+    wanted = {0, sum(sizes) // 2}
+    read = FeatureRows(folder / "whole.parquet").read(wanted, ["feature"])["feature"].to_pylist()
+    assert read == sorted(f for f in wanted if f < sum(sizes))
