@@ -130,6 +130,8 @@ def start(arguments: list[str], cache: Path, log: Path) -> int:
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0
+    except KeyboardInterrupt:  # before the command could catch it: what Python itself would end with
+        code = 130
     except BaseException as error:
         print(repr(error), flush=True)
         code = 99
