@@ -192,17 +192,18 @@ def write_stream(path: Path, name: str, rows: Iterable[Mapping[str, Any]], group
             writer.write_table(to_table(name, part))
 
 
-def concat(files: Sequence[Path], name: str, to: Path, group: int = _BATCH) -> None:
+def concat(files: Sequence[Path], name: str | None, to: Path, group: int = _BATCH) -> None:
     """Files of one table after each other as one file, columns united; empty where there is no file.
 
     Small files share a row group, of `group` rows or a few more; so many rows are in memory at a time. Columns beyond
-    the schema `name` are those that any of the files has; a row whose file lacks one has null there.
+    the schema `name`, where there is one, are those that any of the files has; a row whose file lacks one has null.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schemas = [pq.read_schema(file) for file in files]
-    united = pa.unify_schemas([schema(name), *schemas]).remove_metadata() if schemas else schema(name)
+    schemas = [*([] if name is None else [schema(name)]), *map(pq.read_schema, files)]
+    united = pa.unify_schemas(schemas, promote_options="permissive")
+    united = united.with_metadata(schemas[0].metadata if name is None else None)  # how pandas reads whole numbers
     waiting: list[pa.Table] = []
     with pq.ParquetWriter(to, united) as writer:
         for file in files:
@@ -222,7 +223,7 @@ def _united(rows: pa.Table, united: pa.Schema) -> pa.Table:
     for field in united:
         if field.name not in rows.column_names:
             rows = rows.append_column(field, pa.nulls(len(rows), field.type))
-    return rows.select(united.names).cast(united)
+    return rows.select(united.names).cast(united).replace_schema_metadata(united.metadata)
 
 
 def compute() -> Any:

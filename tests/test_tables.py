@@ -57,3 +57,18 @@ def test_parts_joined_hold_their_rows_in_order_in_few_row_groups(tmp_path_factor
     wanted = {0, sum(sizes) // 2}
     read = FeatureRows(folder / "whole.parquet").read(wanted, ["feature"])["feature"].to_pylist()
     assert read == sorted(f for f in wanted if f < sum(sizes))
+
+
+def test_a_column_that_only_a_later_part_has_is_in_the_whole_and_whole_numbers_stay_whole(tmp_path: Path):
+    import pandas as pd
+
+    first = pd.DataFrame({"feature": [0, 1], "n": pd.array([3, None], "Int64"), "why": [None, None]})
+    second = pd.DataFrame({"feature": [2], "n": pd.array([5], "Int64"), "why": ["cut"], "recall": [0.5]})
+    for name, frame in (("a", first), ("b", second)):
+        frame.to_parquet(tmp_path / name, index=False)
+    concat([tmp_path / "a", tmp_path / "b"], None, tmp_path / "whole.parquet")
+    whole = pd.read_parquet(tmp_path / "whole.parquet")
+    assert whole["n"].dtype == "Int64"
+    assert whole["n"].dropna().tolist() == [3, 5]
+    assert whole["why"].dropna().tolist() == ["cut"]
+    assert whole["recall"].dropna().tolist() == [0.5]

@@ -327,7 +327,7 @@ class LiveUsage:
         self._rows, self._parts = JournalRows(folder / "usage.jsonl"), 0
 
     def write(self) -> None:
-        write_stream(self._hidden / f"usage-{self._parts:06d}.parquet", "usage", self._rows)
+        write_stream(self._hidden / f"usage-{self._parts:06d}.parquet", "usage", self._rows, group=1 << 12)
         self._parts += 1
         parts = sorted(self._hidden.glob("usage-*.parquet"))
         write_atomically(self._folder / "usage.parquet", lambda path: concat(parts, "usage", path))

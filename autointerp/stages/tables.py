@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -83,10 +85,8 @@ def assemble(
             concat(files, table, path)
     write_of_branches(folders, out)
     write_of_union(folders, out)
-    features = _features(config, folders, out)
-    pq.write_table(features, out / "features.parquet")
-    counts = features["status"].value_counts().to_pylist()
-    return {"features": len(features), "status": {count["values"]: count["counts"] for count in counts}}
+    statuses = _write_features(config, folders, out)
+    return {"features": sum(statuses.values()), "status": dict(statuses)}
 
 
 def sources(folders: Mapping[str, Path], tables: Mapping[str, Sequence[str]]) -> dict[str, list[Path]]:
@@ -159,21 +159,30 @@ def _files(folder: Path, table: str) -> list[Path]:
     return [whole] if whole.is_file() else part_files(folder, table)
 
 
-def _features(config: Config, folders: Mapping[str, Path], out: Path) -> pa.Table:
-    """The rows of features.parquet. The first explainer of the config is the one a row shows."""
-    import pandas as pd
+def _write_features(config: Config, folders: Mapping[str, Path], out: Path) -> Counter[str]:
+    """Write features.parquet, a part after the other; returns how many features have each status. The first explainer
+    of the config is the one a row shows."""
 
-    features: Frame = pd.read_parquet(folders["select"] / "selection.parquet")
+    composites: Frame = None
     if "reencode" in folders and (folders["reencode"] / "composites.parquet").is_file():
-        features = features.merge(_composites(folders, out), on="feature", how="left")
-    else:
-        features["composite"] = features["constituents"] = None
+        composites = _composites(folders, out)
     scorers = [scorer.key for scorer in config.scorers]
-    parts = []
-    for start in range(0, len(features), _AT_ONCE):
-        part = explained_by(features[start : start + _AT_ONCE], out, config.explainers[0].key, scorers)
-        parts.append(pa.Table.from_pandas(part, preserve_index=False))
-    return pa.concat_tables(parts, promote_options="permissive")
+    statuses: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory(dir=out, prefix=".features-") as folder:
+        files = []
+        with pq.ParquetFile(folders["select"] / "selection.parquet") as selection:
+            for batch in selection.iter_batches(_AT_ONCE):
+                features: Frame = batch.to_pandas()
+                if composites is None:
+                    features["composite"] = features["constituents"] = None
+                else:
+                    features = features.merge(composites, on="feature", how="left")
+                part = explained_by(features, out, config.explainers[0].key, scorers)
+                statuses.update(part["status"])
+                files.append(Path(folder) / f"{len(files):05d}.parquet")
+                pq.write_table(pa.Table.from_pandas(part, preserve_index=False), files[-1])
+        concat(files, None, out / "features.parquet")
+    return statuses
 
 
 def explained_by(features: Frame, tables: Path, explainer: str, scorers: Sequence[str]) -> Frame:
