@@ -40,7 +40,7 @@ _TRIES = 32  # silent candidates drawn for each silent window wanted
 _RUN = 16  # tokens in a row that train and test may not share
 _SAME_PLACE = 64  # rows, at least, among which a random window's place in its document is matched
 _CHUNK_FIRINGS = 2_000_000  # firings in memory at once
-_ROW_GROUP = 2048  # contexts; a feature's are never split over row groups
+_ROW_GROUP = 4096  # contexts; a feature's are never split over row groups
 
 
 def sample_contexts(

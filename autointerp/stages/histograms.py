@@ -21,7 +21,7 @@ def uses(config: Config) -> Iterator[Use]:
 
 def work(job: Job) -> None:
     rows = counted(Firings(job.inputs["harvest"]), ready(job.inputs["select"]))
-    write_stream(job.folder / "histograms.parquet", "histograms", rows)
+    write_stream(job.folder / "histograms.parquet", "histograms", rows, group=1 << 12)
 
 
 def counted(firings: Firings, features: Sequence[int]) -> Iterator[dict[str, Any]]:
