@@ -1,6 +1,6 @@
-"""How quick `autointerp view` is on a large run: its first page, filters, one feature, and the memory of the server.
+"""How quick `autointerp view` is on a large run, and how large and quick the report of 500 features is.
 
-    python benchmarks/viewer.py [--features 131072] [--judgements 10000000] [--out FILE]
+    python benchmarks/viewer.py [--features 131072] [--judgements 10000000] [--out FILE] [--only-report]
 
 1. A run is planted as Parquet: features with two scorers, their controls and the ceiling, explanations of two
    explainers, judgements in the order in which the pipeline writes them, and eight contexts a feature.
@@ -9,12 +9,15 @@
 3. Filters, sorts and searches are each asked once, so that none is answered from memory. The last one searches all
    contexts, in the parts in which the page asks for them.
 4. Memory is the highest resident size that Linux saw of the server, with the slow parts of the overview made too.
+5. The self-contained report is written of another planted run of 500 features, with all measures, 50 windows of 32
+   tokens a feature, neighbours and logits. Chromium opens it three times; medians are told.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,9 +37,11 @@ import pyarrow.parquet as pq
 from autointerp.tables import schema
 
 LIMITS = {"first page, seconds": 1.0, "filter, seconds": 0.2, "memory, GB": 1.0}
+REPORT_LIMITS = {"size, MB": 5.0, "to interactive, seconds": 1.0}
+REPORT = 500  # features of the report, each with as many windows, of as many tokens, as a run of the defaults shows
+SHOWN, LONG = 50, 32
 SCORERS = ("detection", "fuzzing")
-CONTEXTS = 8  # of a feature
-WINDOW = 20
+CONTEXTS, WINDOW = 8, 20  # of a feature, and tokens of each
 GROUP = 1 << 15  # rows of a row group
 CONTEXT = pa.schema({
     **dict.fromkeys(("feature", "example"), pa.int32()), **dict.fromkeys(("split", "kind"), pa.string()),
@@ -58,7 +63,7 @@ FILTERS = (
 # --- the run ----------------------------------------------------------------------------------
 
 
-def plant(folder: Path, features: int, judgements: int) -> None:
+def plant(folder: Path, features: int, judgements: int, contexts: int = CONTEXTS, window: int = WINDOW) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     values = {scorer: rng.beta(6, 3, features) for scorer in SCORERS}
@@ -66,7 +71,9 @@ def plant(folder: Path, features: int, judgements: int) -> None:
     _write_features(folder, rng, values, texts)
     _write_scores(folder, rng, values, texts)
     _write_judgements(folder, rng, features, judgements)
-    _write_contexts(folder, rng, features)
+    _write_contexts(folder, rng, features, contexts, window)
+    if features <= REPORT:
+        _write_effects(folder, rng, features)
     (folder / "config.yaml").write_text(
         "name: planted\nseed: 0\nsubject: {model: m, hook: h}\ncorpus: {source: s, tokens: 1000000}\nsae: {load: x}\n"
         "llm: {model: judge}\nexplainers: [{name: default}, {name: token_stats}]\n"
@@ -122,6 +129,9 @@ def _write_scores(folder: Path, rng: np.random.Generator, values: dict[str, np.n
                     row = {"feature": np.arange(n), "explainer": explainer, "scorer": scorer, "control": control,
                            "value": shown, "low": shown - 0.1, "high": shown + 0.1, "n_scored": 38, "n_unscored": 0,
                            "base_rate": 0.5, "chance": 0.5, "corrected": 2 * shown - 1}  # fmt: skip
+                    if n <= REPORT:  # a real row has all measures
+                        measures = [f.name for f in schema("scores") if pa.types.is_floating(f.type)]
+                        row = dict.fromkeys(measures, rng.random(n)) | row
                     writer.write_table(_table(schema("scores"), n, row), GROUP)
 
 
@@ -145,22 +155,53 @@ def _write_judgements(folder: Path, rng: np.random.Generator, features: int, row
                 writer.write_table(_table(schema("judgements"), n, row), GROUP)
 
 
-def _write_contexts(folder: Path, rng: np.random.Generator, features: int) -> None:
-    words = pa.array([f" word{i}" for i in range(5_000)])
+def _write_contexts(folder: Path, rng: np.random.Generator, features: int, each: int, window: int) -> None:
+    shown = each > CONTEXTS  # in the report: near misses too, and tokens as long as an English text's
+    words = pa.array([f" {_word(i)}" if shown else f" word{i}" for i in range(5_000)])
     with pq.ParquetWriter(folder / "contexts.parquet", CONTEXT) as writer:
         for start in range(0, features, 1 << 12):
-            n = (min(start + (1 << 12), features) - start) * CONTEXTS
-            tokens = words.take(pa.array(rng.integers(0, len(words), n * WINDOW)))
-            offsets = pa.array(np.arange(0, n * WINDOW + 1, WINDOW, dtype=np.int32))
-            activations = pa.array(np.maximum(rng.normal(0, 1, n * WINDOW), 0).astype(np.float32))
-            example = np.arange(n) % CONTEXTS
+            n = (min(start + (1 << 12), features) - start) * each
+            tokens = words.take(pa.array(rng.integers(0, len(words), n * window)))
+            offsets = pa.array(np.arange(0, n * window + 1, window, dtype=np.int32))
+            fires = np.where(rng.random(n * window) < 0.1, rng.gamma(2, 2, n * window), 0)
+            activations = pa.array(fires.astype(np.float32))
+            example = np.arange(n) % each
             row = {
-                "feature": start + np.arange(n) // CONTEXTS, "example": example, "kind": "activating",
-                "split": pa.array(np.where(example % 2, "test", "train")), "quantile": example % 5,
+                "feature": start + np.arange(n) // each, "example": example,
+                "kind": pa.array(np.where((example % 6 == 5) & shown, "near", "activating")),
+                "split": pa.array(np.where(example % 2, "test", "train")),
+                "quantile": pa.array(example % 5, mask=(example % 6 == 5) & shown),
                 "document": example, "position": 0, "tokens": pa.ListArray.from_arrays(offsets, tokens),
                 "activations": pa.ListArray.from_arrays(offsets, activations),
             }  # fmt: skip
             writer.write_table(_table(CONTEXT, n, row), 2_048)
+
+
+def _word(number: int) -> str:
+    """Of three or four letters."""
+    return "".join(chr(97 + number // 26**place % 26) for place in range(3)) + "s" * (number % 2)
+
+
+def _write_effects(folder: Path, rng: np.random.Generator, features: int) -> None:
+    """Ten decoder neighbours and twenty tokens of each feature."""
+    feature = np.repeat(np.arange(features), 10)
+    near = {
+        "feature": feature,
+        "neighbour": rng.integers(0, features, len(feature)),
+        "rank": np.arange(len(feature)) % 10,
+    }
+    row = near | {"cosine": rng.random(len(feature))}
+    pq.write_table(_table(schema("neighbours"), len(feature), row), folder / "neighbours.parquet")
+    feature = np.repeat(np.arange(features), 20)
+    place = np.arange(len(feature)) % 20
+    row = {
+        "feature": feature,
+        "direction": pa.array(np.where(place < 10, "up", "down")),
+        "rank": place % 10,
+        "token": pa.array([f" word{i}" for i in rng.integers(0, 5000, len(feature))]),
+        "weight": rng.normal(size=len(feature)),
+    }
+    pq.write_table(_table(schema("logits"), len(feature), row), folder / "logits.parquet")
 
 
 def _table(full: pa.Schema, n: int, columns: dict[str, Any]) -> pa.Table:
@@ -246,17 +287,77 @@ def _searched(address: str) -> Iterator[float]:
         yield seconds
 
 
+# --- the report -------------------------------------------------------------------------------
+
+
+def measure_report(run: Path) -> dict[str, Any]:
+    """Size of the page, and in Chromium the seconds until it answers: from asking for the file to a filled count of the
+    features, which its script writes when all listens. The details of the features are parsed after that."""
+    from autointerp.report import write_report
+
+    started = time.perf_counter()
+    file = write_report(run)
+    written = time.perf_counter() - started
+    opened, parsed, first, again = (median(times) for times in zip(*(_opened(file) for _ in range(3))))
+    figures = {"size, MB": file.stat().st_size / 1e6, "to interactive, seconds": opened}
+    return {
+        "bars": {name: {"value": round(figures[name], 3), "limit": limit, "met": figures[name] <= limit}
+                 for name, limit in REPORT_LIMITS.items()},
+        "features": REPORT,
+        "to write, seconds": round(written, 2),
+        "until all is parsed, seconds": round(parsed, 3),
+        "first search of contexts, seconds": round(first, 3),
+        "a search after it, seconds": round(again, 3),
+    }  # fmt: skip
+
+
+def _opened(file: Path) -> tuple[float, float, float, float]:
+    """Seconds until the page answers, until it is parsed, of its first search and of another: in its own browser."""
+    from playwright.sync_api import sync_playwright
+
+    asked = """([text]) => { const before = performance.now(), search = document.getElementById('search');
+        search.value = text; search.dispatchEvent(new Event('input'));
+        return [(performance.now() - before) / 1000, document.getElementById('count').textContent]; }"""
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page()
+        page.add_init_script("""new MutationObserver((_, seen) => {
+            if (!document.getElementById('count')?.textContent) return;
+            window.answered = performance.now(); seen.disconnect();
+        }).observe(document, {childList: true, subtree: true})""")
+        page.goto(file.as_uri())
+        opened = page.evaluate("window.answered") / 1000
+        parsed = page.evaluate("performance.getEntriesByType('navigation')[0].domComplete") / 1000
+        searches = [page.evaluate(asked, [text]) for text in (f"{_word(77)} ", f"{_word(4321)} ")]
+        browser.close()
+    for _, count in searches:
+        if not 0 < int(count.split()[0]) < REPORT:
+            raise SystemExit(f"the search chose {count}: contexts are not searched")
+    return opened, parsed, searches[0][0], searches[1][0]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--features", type=int, default=131_072)
     parser.add_argument("--judgements", type=int, default=10_000_000)
     parser.add_argument("--out", type=Path, default=Path("results/reference/viewer.json"))
+    parser.add_argument(
+        "--only-report", action="store_true", help="and leave the other figures of the file as they are"
+    )
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
+        small = Path(scratch) / "report"
+        plant(small, REPORT, 80 * REPORT, SHOWN, LONG)
+        report = measure_report(small)
+        if wanted.only_report:
+            result = json.loads(wanted.out.read_text()) | {"report": report}
+            wanted.out.write_text(json.dumps(result, indent=1) + "\n")
+            print(json.dumps(report, indent=1))
+            return
         run = Path(scratch) / "planted"
         plant(run, wanted.features, wanted.judgements)
         tables = {file.stem: pq.read_metadata(file).num_rows for file in sorted(run.glob("*.parquet"))}
-        result = {"command": "python benchmarks/viewer.py", "rows": tables, **measure(run)}
+        result = {"command": "python benchmarks/viewer.py", "rows": tables, **measure(run), "report": report}
     wanted.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from autointerp.report.charts import Histogram, activations
-from autointerp.report.figures import numbers
+from autointerp.report.figures import CEILINGS, numbers
 from autointerp.report.folder import RunFolder
 from autointerp.report.labels import NOTHING, ByHand, read_labels
+from autointerp.report.plane import Member, members_of
 from autointerp.report.text import note, number, visible
 from autointerp.report.tree import Latent, Part, trees
 from autointerp.tables import compute
@@ -43,10 +45,13 @@ class ScoreRow:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What that scorer says beyond its value."""
-        return {k: v for k, v in self.row.items() if k not in _SCORE_KEYS and isinstance(v, float)}
+        """What that scorer says beyond its value: each measure once. By kind, by quantile, calibrated and so on it
+        stands in scores.parquet, where there are fifty of them."""
+        named = (name for name in self.row if name not in _SCORE_KEYS and not _VARIANT.search(name))
+        return {name: self.row[name] for name in named if isinstance(self.row[name], float)}
 
 
+_VARIANT = re.compile(r"^natural_rate|_(low|high|chance|random|near|natural|counted|calibrated|q\d+)(_|$)")
 _SCORE_KEYS = {
     *("feature", "explainer", "scorer", "control", "value", "low", "high"),
     *("n_scored", "n_unscored", "base_rate", "failure"),
@@ -80,9 +85,24 @@ class FeatureView:
     activity: Histogram | None = None  # of all its firings; None where the run kept none
     by_hand: ByHand = NOTHING
 
+    def scores_of(self, explainer: str) -> list[ScoreRow]:
+        """An explainer's scores; what reads no explanation and came out the same is told of the first alone."""
+        told = {(s.scorer, s.row["value"]) for s in self.scores if s.explainer == self.explanations[0]["explainer"]}
+        first = explainer == self.explanations[0]["explainer"]
+        return [
+            s
+            for s in self.scores
+            if s.explainer == explainer
+            and (first or s.scorer not in CEILINGS or (s.scorer, s.row["value"]) not in told)
+        ]
+
     def members(self) -> list[int]:
         """The other latents of the subspace that it shares; none where it shares none."""
         return [latent for latent in (self.composite or {}).get("members") or () if latent != self.row["feature"]]
+
+    def plane(self) -> list[Member]:
+        """The members of that subspace with it, where they lie in the plane that holds most of it."""
+        return members_of(self.composite or {})
 
     def evidence(self) -> list[str]:
         """What stands beside the label of a composite, each figure with its controls, a line each."""
@@ -218,7 +238,7 @@ def _add_windows(run: RunFolder, views: dict[int, FeatureView], per_quantile: in
     chosen, counts = _strongest(contexts, per_quantile)
     for (owner, kind, quantile), count in counts.items():
         views[owner].n_windows[kind, quantile] = count
-    mistakes = _mistakes(run, views)
+    mistakes = _mistakes(run, views, min(SURE_ERRORS, max(per_quantile, 2)))
     feature, example = (contexts[name].to_pylist() for name in ("feature", "example"))
     place = {key: i for i, key in enumerate(zip(feature, example))}
     missed = [place[m["feature"], m["example"]] for m in mistakes if (m["feature"], m["example"]) in place]
@@ -275,7 +295,7 @@ def binary(judgements: pa.Table) -> pa.Table:
     return judgements.filter(keep)
 
 
-def _mistakes(run: RunFolder, views: dict[int, FeatureView]) -> list[dict[str, Any]]:
+def _mistakes(run: RunFolder, views: dict[int, FeatureView], most: int) -> list[dict[str, Any]]:
     """The surest wrong judgements of each feature's shown explanation; counts all of them in the views."""
     judgements = run.read("judgements", [*JUDGED, "probability", "status"], views)
     if judgements is None:
@@ -289,7 +309,7 @@ def _mistakes(run: RunFolder, views: dict[int, FeatureView]) -> list[dict[str, A
     for m in wrong:
         view = views[m["feature"]]
         view.n_mistakes += 1
-        if view.n_mistakes <= SURE_ERRORS:
+        if view.n_mistakes <= most:
             chosen.append(m)
     return chosen
 

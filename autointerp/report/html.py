@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 SHEETS = ("report.css", "tables.css", "feature.css")
 PAGES = 500  # features with a page of their own
 BEST, WORST = 0.4, 0.3  # shares of PAGES, where there are more features; the rest is drawn at random
-_MOST_WINDOWS = 12_000  # activating windows of the page, so that it stays at a few megabytes
+_MOST_TOKENS = 200_000  # of the windows of the page, some ten bytes each, so that it stays below 5 MB
 
 
 def write_report(run: str | Path, out: str | Path | None = None, *, done: bool = False) -> Path:
@@ -60,8 +60,9 @@ def page_of(run: RunFolder) -> str:
     """The whole page."""
     script = text_of("report.js")
     shown, how_chosen = _with_pages(run.features)
-    quantiles = (run.config.get("contexts") or {}).get("quantiles") or 5
-    per_quantile = max(1, min(4, _MOST_WINDOWS // (quantiles * max(len(shown), 1))))
+    contexts = run.config.get("contexts") or {}
+    each = ((contexts.get("quantiles") or 5) + 1) * (contexts.get("window") or 32)  # and near misses
+    per_quantile = max(1, min(4, _MOST_TOKENS // (each * max(len(shown), 1))))
     views = gather(run, shown["feature"].to_pylist(), per_quantile)
     scores, summary = overview.scores_of(run), summarise(run.features)
     ranges = ranges_of(run.features)

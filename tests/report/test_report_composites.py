@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from synthetic import write_run
 
 from autointerp.report import RunFolder, show, write_report
+from autointerp.report.plane import members_of
 from autointerp.report.tables import lay_out
 
 
@@ -124,3 +126,25 @@ def test_a_week_is_drawn_as_a_circle_with_what_its_days_are(run: Path, tmp_path:
     assert len(radii) == 7
     assert max(radii) - min(radii) < 5  # characters
     assert "feature 17: words about topic 2" in text
+    page = write_report(other, tmp_path / "week.html").read_text()
+    plane = page[page.index('<svg class="plane"') :].partition("</svg>")[0]
+    assert [int(number) for number in re.findall(r">(\d+)</text>", plane)] == [m.feature for m in members_of(shared)]
+    at = [(float(x), float(y)) for x, y in re.findall(r'cx="([-\d.]+)" cy="([-\d.]+)"', plane)]
+    assert np.allclose(np.hypot(*np.array(at).T), 1, atol=0.002)
+    assert "<title>17: words about topic 2" in plane
+    assert plane.count('class="own"') == 1
+    assert '<a href="#f17">' in plane
+
+
+def test_of_a_crowded_subspace_the_page_names_forty_and_draws_all(run: Path, tmp_path: Path):
+    members = [10, *range(1000, 1200)]
+    crowd = {"feature": 10, "label": "subspace", "rank": 3, "members": members, "circular": False,
+             "places": np.random.default_rng(0).normal(size=402).tolist(), "constituents": []}  # fmt: skip
+    other = shutil.copytree(run, tmp_path / "crowd")
+    pq.write_table(pa.Table.from_pylist([crowd]), other / "composites.parquet")
+    page = write_report(other, tmp_path / "crowd.html").read_text()
+    plane = page[page.index('<svg class="plane"') :].partition("</svg>")[0]
+    assert plane.count("</text>") == 41
+    assert ">10</text>" in plane
+    assert plane.count("h0") == 160
+    assert "with 200 others" in page

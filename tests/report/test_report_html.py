@@ -109,7 +109,7 @@ def test_a_folder_where_a_file_belongs_is_told_and_a_new_folder_is_made(tmp_path
 def test_a_page_of_many_features_stays_small_and_says_what_it_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = write_run(tmp_path / "many", features=60, windows=2)
     monkeypatch.setattr("autointerp.report.html.PAGES", 50)
-    monkeypatch.setattr("autointerp.report.html._MOST_WINDOWS", 300)
+    monkeypatch.setattr("autointerp.report.html._MOST_TOKENS", 6_000)
     text = write_report(run, tmp_path / "page.html").read_text()
     assert "at most 1 windows" in text
     assert (

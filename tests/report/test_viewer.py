@@ -160,7 +160,6 @@ def test_no_get_changes_the_folder_and_no_address_writes_but_labels(own: Path):
         "/try?text=a",
         "/standing",
         "/label/3",
-        "/plane/3",
         "/nothing",
     ]:
         for method in ("GET", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"):

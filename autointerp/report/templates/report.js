@@ -1,5 +1,6 @@
 "use strict";
-// Sorts and filters the table, and opens a feature's details below its row.
+// Sorts and filters the table, and opens a feature's details below its row. It runs before the details are parsed, which
+// stand after it and are most of the page.
 const body = document.querySelector("#table tbody");
 const rows = [...body.querySelectorAll("tr[id]")];
 const heads = [...document.querySelectorAll("#table th button")];
@@ -53,6 +54,7 @@ const texts = new Map();
 function contexts(row) {
   if (!texts.has(row)) {
     const template = document.getElementById("t" + row.id.slice(1));
+    if (!template && document.readyState === "loading") return ""; // not there yet: filtered again when it is
     texts.set(row, [...template?.content.querySelectorAll(".win .text") ?? []].map((text) => text.textContent).join("\n").toLowerCase());
   }
   return texts.get(row);
@@ -107,4 +109,7 @@ for (const control of [search, status, label]) control?.addEventListener("input"
 document.getElementById("filters").addEventListener("submit", (event) => event.preventDefault());
 addEventListener("hashchange", follow);
 filter();
-follow();
+addEventListener("DOMContentLoaded", () => {
+  if (search.value) filter();
+  follow();
+});

@@ -61,7 +61,6 @@ class _Viewer:
         routes = [Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()]
         routes += [
             Route("/try", self.tried, methods=["POST"]),
-            Route("/plane/{feature:int}", self.plane, methods=["POST"]),
             Route("/label/{feature:int}", self.label, methods=["POST"]),
         ]
         handlers = {AutointerpError: self.failed, HTTPException: self.absent, Exception: _broken}
@@ -127,10 +126,6 @@ class _Viewer:
         body = await _object(request)
         feature, text = _number(str(body.get("feature") or "")), str(body.get("text") or "")
         return HTMLResponse(await run_in_threadpool(pages.tried, self._place(request), self._loaded, text, feature))
-
-    async def plane(self, request: Request) -> Response:
-        feature = request.path_params["feature"]
-        return HTMLResponse(await run_in_threadpool(pages.plane_part, self._place(request), self._loaded, feature))
 
     async def label(self, request: Request) -> Response:
         body, feature = await _object(request), request.path_params["feature"]

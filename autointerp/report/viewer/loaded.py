@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -64,19 +63,6 @@ class Loaded:
             for latent, values in by_latent.items()
         ]
         return tokens, sorted(fired, key=lambda each: (-each.peak, each.latent))
-
-    def plane(self, latents: Sequence[int]) -> tuple[list[tuple[float, float]], float]:
-        """Where the unit decoder rows of `latents` lie in the plane that holds most of them (their first two principal
-        axes through 0), and the share of their squares that it holds."""
-        import torch
-
-        with self._lock, torch.inference_mode():
-            rows = self._sae.W_dec[list(latents)].float().cpu()
-            rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
-            _, sizes, axes = torch.linalg.svd(rows, full_matrices=False)
-            places = rows @ axes[:2].T
-            share = float(sizes[:2].square().sum() / sizes.square().sum())
-        return [(float(x), float(y)) for x, y in places.tolist()], share
 
     @cached_property
     def _run(self) -> RunFolder:

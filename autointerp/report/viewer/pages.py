@@ -253,25 +253,6 @@ def judged_part(place: Place, feature: int) -> str:
     return render("view_judged.html.j2", groups=judgements_of(run, feature), highest=highest)
 
 
-def plane_part(place: Place, loaded: Loaded, feature: int) -> str:
-    """The subspace that a feature shares, drawn. Raises ConfigError where it shares none."""
-    run = place.viewed.now().run
-    rows = run.rows("composites", [feature])
-    members = list((rows[0].get("members") if rows else None) or ())
-    if not members:
-        raise ConfigError(f"feature {feature} shares no subspace")
-    places, share = loaded.plane(members)
-    notes = notes_of(run, members)
-    return render(
-        "view_plane.html.j2",
-        points=[(latent, x, y) for latent, (x, y) in zip(members, places)],
-        own=feature,
-        share=share,
-        notes=notes,
-        address=lambda other: place.feature(other) if other in notes else None,
-    )
-
-
 # --- two runs, and a text ---------------------------------------------------------------------
 
 

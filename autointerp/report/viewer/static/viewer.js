@@ -84,23 +84,7 @@ function onKey(event) {
   }
 }
 
-// What takes long is drawn when it is asked for.
-async function post(button) {
-  const place = button.parentElement;
-  button.disabled = true;
-  button.textContent = "loading the SAE …";
-  const answer = await fetch(button.dataset.post, {
-    method: "POST", headers: { "content-type": "application/json", accept: "application/json" }, body: "{}",
-  }).catch((error) => ({ ok: false, json: () => ({ error: error.message }) }));
-  if (answer.ok) place.innerHTML = await answer.text();
-  else place.textContent = (await answer.json()).error;
-}
-
 addEventListener("keydown", onKey);
-document.querySelector("main").addEventListener("click", (event) => {
-  const button = event.target.closest("button[data-post]");
-  if (button) post(button);
-});
 document.getElementById("keys").addEventListener("click", () => document.getElementById("help").showModal());
 document.querySelector("main").addEventListener("change", (event) => {
   const form = event.target.closest("form[data-submit-on-change]");
