@@ -264,7 +264,7 @@ class ExecutorConfig(Section):
     num_gpus: float | None = Field(default=None, ge=0)  # GPUs of a worker; None: 1 where the cluster has any, else 0
     num_cpus: float = Field(default=1, gt=0)  # processor cores of a worker
     max_workers: int | None = Field(default=None, ge=1)  # None: as many as the cluster has room for
-    shard_tokens: int = Field(default=2_000_000, ge=1)  # text in a shard, at most: what a lost worker can cost
+    shard_tokens: int = Field(default=500_000, ge=1)  # text in a shard, at most: what a lost worker can cost
 
 
 class TrackingConfig(Section):

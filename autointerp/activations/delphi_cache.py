@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from autointerp.activations.harvest import Harvest, harvest_triples, merge_shards, shard_path, text_shards
 from autointerp.artifacts import Corpus, CorpusInfo
@@ -59,9 +61,7 @@ def read_firings(folder: Path, wanted: Harvest, out: Path) -> None:
     merge_shards(wanted, out, len(shards))
 
 
-def _firings(
-    folder: Path, wanted: Harvest, first: int, last: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _firings(folder: Path, wanted: Harvest, first: int, last: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """(latent, position in the shard, value) of the rows [first, last), file by file."""
     context = wanted.corpus.info.context
     for file in _files(folder):
@@ -75,7 +75,8 @@ def _firings(
                 f"{file} has the latent {latent.max()}, the SAE has {wanted.n_latents}: name its own SAE"
             )
         here = (where[:, 0] >= first) & (where[:, 0] < last) & (where[:, 1] >= wanted.skip) & (value > 0)
-        yield latent[here], (where[here, 0] - first) * context + where[here, 1], value[here].astype(np.float32)
+        position = (where[here, 0] - first) * context + where[here, 1]
+        yield tuple(map(torch.from_numpy, (latent[here], position, value[here].astype(np.float32))))  # type: ignore[misc]
 
 
 def _files(folder: Path) -> list[Path]:

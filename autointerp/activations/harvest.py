@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autointerp.activations.outliers import is_outlying
-from autointerp.artifacts import Corpus, FiringsInfo, write_atomically
+from autointerp.artifacts import Corpus, FiringsInfo, save_shard, write_atomically
 from autointerp.errors import AutointerpError
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
     Activations = Callable[[Tensor], Tensor]  # token ids [b, s] int64 -> activations [b, s, d]
     EncodeSparse = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # [m, d] -> token index, latent, value: [n] each
+    Triple = tuple[Tensor, Tensor, Tensor]  # latent, position in the shard, value above 0: [n] each
 
-HALF_MAX = 6e4  # above it a shard keeps float32: float16 ends at 65,504
-SHARD_TOKENS = 2_000_000
+SHARD_TOKENS = 500_000
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def harvest(
     """Write the `Firings` of `corpus` into `folder`; go on where an earlier call was killed.
 
     A latent fires where its value is above 0. Memory: one shard of at most `shard_tokens` tokens, about 24 bytes a
-    firing. Disk: 6 bytes a firing (8 where a value is above `HALF_MAX`). `bar` advances by tokens, BOS included. The
+    firing. Disk: 4 bytes a firing (`artifacts.save_shard`). `bar` advances by tokens, BOS included. The
     other arguments are those of `Harvest`. A shard whose file is there and covers the same rows is not made again.
 
     Raises AutointerpError where the subject's activations are not finite.
@@ -130,9 +130,7 @@ def harvest_shard(wanted: Harvest, first: int, last: int, path: Path, bar: Progr
     _shard_of(wanted, first, last, path, _batches(wanted, first, last, outlying, bar), outlying)
 
 
-def harvest_triples(
-    wanted: Harvest, first: int, last: int, path: Path, batches: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]
-) -> None:
+def harvest_triples(wanted: Harvest, first: int, last: int, path: Path, batches: Iterator[Triple]) -> None:
     """`harvest_shard` of known firings: (latent, position in the shard, value), batch by batch in any order."""
     _shard_of(wanted, first, last, path, batches, [])
 
@@ -142,7 +140,7 @@ def _shard_of(
     first: int,
     last: int,
     path: Path,
-    batches: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    batches: Iterator[Triple],
     outlying: list[np.ndarray],
 ) -> None:
     start, stop = int(wanted.corpus.offsets[first]), int(wanted.corpus.offsets[last])
@@ -164,9 +162,7 @@ def merge_shards(wanted: Harvest, folder: Path, n_shards: int) -> None:
     write_atomically(folder / "firings.json", lambda path: path.write_text(json.dumps(asdict(info), indent=2)))
 
 
-def _batches(
-    wanted: Harvest, first: int, last: int, outlying: list[np.ndarray], bar: Progress
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _batches(wanted: Harvest, first: int, last: int, outlying: list[np.ndarray], bar: Progress) -> Iterator[Triple]:
     """(latent, position in the shard, value) of the firings of the rows [first, last), batch by batch; `outlying` gets
     the positions of what is left out for its norm."""
     import numpy as np
@@ -201,7 +197,8 @@ def _batches(
                 if not torch.isfinite(acts.sum(dtype=torch.float32)):
                     raise AutointerpError(f"activations at {wanted.hook} are not finite: set subject.dtype to float32")
                 acts, kept, apart = _usual(wanted, acts, kept)
-                outlying.append(position.ravel()[apart])
+                if len(apart):
+                    outlying.append(position.ravel()[apart])
                 index, latent, value = wanted.encode_sparse(acts)
                 fires = value > 0
                 if wanted.contextual:  # the SAE saw BOS and padding, which only what comes after can depend on
@@ -209,8 +206,7 @@ def _batches(
                 if not bool(fires.all()):
                     index, latent, value = index[fires], latent[fires], value[fires]
                 places = position.ravel() if wanted.contextual else position.ravel()[kept]
-                where = places[index.cpu().numpy()]
-                yield latent.cpu().numpy().astype(np.int64), where, value.float().cpu().numpy()
+                yield latent, torch.from_numpy(places).to(index.device)[index], value
         bar.advance(int(lengths[rows].sum()))
 
 
@@ -231,7 +227,7 @@ def _usual(wanted: Harvest, acts: Tensor, kept: np.ndarray) -> tuple[Tensor, np.
 
 def _write_shard(
     path: Path,
-    batches: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    batches: Iterator[Triple],
     outlying: list[np.ndarray],
     n_latents: int,
     start: int,
@@ -240,48 +236,62 @@ def _write_shard(
 ) -> None:
     """Sort the firings by latent, then position, and write them.
 
-    One in-place sort of 64-bit integers that hold latent, position and float16 value side by side is
-    several times faster than sorting indices and gathering by them, and needs no second copy. `outlying`, positions
-    in the shard, is whole once all batches are read.
+    One in-place sort of 64-bit integers that hold latent, position and float16 value side by side is several times
+    faster than sorting indices and gathering by them. `outlying`, positions in the shard, is whole once all batches
+    are read.
     """
     import numpy as np
-    from safetensors.numpy import save_file
 
     shift = max(stop - start, 1).bit_length()
-    keys: list[np.ndarray] = []
-    values: list[np.ndarray] = []
+    if n_latents.bit_length() + shift + 16 >= 64:
+        raise AutointerpError(f"{n_latents} latents and {stop - start} tokens do not fit one shard: lower shard_tokens")
+    parts: list[np.ndarray] = []
+    large: list[tuple[np.ndarray, np.ndarray]] = []
     for latent, position, value in batches:
-        keys.append(latent << shift | position)
-        values.append(value)
-    n = sum(map(len, keys))
-    highest = max((float(value.max()) for value in values if len(value)), default=0.0)
-    packed = highest <= HALF_MAX and n_latents.bit_length() + shift + 16 < 64
-    key = np.empty(n, np.int64)
-    at = n
-    while keys and packed:  # batch by batch, so that the lists shrink as `key` fills
-        part, value = keys.pop(), values.pop()
-        half = np.maximum(value.astype(np.float16), np.float16(6e-8))  # what fires stays above 0
-        key[at - len(part) : at] = part << 16 | half.view(np.uint16)
+        parts.append(_packed(latent, position, value, shift, large))
+    key = np.empty(sum(map(len, parts)), np.int64)
+    at = len(key)
+    while parts:  # batch by batch, so that the list shrinks as `key` fills
+        part = parts.pop()
+        key[at - len(part) : at] = part
         at -= len(part)
-    if packed:
-        key.sort()
-        activation = key.astype(np.uint16).view(np.float16)  # the cast keeps the low 16 bits
-        key >>= 16
-    else:
-        np.concatenate([key[:0], *keys], out=key)
-        order = np.argsort(key)
-        key, activation = key[order], np.concatenate([np.zeros(0, np.float32), *values])[order]
+    key.sort()
+    activation = key.astype(np.uint16).view(np.float16)  # the cast keeps the low 16 bits
+    key >>= 16
     indptr = key.searchsorted(np.arange(n_latents + 1, dtype=np.int64) << shift)
     key &= (1 << shift) - 1
-    key += start
-    position = key.astype(np.int32 if stop < 2**31 else np.int64)
+    position = key.astype(np.int32 if shift < 32 else np.int64)
     del key
-    tensors = {"indptr": indptr.astype(np.int64), "position": position, "activation": activation}
-    if any(map(len, outlying)):
-        tensors["outlying"] = np.sort(np.concatenate(outlying)).astype(np.int64) + start
+    apart = np.sort(np.concatenate(outlying)).astype(np.int64) + start if outlying else None
     # Of several entries the writer would draw the order anew in each process, and with it the file's hash.
     metadata = {"covers": covers}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+    values = _in_order(large)
+    save_shard(path, indptr, position, activation, start=start, large=values, outlying=apart, metadata=metadata)
+
+
+def _packed(
+    latent: Tensor, position: Tensor, value: Tensor, shift: int, large: list[tuple[np.ndarray, np.ndarray]]
+) -> np.ndarray:
+    """latent, position and float16 value in one integer each; `large` gets (latent and position, value) of those that
+    float16 cannot hold, which are infinite in it. The tensors given are used up."""
+    import torch
+
+    key = latent.to(torch.int64).bitwise_left_shift_(shift).bitwise_or_(position)
+    half = value.to(torch.float16).clamp_(min=6e-8)  # what fires stays above 0
+    if len(half) and bool(torch.isinf(half.max())):
+        over = torch.isinf(half)
+        large.append((key[over].cpu().numpy(), value[over].float().cpu().numpy()))
+    return key.bitwise_left_shift_(16).bitwise_or_(half.view(torch.int16)).cpu().numpy()
+
+
+def _in_order(large: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray | None:
+    """The values in the order of their latents and positions."""
+    import numpy as np
+
+    if not large:
+        return None
+    keys, values = (np.concatenate(part) for part in zip(*large))
+    return values[np.argsort(keys)]
 
 
 def _covers(path: Path) -> str | None:
@@ -313,9 +323,11 @@ def _summarise(path: Path, counts: np.ndarray, peaks: np.ndarray) -> int:
     counts += firings
     fired = np.flatnonzero(firings)
     if len(fired):
-        bits = activation.view(np.uint16 if activation.dtype == np.float16 else np.uint32)  # positive floats order so
-        top = np.maximum.reduceat(bits, indptr[:-1][fired]).view(activation.dtype)
-        peaks[fired] = np.maximum(peaks[fired], top)
+        top = np.maximum.reduceat(activation.view(np.uint16), indptr[:-1][fired]).view(np.float16)  # order as bits do
+        within = np.where(np.isinf(top), 0, top)
+        peaks[fired] = np.maximum(peaks[fired], within)
+    if "large" in shard:
+        np.maximum.at(peaks, indptr.searchsorted(shard["large_at"], side="right") - 1, shard["large"])
     return len(shard.get("outlying", ()))
 
 

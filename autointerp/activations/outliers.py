@@ -34,10 +34,17 @@ class Outliers:
 
 
 def is_outlying(x: Tensor, threshold: float) -> Tensor:
-    """[…, d] -> […] bool: norm above `threshold`. In float64, so that no batching decides a close case."""
+    """[…, d] -> […] bool: norm above `threshold`. A close case is taken in float64: no batching decides it."""
     import torch
 
-    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64) > threshold
+    if x.dtype != torch.float32:
+        return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64) > threshold
+    norms = torch.linalg.vector_norm(x, dim=-1)
+    outlying = norms > threshold
+    close = (norms - threshold).abs() < 1e-3 * threshold
+    if bool(close.any()):
+        outlying[close] = torch.linalg.vector_norm(x[close], dim=-1, dtype=torch.float64) > threshold
+    return outlying
 
 
 def find_outliers(rows: NDArray[np.floating], multiple: float) -> tuple[Outliers, NDArray[np.int64]]:

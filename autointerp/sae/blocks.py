@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NUMBERS = {"cpu": 1 << 24, "cuda": 1 << 28}  # pre-activations held at a time: 64 MB and 1 GB in float32
-ROWS = {"cpu": 512, "cuda": 1 << 14}  # tokens, at most
+NUMBERS = {"cpu": 1 << 25, "cuda": 1 << 28}  # pre-activations held at a time: 128 MB and 1 GB in float32
+ROWS = {"cpu": 1024, "cuda": 1 << 14}  # tokens, at most: with fewer a product takes longer
+NEAR = 64  # tokens of which a CPU selects at a time: their pre-activations lie in its cache
+BIASED = 1 << 26  # numbers of an encoder of which a copy with the bias as one more row is worth its memory
 WORD = 8  # bytes of a mask looked at together
 
 
@@ -22,21 +24,41 @@ def rows_of(width: int, device: torch.device) -> int:
     return max(16, min(ROWS[kind], NUMBERS[kind] // width))
 
 
+def encoder(x: Tensor, weights: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """x [n, d], weights [d, width] and bias as they are multiplied fastest: over many tokens on a CPU with the bias as
+    one more row of the weights, for a product that adds to something first fills all of it with that."""
+    if x.device.type != "cpu" or len(x) < 4 * ROWS["cpu"] or weights.numel() > BIASED:
+        return x, weights, bias
+    return torch.cat([x, x.new_ones(len(x), 1)], 1), torch.cat([weights, bias[None]]), None
+
+
+def product(x: Tensor, weights: Tensor, bias: Tensor | None, room: Tensor) -> Tensor:
+    """What `encoder` gave of some tokens, multiplied into `room` [≥ n, width]."""
+    out = room[: len(x)]
+    return torch.mm(x, weights, out=out) if bias is None else torch.addmm(bias, x, weights, out=out)
+
+
 def largest(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest entries of each row of [b, n] and their columns, in any order: [b, k] each."""
     if pre.device.type != "cpu" or pre.dtype != torch.float32:
         values, columns = pre.topk(k, sorted=False)
         return values, columns
+    parts = [_largest(part, k) for part in pre.split(NEAR)]
+    return torch.cat([values for values, _ in parts]), torch.cat([columns for _, columns in parts])
+
+
+def _largest(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     b, n = pre.shape
     group = _group_size(n, k)
     if group == 1:
         columns = _largest_columns(pre, k)
-    else:
-        count = n // group  # a group's entries lie `count` apart: the maximum is taken along memory
-        chosen = _largest_columns(pre.view(b, group, count).amax(1), k)
-        candidates = (chosen[:, None] + torch.arange(0, n, count)[:, None]).view(b, group * k)
-        columns = candidates.gather(1, _largest_columns(pre.gather(1, candidates), k))
-    return pre.gather(1, columns), columns
+        return pre.gather(1, columns), columns
+    count = n // group  # a group's entries lie `count` apart: the maximum is taken along memory
+    chosen = _largest_columns(pre.view(b, group, count).amax(1), k)
+    columns = (chosen[:, None] + torch.arange(0, n, count)[:, None]).view(b, group * k)
+    values = pre.gather(1, columns)
+    best = _largest_columns(values, k)
+    return values.gather(1, best), columns.gather(1, best)
 
 
 def above(pre: Tensor, threshold: Tensor | float) -> Tensor:
@@ -53,9 +75,9 @@ def above(pre: Tensor, threshold: Tensor | float) -> Tensor:
 
 
 def _group_size(n: int, k: int) -> int:
-    """A power of two by which n divides, so that n / size maxima and k · size candidates are about as many."""
+    """A power of two by which n divides, so that n / size maxima and k · size candidates take about as long."""
     size = 1
-    while n % (2 * size) == 0 and 4 * size * size * k <= 2 * n:
+    while n % (2 * size) == 0 and 8 * size * size * k <= n:
         size *= 2
     return size
 

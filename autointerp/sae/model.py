@@ -193,26 +193,30 @@ class SAE(nn.Module):
             return Sparse(token, latent, codes[token, latent])
         x = x.flatten(0, -2)
         size = blocks.rows_of(self.cfg.d_sae, x.device)
-        room = self.W_enc.new_empty(min(size, len(x)), self.cfg.d_sae)
-        parts = [self._firings(block, number * size, room) for number, block in enumerate(x.split(size))]
-        return Sparse(*(torch.cat(part) for part in zip(*parts)))
-
-    def _firings(self, x: Tensor, first: int, room: Tensor) -> Sparse:
-        """Of one block of tokens [m, d_in], counted from `first`; `room` [≥ m, d_sae] is for its pre-activations."""
-        kind = self.cfg.architecture
-        if kind not in ("topk", "relu", "jumprelu"):
-            codes = self.encode(x)
-            flat, values = blocks.above(codes, 0.0), codes.view(-1)
+        if self.cfg.architecture in ("topk", "relu", "jumprelu"):
+            x, weights, bias = blocks.encoder(self._centred(x), self.W_enc, self.b_enc)
+            room = weights.new_empty(min(size, len(x)), self.cfg.d_sae)
+            parts = [self._firing(blocks.product(block, weights, bias, room)) for block in x.split(size)]
         else:
-            pre = torch.addmm(self.b_enc, self._centred(x), self.W_enc, out=room[: len(x)])
-            if kind == "topk":
-                largest, latent = blocks.largest(pre, self.top_k)
-                token, slot = (largest > 0).nonzero(as_tuple=True)
-                return Sparse(token + first, latent[token, slot], largest[token, slot])
-            threshold = self.threshold.relu() if kind == "jumprelu" else 0.0
-            flat, values = blocks.above(pre, threshold), pre.view(-1)
+            parts = [self._above(self.encode(block), 0.0) for block in x.split(size)]
+        return Sparse(
+            torch.cat([part.token_index + number * size for number, part in enumerate(parts)]),
+            torch.cat([part.latent_index for part in parts]),
+            torch.cat([part.value for part in parts]),
+        )
+
+    def _firing(self, pre: Tensor) -> Sparse:
+        """Of pre-activations [m, d_sae], which may be written over once it returns."""
+        if self.cfg.architecture == "topk":
+            largest, latent = blocks.largest(pre, self.top_k)
+            token, slot = (largest > 0).nonzero(as_tuple=True)
+            return Sparse(token, latent[token, slot], largest[token, slot])
+        return self._above(pre, self.threshold.relu() if self.cfg.architecture == "jumprelu" else 0.0)
+
+    def _above(self, codes: Tensor, threshold: Tensor | float) -> Sparse:
+        flat = blocks.above(codes, threshold)
         token = flat.div(self.cfg.d_sae, rounding_mode="floor")
-        return Sparse(token + first, flat - token * self.cfg.d_sae, values[flat])
+        return Sparse(token, flat - token * self.cfg.d_sae, codes.view(-1)[flat])
 
     def decode(self, codes: Tensor, x: Tensor | None = None) -> Tensor:
         """[..., d_sae] -> [..., d_out]. `x`, the input, is needed by an SAE that normalises each input by itself

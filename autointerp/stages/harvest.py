@@ -126,7 +126,7 @@ def tokens_of(corpus: Corpus, shard: Shard) -> int:
 
 
 USUAL_ACTIVE = 50  # latents that fire on a token, where nothing tells it
-FIRING_BYTES = 6  # position and activation
+FIRING_BYTES = 4  # gap and activation
 
 
 def amount(config: Config, use: Use, sizes: Sizes) -> Amount:

@@ -9,11 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
 
 from autointerp.activations.contexts import read_contexts, sample_contexts, write_contexts
 from autointerp.activations.splits import held_out, token_counts
-from autointerp.artifacts import Corpus, CorpusInfo, Firings
+from autointerp.artifacts import Corpus, CorpusInfo, Firings, save_shard
 from autointerp.config import ContextsConfig
 from autointerp.records import Context
 
@@ -54,8 +53,7 @@ def plant(folder: Path, dense: np.ndarray) -> Firings:
     """Firings on disk from dense activations [tokens, latents]."""
     latent, position = np.nonzero(dense.T)
     indptr = np.searchsorted(latent, np.arange(dense.shape[1] + 1)).astype(np.int64)
-    tensors = {"indptr": indptr, "position": position.astype(np.int32), "activation": dense.T[latent, position]}
-    save_file(tensors, folder / "shard-00000.safetensors")
+    save_shard(folder / "shard-00000.safetensors", indptr, position, dense.T[latent, position])
     np.save(folder / "counts.npy", np.diff(indptr))
     np.save(folder / "peaks.npy", dense.max(0).astype(np.float32))
     (folder / "firings.json").write_text(

@@ -7,7 +7,7 @@ import pytest
 
 from autointerp.activations.nearby import NearbyWindows
 from autointerp.activations.splits import held_out
-from autointerp.artifacts import Corpus, CorpusInfo, Firings
+from autointerp.artifacts import Corpus, CorpusInfo, Firings, save_shard
 from autointerp.config import ContextsConfig
 
 WORDS = ["<s>", " the", " cat", " dog", " bird"]
@@ -24,8 +24,6 @@ def planted_firings(tmp_path: Path) -> tuple[Corpus, Firings]:
     """200 documents; latent 0 fires on " cat", 1 on " dog", 2 on " bird", and latent 3 never."""
     import json
 
-    from safetensors.numpy import save_file
-
     rng = np.random.default_rng(0)
     rows = [[0, *rng.choice([1, 2, 3, 4], 20, p=[0.7, 0.1, 0.1, 0.1]).tolist()] for _ in range(200)]
     tokens = np.concatenate(rows)
@@ -37,8 +35,8 @@ def planted_firings(tmp_path: Path) -> tuple[Corpus, Firings]:
     position = [np.flatnonzero(tokens == word) for word in (2, 3, 4)] + [np.zeros(0, np.int64)]
     counts = np.array([len(each) for each in position])
     flat = np.concatenate(position).astype(np.int64)
-    shard = {"indptr": np.concatenate([[0], counts.cumsum()]), "position": flat, "activation": np.ones(len(flat), "f4")}
-    save_file(shard, fired / "shard-00000.safetensors")
+    indptr = np.concatenate([[0], counts.cumsum()])
+    save_shard(fired / "shard-00000.safetensors", indptr, flat, np.ones(len(flat), "f4"))
     np.save(fired / "counts.npy", counts)
     np.save(fired / "peaks.npy", (counts > 0).astype(np.float32))
     about = {"n_latents": 4, "n_tokens": 4000, "n_shards": 1, "hook": "h", "skip_bos": True}

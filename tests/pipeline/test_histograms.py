@@ -7,18 +7,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
-from autointerp.artifacts import Firings, FiringsInfo
+from autointerp.artifacts import Firings, FiringsInfo, save_shard
 from autointerp.stages.histograms import BINS, counted
 
 
 def test_every_firing_of_a_feature_is_in_one_bin(tmp_path: Path):
-    strengths = {0: [], 1: [4.0, 1.0, 0.05, 3.99], 2: [0.5]}
+    strengths = {0: [], 1: [4.0, 1.0, 0.0625, 3.998046875], 2: [0.5]}
     flat = np.array([value for values in strengths.values() for value in values], np.float32)
     counts = np.array([len(values) for values in strengths.values()])
-    shard = {"indptr": np.concatenate([[0], counts.cumsum()]), "position": np.arange(len(flat)), "activation": flat}
-    save_file(shard, tmp_path / "shard-00000.safetensors")
+    indptr = np.concatenate([[0], counts.cumsum()])
+    save_shard(tmp_path / "shard-00000.safetensors", indptr, np.arange(len(flat)), flat)
     np.save(tmp_path / "counts.npy", counts)
     np.save(tmp_path / "peaks.npy", np.array([0, 4, 0.5], np.float32))
     info = FiringsInfo(n_latents=3, n_tokens=100, n_shards=1, hook="x", skip_bos=False)
