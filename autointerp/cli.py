@@ -104,7 +104,7 @@ def run(
     Exits with 1 where no feature could be explained, or none scored by one of the scorers.
     """
     if dry_run:
-        _print_plan(config, set, out, retry_failed)
+        _print_plan(config, set, out, retry_failed=retry_failed)
         return
     from autointerp.commands.run import run as run_pipeline
     from autointerp.report import print_table
@@ -117,9 +117,16 @@ def run(
 
 
 @command("plan demo --set features.count=200")
-def plan(config: ConfigArgument, set: Set = None, out: Out = None, verbose: Verbose = False) -> None:
-    """Say what each stage would do and why, and what it would cost."""
-    _print_plan(config, set, out)
+def plan(
+    config: ConfigArgument,
+    set: Set = None,
+    out: Out = None,
+    nodes: Annotated[int | None, typer.Option(min=1, metavar="N", help="Plan for a cluster of so many nodes.")] = None,
+    gpus: Annotated[int, typer.Option(min=0, metavar="N", help="GPUs of each of them.")] = 0,
+    verbose: Verbose = False,
+) -> None:
+    """Say what each stage would do and why, and what it would cost, here or on a cluster."""
+    _print_plan(config, set, out, machines=(nodes, gpus) if nodes else None)
 
 
 @command("doctor demo")
@@ -428,12 +435,12 @@ def _version(
 # --- printing ---------------------------------------------------------------------------------
 
 
-def _print_plan(config: str, set: list[str] | None, out: Path | None, retry_failed: bool = False) -> None:
+def _print_plan(config: str, set: list[str] | None, out: Path | None, **more: Any) -> None:
     from autointerp.commands.plan import plan as make_plan
     from autointerp.commands.printed import plan_text
     from autointerp.config import load_config
 
-    made = make_plan(load_config(config, overrides(set)), out, retry_failed=retry_failed)
+    made = make_plan(load_config(config, overrides(set)), out, **more)
     print(redact(plan_text(made)))
     if made.problems:
         raise typer.Exit(ConfigError.exit_code)

@@ -127,6 +127,7 @@ class LLMConfig(Section):
     model: str  # catalogue name, vllm:ORG/NAME, a local folder, or a model behind base_url
     backend: str | None = None  # None: the word before a colon in model, else openai with a base_url, else local
     base_url: str | None = None  # any OpenAI-compatible endpoint
+    replicas: list[str] = []  # other addresses of the same model: a request goes to the one that has the fewest
     api_key_env: str | None = "OPENAI_API_KEY"  # the variable's name, never the key
     headers: dict[str, str] = {}  # sent with each request; "$NAME" stands for an environment variable
     extra_body: dict[str, Any] = {}  # keys that are added to each request's JSON; "$NAME" as in headers
@@ -148,6 +149,12 @@ class LLMConfig(Section):
     server_args: list[str] = []  # of the vLLM server that the run starts
     env: dict[str, str] = {}  # environment variables of that server
 
+    @model_validator(mode="after")
+    def replicas_are_of_something(self) -> LLMConfig:
+        if self.replicas and self.base_url is None:
+            raise ValueError("replicas are further addresses of the model at base_url, which is missing")
+        return self
+
     @field_validator("api_key_env")
     @classmethod
     def names_a_variable(cls, value: str | None) -> str | None:
@@ -167,7 +174,7 @@ class LLMConfig(Section):
 
 
 # keys of `llm` that hold secrets by right, or are checked by a rule of their own
-PRIVATE = frozenset({"base_url", "server_args", "env", "headers", "extra_body", "api_key_env"})
+PRIVATE = frozenset({"base_url", "replicas", "server_args", "env", "headers", "extra_body", "api_key_env"})
 
 
 def _names(value: Any) -> Iterator[str]:

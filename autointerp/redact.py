@@ -222,6 +222,7 @@ _RULES = {
     "model": lambda value: HIDDEN if has_key_prefix(value) else _CREDENTIALS.sub("://hidden@", value),
     "backend": str,
     "base_url": public_url,
+    "replicas": lambda urls: [public_url(url) for url in urls],
     "api_key_env": str,  # checked to be a variable's name
     "headers": public_headers,
     "extra_body": harmless,

@@ -23,8 +23,8 @@ from autointerp.commands.known import Certainty, Known
 from autointerp.config import Config, LLMConfig
 from autointerp.engine import speeds
 from autointerp.engine.dag import Dag, Standing
-from autointerp.engine.estimate import Asks, Population, Sample
-from autointerp.engine.executor import records
+from autointerp.engine.estimate import Asks, Machines, Population, Sample
+from autointerp.engine.executor import feature_shards, records
 from autointerp.engine.session import Session
 from autointerp.engine.speeds import Speeds
 from autointerp.engine.stage import Use, plain
@@ -61,6 +61,8 @@ class PlannedStage:
     money: float | None = 0.0
     seconds: float = 0.0
     measured: bool = True  # the time, on this machine
+    bytes: float = 0.0  # that it will write, where its stage can tell
+    workers: int = 1  # side by side, of the machines that the plan is for
 
     @property
     def cost(self) -> str | None:
@@ -78,6 +80,7 @@ class PlannedStage:
 class Plan:
     stages: Sequence[PlannedStage]
     problems: Sequence[str] = ()  # what is wrong with the config, a line each
+    machines: Machines | None = None  # None: this one alone
 
     @property
     def llm_calls(self) -> int | None:
@@ -110,6 +113,10 @@ class Plan:
         return sum(stage.seconds for stage in self.stages)
 
     @property
+    def bytes(self) -> float:
+        return sum(stage.bytes for stage in self.stages)
+
+    @property
     def measured(self) -> bool:
         """Whether this machine's own speeds tell most of the time."""
         return sum(stage.seconds for stage in self.stages if stage.measured) >= 0.5 * self.seconds
@@ -120,9 +127,16 @@ def seconds_per_use(plan: Plan) -> Mapping[str, float]:
     return {stage.name: stage.seconds for stage in plan.stages}
 
 
-def plan(config: Config, out: str | Path | None = None, *, retry_failed: bool = False) -> Plan:
+def plan(
+    config: Config,
+    out: str | Path | None = None,
+    *,
+    retry_failed: bool = False,
+    machines: tuple[int, int] | None = None,
+) -> Plan:
     """The DAG with each stage's standing and what the part still to do will cost. Nothing is sent, nothing is written.
-    With `retry_failed` failed rows are to do, whatever their reason.
+    With `retry_failed` failed rows are to do, whatever their reason. With `machines`, (nodes, GPUs of each), the time
+    is that of such a cluster, from the speeds of this machine.
 
     Raises what is wrong with a config of which no plan can be made; `Plan.problems` is what else is wrong.
     """
@@ -138,16 +152,22 @@ def plan(config: Config, out: str | Path | None = None, *, retry_failed: bool = 
         if all(standing.state == "done" for standing in standings.values()):
             return Plan([PlannedStage(name, "done", None) for name in standings])
         seen = examine(config, session, standings=standings, deep=False)
-        made = plan_of(config, session, dag, standings)
+        made = plan_of(config, session, dag, standings, machines=Machines(*machines) if machines else None)
         return replace(made, problems=list(dict.fromkeys(check.text for check in seen if check.wrong)))
 
 
 def plan_of(
-    config: Config, session: Session, dag: Dag, standings: Mapping[str, Standing], *, sampled: int = SAMPLED
+    config: Config,
+    session: Session,
+    dag: Dag,
+    standings: Mapping[str, Standing],
+    *,
+    sampled: int = SAMPLED,
+    machines: Machines | None = None,
 ) -> Plan:
     """The plan of a DAG that is at hand, as a run's own. `sampled`: features whose requests are made."""
-    estimate = _Estimate(config, session, dag, standings, sampled)
-    return Plan([estimate.stage(name) for name in standings])
+    estimate = _Estimate(config, session, dag, standings, sampled, machines)
+    return Plan([estimate.stage(name) for name in standings], machines=machines)
 
 
 @dataclass(frozen=True)
@@ -161,16 +181,24 @@ class _Requests:
 
 class _Estimate:
     def __init__(
-        self, config: Config, session: Session, dag: Dag, standings: Mapping[str, Standing], sampled: int
+        self,
+        config: Config,
+        session: Session,
+        dag: Dag,
+        standings: Mapping[str, Standing],
+        sampled: int,
+        machines: Machines | None,
     ) -> None:
         self.sampled = sampled
+        self.workers = machines.workers(config.executor) if machines else 1
         self.config, self.session, self.dag, self.standings = config, session, dag, standings
         targets = tuple(name for name in standings if not any(name in s.node.needs for s in standings.values()))
         self.uses = uses(config, targets)
         inputs = {name: dag.folder(standing) for name, standing in standings.items() if standing.manifest is not None}
         self.speeds = Speeds.read()
         self.known = Known(config, session, self.uses, inputs, TYPICAL, lengths=self._lengths())
-        self.device = speeds.likely_device(config.subject.device)
+        wanted = "cuda" if machines and machines.gpus else config.subject.device
+        self.device = speeds.likely_device(wanted)
         self._samples: dict[Population, list[Sample]] = {}
 
     def stage(self, name: str) -> PlannedStage:
@@ -179,14 +207,16 @@ class _Estimate:
             return PlannedStage(name, "done", None)
         asks = declared.asks(use.config(self.config), use) if declared.asks else None
         if asks is None:
-            seconds, measured = self._working(use)
-            return PlannedStage(name, standing.state, standing.why, seconds=seconds, measured=measured)
+            return self._working(use, PlannedStage(name, standing.state, standing.why))
         count = self.known.count(use, asks.about)
         if count.number is None:
             return PlannedStage(name, standing.state, standing.why, None, certainty="guessed", measured=False)
         features = count.number if asks.most is None else min(count.number, asks.most)
         asked = self._requests(use, standing, asks, features)
         seconds, measured = self._asking(name, asks.llm, asked)
+        # an endpoint is no faster for being asked by more workers; a model that each of them runs is there more often
+        divided = registry.is_served_here(asks.llm) and self.workers > 1
+        workers = min(self.workers, len(feature_shards(range(features)))) if divided else 1
         return PlannedStage(
             name,
             standing.state,
@@ -196,8 +226,9 @@ class _Estimate:
             round(asked.answer),
             count.certainty,
             _money(asks.llm, asked),
-            seconds,
+            seconds / max(workers, 1),
             measured,
+            workers=max(workers, 1),
         )
 
     def _lengths(self) -> dict[str, float]:
@@ -258,16 +289,17 @@ class _Estimate:
 
     # --- time
 
-    def _working(self, use: Use) -> tuple[float, bool]:
-        """Seconds of a use that asks no language model, and whether they were measured."""
+    def _working(self, use: Use, stage: PlannedStage) -> PlannedStage:
+        """With the time of a use that asks no language model, and what it writes."""
         declared = stage_of(use.name)
         if declared.amount is None:
-            return 0.0, True
+            return stage
         amount = declared.amount(use.config(self.config), use, self.known.sizes)
-        measured = self.speeds.of(speeds.of_amount(declared.kind, amount, self.device))
-        if measured is not None:
-            return measured * amount.number, True
-        return amount.guess * amount.number / (GPU if self.device != "cpu" else os.cpu_count() or 1), False
+        workers = max(1, min(self.workers, amount.shards))
+        a_unit = self.speeds.of(speeds.of_amount(declared.kind, amount, self.device))
+        guess = amount.guess / (GPU if self.device != "cpu" else os.cpu_count() or 1)
+        seconds = (guess if a_unit is None else a_unit) * amount.number / workers
+        return replace(stage, seconds=seconds, measured=a_unit is not None, bytes=amount.bytes, workers=workers)
 
     def _asking(self, name: str, llm: LLMConfig, asked: _Requests) -> tuple[float, bool]:
         """The same of one that does."""

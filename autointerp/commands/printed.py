@@ -19,8 +19,13 @@ def checks_text(seen: Sequence[Check]) -> str:
 
 
 def plan_text(plan: Plan) -> str:
-    rows = [[stage.name, stage.state, stage.cost or "", _time(stage), stage.why or ""] for stage in plan.stages]
-    lines = [*aligned(["stage", "state", "cost", "time", "why"], rows), "", *_to_do(plan)]
+    names = ["stage", "state", "cost", "time", "disk", "why"]
+    rows = [[s.name, s.state, s.cost or "", _time(s), _size(s.bytes), s.why or ""] for s in plan.stages]
+    if plan.machines is not None:
+        names.insert(3, "workers")
+        for row, stage in zip(rows, plan.stages):
+            row.insert(3, "" if stage.state == "done" else str(stage.workers))
+    lines = [*aligned(names, rows), "", *_to_do(plan)]
     return "\n".join([*lines, *(f"wrong: {problem}" for problem in plan.problems)])
 
 
@@ -28,6 +33,11 @@ def _time(stage: PlannedStage) -> str:
     if stage.state == "done":
         return ""
     return f"{clock(stage.seconds)}, {'measured' if stage.measured else 'guessed'}"
+
+
+def _size(size: float) -> str:
+    """What is less than a hundredth of a gigabyte fills no disk."""
+    return f"{size / 1e9:,.2f} GB" if size >= 1e7 else ""
 
 
 def _to_do(plan: Plan) -> list[str]:
@@ -46,4 +56,9 @@ def _to_do(plan: Plan) -> list[str]:
         rows.append(["money", f"at most ${plan.money:,.2f}"])
     source = "as measured on this machine" if plan.measured else "a rough guess: its speed was not measured here"
     rows.append(["time", f"about {clock(plan.seconds)}, {source}"])
+    if plan.machines is not None:
+        each = f"{plan.machines.gpus} GPUs" if plan.machines.gpus else "no GPU"
+        rows.append(["on", f"{plan.machines.nodes} nodes of {each}; a stage without shards takes one worker"])
+    if plan.bytes:
+        rows.append(["disk", f"about {_size(plan.bytes) or 'a few MB'}"])
     return aligned(["to do", ""], rows)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autointerp.composites.evidence import Pair
-from autointerp.config import Config, LLMConfig
+from autointerp.config import Config, ExecutorConfig, LLMConfig
 from autointerp.records import (
     Capability,
     Choices,
@@ -61,6 +61,19 @@ class Amount:
     of: str = ""  # what its speed also depends on: the subject, the SAE
     guess: float = 0.0  # seconds for each on a usual core, where this machine's speed was never measured
     bytes: float = 0.0  # in all, that it writes
+    shards: int = 1  # that workers can do side by side
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What a run is planned for: the nodes of a cluster, with a worker on each GPU, or on each node without one."""
+
+    nodes: int
+    gpus: int = 0  # of a node
+
+    def workers(self, config: ExecutorConfig) -> int:
+        room = self.nodes * max(1, int(self.gpus / (config.num_gpus or 1)))
+        return min(room, config.max_workers or room)
 
 
 def subject_of(config: Config) -> str:

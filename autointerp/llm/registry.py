@@ -114,6 +114,8 @@ def check(config: LLMConfig, catalogue: Sequence[str] = ()) -> None:
         raise ConfigError(
             f"llm.model {config.model!r}: no LLM backend is named {word!r}{did_you_mean(word, backends.names())}"
         )
+    if config.replicas and backend_name(config) not in ("openai", "anthropic"):
+        raise ConfigError(f"llm.replicas: the backend {backend_name(config)} asks at one address; leave them out")
     backend_of(config).check(config, catalogue)
     check_limits(config, prices(config))
 

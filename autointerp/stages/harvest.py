@@ -131,8 +131,9 @@ FIRING_BYTES = 4  # gap and activation
 
 def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
     speed_of = f"{subject_of(config)}, {sae_of(config)}"
+    shards = -(-sizes.tokens // config.executor.shard_tokens)
     firings = sizes.tokens * (sizes.active or USUAL_ACTIVE)
-    return Amount(sizes.tokens, "tokens", speed_of, guess=2e-4, bytes=FIRING_BYTES * firings)
+    return Amount(sizes.tokens, "tokens", speed_of, guess=2e-4, bytes=FIRING_BYTES * firings, shards=shards)
 
 
 STAGE = Stage(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from endpoint import Endpoint, serving
+from pydantic import ValidationError
 
 from autointerp.config import LLMConfig
 from autointerp.errors import AutointerpError, EndpointDown, OutOfBudget
@@ -371,3 +372,24 @@ def test_the_endpoint_runs_as_a_process_of_its_own(tmp_path: Path) -> None:
 def test_faults_hang_on_the_seed_and_the_body_only() -> None:
     outcomes = [[Endpoint(limit=0.5, seed=seed)._fault(str(i)) for i in range(50)] for seed in (1, 1, 2)]
     assert outcomes[0] == outcomes[1] != outcomes[2]
+
+
+async def test_requests_are_divided_among_replicas_and_one_that_dies_is_left_alone(tmp_path: Path) -> None:
+    with serving(echo, latency=0.05) as first, serving(echo, latency=0.05) as second, serving(echo) as dead:
+        dead.stop()
+        async with opened(first.url, tmp_path, replicas=[second.url, dead.url], concurrency=4) as llm:
+            answers = await ask_many(llm, 40)
+    assert [answer.text for answer in answers] == [f"heard question {i}" for i in range(40)]
+    assert len(first.requests) + len(second.requests) == 40
+    assert min(len(first.requests), len(second.requests)) > 10
+
+
+async def test_replicas_share_what_was_answered_and_need_an_address(tmp_path: Path) -> None:
+    with serving(echo) as first, serving(echo) as second:
+        async with opened(first.url, tmp_path) as llm:
+            await ask_many(llm, 5)
+        async with opened(first.url, tmp_path, replicas=[second.url]) as llm:
+            await ask_many(llm, 5)
+        assert not second.requests
+    with pytest.raises(ValidationError, match="base_url, which is missing"):
+        LLMConfig.model_validate({"model": "m", "replicas": ["http://127.0.0.1:1/v1"]})

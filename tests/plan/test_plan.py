@@ -172,6 +172,18 @@ def test_estimates_are_no_part_of_any_key() -> None:
         assert not [module for module in reached if module.startswith("autointerp.commands")], stage.kind
 
 
+@pytest.mark.usefixtures("cache")
+def test_a_cluster_divides_what_has_shards_and_no_endpoint(
+    stories15m: Path, planted: Path, endpoint: Endpoint, tmp_path: Path
+) -> None:
+    small = wanted(stories15m, planted, endpoint.url, executor={"kind": "ray", "shard_tokens": 10_000})
+    here, there = plan(small, tmp_path / "run"), plan(small, tmp_path / "run", machines=(4, 0))
+    ratio = {a.name: (a.seconds / b.seconds, b.workers) for a, b in zip(here.stages, there.stages) if b.seconds}
+    assert ratio["harvest"] == (pytest.approx(4), 4)
+    assert all(at == (pytest.approx(1), 1) for name, at in ratio.items() if name != "harvest")
+    assert here.bytes == there.bytes > 0
+
+
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": "b", "c": [1, "x", -2, null, 1e999]}', "\x00\xff"])
 def test_a_damaged_file_of_speeds_counts_as_empty(tmp_path: Path, text: str) -> None:
     file = tmp_path / "speeds.json"

@@ -8,12 +8,15 @@ import importlib.util
 import logging
 import os
 import re
+import time
 from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from autointerp.config import LLMConfig
 from autointerp.errors import ConfigError
+from autointerp.llm.backend import RetryableFailure
 from autointerp.llm.backends.failures import Failures, Refused
 from autointerp.llm.backends.wire import Wire
 from autointerp.redact import VARIABLE, hide, not_harmless, public_url, secrets_of
@@ -21,6 +24,18 @@ from autointerp.redact import VARIABLE, hide, not_harmless, public_url, secrets_
 log = logging.getLogger("autointerp.llm")
 
 _DROPPABLE = ("temperature", "seed", "stop", "stop_sequences")  # parameters that a request can do without
+
+
+REST = 10.0  # seconds for which an address that failed is asked only where all others did
+
+
+@dataclass
+class Replica:
+    """One address of the model."""
+
+    wire: Wire
+    busy: int = 0  # requests on their way
+    rests_until: float = 0.0
 
 
 class HttpBackend:
@@ -41,7 +56,8 @@ class HttpBackend:
         self._api_key = api_key
         self._extra_body: dict[str, Any] = {}
         self.memory: MutableMapping[str, Any] = {}
-        self._wire: Wire | None = None
+        self._wire: Wire | None = None  # of `base_url`
+        self._replicas: list[Replica] = []  # that one and the others
 
     @property
     def model(self) -> str:
@@ -61,23 +77,21 @@ class HttpBackend:
             headers = find_headers(self._config)
             self._extra_body = find_extra_body(self._config)
             secrets = secrets_sent(self._api_key, headers, self._extra_body, self.base_url)
-            failures = Failures(self.base_url, self._model, self._config.api_key_env, secrets)
-            self._wire = Wire(
-                library,
-                self.client,
-                self._config,
-                self.base_url,
-                self._api_key,
-                headers,
-                failures,
-                is_local(self.base_url),
-            )
+
+            def wire(url: str) -> Wire:
+                hidden = (*secrets, *secrets_sent("", {}, {}, url))
+                failures = Failures(url, self._model, self._config.api_key_env, hidden)
+                key = self._api_key or ""
+                return Wire(library, self.client, self._config, url, key, headers, failures, is_local(url))
+
+            self._wire = wire(self.base_url)
+            self._replicas = [Replica(self._wire), *(Replica(wire(url)) for url in self._config.replicas)]
         return self._wire
 
     async def close(self) -> None:
-        if self._wire is not None:
-            await self._wire.close()
-            self._wire = None
+        for replica in self._replicas:
+            await replica.wire.close()
+        self._wire, self._replicas = None, []
 
     async def _send(self, body: dict[str, Any], most_bytes: int) -> dict[str, Any]:
         """POST, again in another shape for each parameter that the endpoint refuses; what helped is remembered."""
@@ -96,9 +110,19 @@ class HttpBackend:
             return data
 
     async def _answered(self, body: dict[str, Any], most_bytes: int) -> dict[str, Any]:
-        """What the endpoint answers to `body`, as it is."""
-        assert self._wire is not None, "ask after start"
-        return await self._wire.post(self.path, body, most_bytes)
+        """What the endpoint answers to `body`, as it is: of several addresses the one that has the fewest requests, of
+        those that did not fail a moment ago."""
+        assert self._replicas, "ask after start"
+        now = time.monotonic()
+        replica = min(self._replicas, key=lambda each: (each.rests_until > now, each.busy))
+        replica.busy += 1
+        try:
+            return await replica.wire.post(self.path, body, most_bytes)
+        except RetryableFailure:
+            replica.rests_until = now + REST
+            raise
+        finally:
+            replica.busy -= 1
 
     def _shaped(self, body: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
         without = {*self.memory.get("without", []), *changes}
