@@ -241,6 +241,15 @@ class SemanticConfig(Section):
     llm: LLMConfig | None = None  # None: the run's
 
 
+class CausalConfig(Section):
+    """Whether composites are used as sums of their constituents, by what ablating and steering do to the subject."""
+
+    count: int = Field(default=100, ge=1)  # composites that are tried: confirmed ones first
+    tokens: int = Field(default=24, ge=8)  # on which each is ablated, and on which it is steered
+    hook: str | None = None  # where effects are looked at too; None: the last block's hook_resid_post
+    sae: str | None = None  # a later SAE of the subject, whose latents are compared there
+
+
 class CompositesConfig(Section):
     """The check for composite features."""
 
@@ -249,8 +258,9 @@ class CompositesConfig(Section):
     neighbours: int = Field(default=32, ge=2)  # nearest decoder rows that are tried as constituents
     tokens: int = Field(default=400, ge=1)  # on which a latent is tested, at most; 100 are needed
     semantic: SemanticConfig | None = None  # six calls a composite of two; true: with nothing set
+    causal: CausalConfig | None = None  # 24 passes over `tokens` rows a composite; true: with nothing set
 
-    @field_validator("semantic", mode="before")
+    @field_validator("semantic", "causal", mode="before")
     @classmethod
     def switched(cls, value: Any) -> Any:
         return {True: {}, False: None}[value] if isinstance(value, bool) else value

@@ -116,6 +116,24 @@ COLUMNS: dict[str, dict[str, str]] = {
         "semantic_either": "real",  # the smallest
         "failure": "text",
     },
+    "causal": {
+        "feature": "whole",  # the composite
+        "how": "text",  # ablated where it fires, or steered where it is silent
+        "arm": "text",  # what is done in its place; clean: nothing
+        "output": "real",  # agreement of the effects on the log probabilities, 1 where they are the same
+        "output_low": "real",
+        "output_high": "real",
+        "output_cosine": "real",
+        "later": "real",  # of those on what later layers write, or on the latents of a later SAE
+        "later_low": "real",
+        "later_high": "real",
+        "later_cosine": "real",
+        "kl": "real",  # nats, from the composite's next-token distribution to the arm's
+        "top": "real",  # share of the ten tokens that the composite raises most
+        "tokens": "whole",
+        "documents": "whole",
+        "failure": "text",
+    },
     "evaluation": {
         "metric": "text",
         "value": "real",

@@ -118,20 +118,12 @@ class Steering:
         tokens, lengths = tokenised(self._reads, texts)
         hook = self._reads.hook.name
         clean, seen = self._reads.logits(tokens, read=[hook])
-        share, fires = self._decoded(feature, seen[hook])
+        share, fires = decoded(self._sae, feature, seen[hook])
         places = torch.arange(tokens.shape[1], device=fires.device)
         inside = (places >= int(self._reads.bos_id is not None)) & (places < torch.tensor(lengths).to(places)[:, None])
         fires &= inside
         without = self._writes.logits(tokens, add={self._writes.hook.name: -share * fires[..., None]})[0]
         return (clean[fires].float().log_softmax(-1) - without[fires].float().log_softmax(-1)).sum(0)
-
-    def _decoded(self, feature: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the SAE decodes from this latent alone, [b, s, d_out], and where it fires, [b, s]."""
-        codes = self._sae.encode(x)
-        none = codes.new_zeros(codes.shape)
-        alone = none.clone()
-        alone[..., feature] = codes[..., feature]
-        return self._sae.decode(alone, x) - self._sae.decode(none, x), codes[..., feature] > 0
 
     def _direction(self, feature: int) -> torch.Tensor:
         row = self._sae.W_dec[feature].float()
@@ -170,3 +162,12 @@ class Steering:
     def _clean(self) -> torch.Tensor:
         """Log probabilities after the beginnings, [texts, vocabulary]."""
         return self._reads.logits(self._beginnings)[0][:, -1].float().log_softmax(-1)
+
+
+def decoded(sae: SAE, feature: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `sae` decodes from one latent alone [b, s, d_out], and where it fires [b, s], in activations x [b, s, d]."""
+    codes = sae.encode(x)
+    none = codes.new_zeros(codes.shape)
+    alone = none.clone()
+    alone[..., feature] = codes[..., feature]
+    return sae.decode(alone, x) - sae.decode(none, x), codes[..., feature] > 0

@@ -83,6 +83,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel], str], ...] = (
     ),
     ("composites", config.CompositesConfig, ""),
     ("composites.semantic", config.SemanticConfig, "`true` stands for the defaults."),
+    ("composites.causal", config.CausalConfig, "`true` stands for the defaults."),
     ("evaluation", config.EvaluationConfig, ""),
     ("executor", config.ExecutorConfig, ""),
     ("tracking", config.TrackingConfig, "Also below `sae.train`, for a training alone."),

@@ -111,7 +111,8 @@ def table_of(Z: Rows, living: torch.Tensor, n: int, m: int, block: int) -> pd.Da
     firsts = living & (leader == own)
     candidates = max(int(firsts.sum()) - 1, 0)
     with _progress("decompositions", queries, Z) as bar:
-        fits = decompose(rows.plain, rows.white, queries, lists, candidates, rows.dimensions, block, bar)
+        along = rows.along_mean()
+        fits = decompose(rows.plain, rows.white, along, queries, lists, candidates, rows.dimensions, block, bar)
     spaces = subspaces(rows.plain, queries, lists, leader, fits, block)
     of_copies = torch.full((len(Z),), -torch.inf, device=Z.device).scatter_reduce(0, copies[0], copies[2], "amax")
     fits.highest = torch.maximum(fits.highest, of_copies[queries])

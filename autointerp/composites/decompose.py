@@ -25,6 +25,7 @@ LEVEL = 1e-3  # chance flags fewer than this share of latents
 PARTIAL = 0.3  # least partial R² of a term given the others
 SHARE = 0.2  # least share of the smaller coefficient in the sum of the smaller and the largest
 OPPOSED = 0.4, 4.0  # most negative white cosine of two terms: this, or so many standard deviations of a chance one
+AWAY = 0.12  # least size of the negative partial correlation of two parts given their sum
 TERMS = 4
 TRIPLE_GAIN = 0.05  # R² that a third or fourth term must add
 EDGE = 1e-6  # thresholds sit beside round numbers, where hand-made rows fall and rounding would decide
@@ -64,6 +65,13 @@ class _Products:
     G: torch.Tensor  # [b, m, m]
     d: int  # dimensions
 
+    def beside(self, own: torch.Tensor, theirs: torch.Tensor) -> _Products:
+        """Without a direction along which the latents have `own` [b], their candidates `theirs` [b, m]."""
+        left = (1 - theirs**2).clamp_min(1e-6).sqrt()
+        c = (self.c - own[:, None] * theirs) / left / (1 - own**2).clamp_min(1e-6).sqrt()[:, None]
+        G = (self.G - theirs[:, :, None] * theirs[:, None, :]) / (left[:, :, None] * left[:, None, :])
+        return _Products(c, G, self.d - 1)
+
     def at(self, rows: torch.Tensor) -> _Products:
         return _Products(self.c[rows], self.G[rows], self.d)
 
@@ -97,6 +105,7 @@ def gram(rows: Rows, queries: torch.Tensor, index: torch.Tensor) -> torch.Tensor
 def decompose(
     Z: Rows,
     white: Rows,
+    along: torch.Tensor,
     queries: torch.Tensor,
     lists: torch.Tensor,
     candidates: int,
@@ -106,7 +115,7 @@ def decompose(
 ) -> Fits:
     """Fit each latent of `queries` [q] by its candidates `lists` [q, m] (-1: none), rows of Z and white [n, d].
 
-    `candidates` is how many rows the lists were chosen from, and `d` in how many dimensions white rows lie: they set
+    `along` [n] is how much of each row of Z lies along their mean, `candidates` how many rows the lists were chosen from, and `d` in how many dimensions white rows lie: they set
     what chance may reach. `bar` advances by latents.
     """
     import torch
@@ -121,13 +130,15 @@ def decompose(
     done = []
     for start in range(0, max(len(queries), 1), step):
         asked = queries[start : start + step]
-        done.append(_fit_block(Z, white, asked, lists[start : start + step], bars))
+        done.append(_fit_block(Z, white, along, asked, lists[start : start + step], bars))
         if bar is not None:
             bar.advance(len(asked))
     return Fits(**{field.name: torch.cat([getattr(part, field.name) for part in done]) for field in fields(Fits)})
 
 
-def _fit_block(Z: Rows, white: Rows, queries: torch.Tensor, index: torch.Tensor, bars: Mapping[str, Any]) -> Fits:
+def _fit_block(
+    Z: Rows, white: Rows, along: torch.Tensor, queries: torch.Tensor, index: torch.Tensor, bars: Mapping[str, Any]
+) -> Fits:
     import torch
 
     present = index >= 0
@@ -145,7 +156,7 @@ def _fit_block(Z: Rows, white: Rows, queries: torch.Tensor, index: torch.Tensor,
     sound = real[:, :, None] & real[:, None, :] & torch.ones(m, m, dtype=torch.bool, device=index.device).triu(1)
     sound &= (a > 0) & (b > 0) & (white_a > 0) & (white_b > 0)
     sound &= (white_r2 >= bars["two"]) & (white_partial >= bars["next"])
-    unrelated = _unrelated(iso)
+    unrelated = _unrelated(iso) & _explain_away(plain.beside(along[queries], along[safe]))
     even = torch.minimum(a, b) >= (SHARE - EDGE) * (a + b)
 
     # Of sums that fit equally well (2g + h is also a sum of g + h and g), the one of the least related parts; before
@@ -218,6 +229,14 @@ def _unrelated(white: _Products) -> torch.Tensor:
     whitening alone sets g and h at -1/3 to each other, and f and the row near -g at -.47."""
     opposed = max(OPPOSED[0], OPPOSED[1] / white.d**0.5)
     return (0.5 * white.c[:, :, None] * white.c[:, None, :] + EDGE >= white.G) & (-opposed <= white.G)
+
+
+def _explain_away(plain: _Products) -> torch.Tensor:
+    """The partial correlation of g and h given f: parts of a sum explain each other away, a parent's children have none
+    left. Isotropic residuals of children count for much after whitening, and hide there what they have in common."""
+    left = (1 - plain.c**2).clamp_min(1e-6).sqrt()
+    partial = plain.G - plain.c[:, :, None] * plain.c[:, None, :]
+    return partial <= -AWAY * left[:, :, None] * left[:, None, :]
 
 
 @dataclass

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from autointerp.composites.maps import Geometries
 
 DECOYS = 4096
-CHANCE = 0.02  # most of the flags that may be chance
+CHANCE = 0.01  # most of the flags that may be chance
 
 
 def least_r2(chance: torch.Tensor, each: float, flagged: torch.Tensor) -> float:
@@ -50,5 +50,6 @@ def sums_by_chance(rows: Geometries, firsts: torch.Tensor, m: int, block: int) -
     queries = torch.arange(len(raw), len(raw) + len(asked), device=possible.device)
     allowed = torch.cat([firsts, torch.zeros_like(firsts[: len(asked)])])
     lists, _ = search(decoys.white, allowed, queries, m, block)
-    fits = decompose(decoys.plain, decoys.white, queries, lists, len(possible) - 1, rows.dimensions, block)
+    along, candidates = decoys.along_mean(), len(possible) - 1
+    fits = decompose(decoys.plain, decoys.white, along, queries, lists, candidates, rows.dimensions, block)
     return fits.r2[sums(fits)].cpu(), len(possible) / len(asked)

@@ -61,7 +61,8 @@ def make_table(
     f = {name: value.cpu().numpy() for name, value in vars(fits).items()}
     rows, leaders, twins, cosine = (x.cpu().numpy() for x in (queries, leader, twin, twin_cosines))
     shared = {member: space for space in reversed(spaces) for member in space.members}
-    label = _labels(rows, f, leaders, twins, d, candidates, np.isin(rows, list(shared)))
+    no_sums = np.isin(rows, list(shared)) | _of_one_space(f["parts"], spaces)
+    label = _labels(rows, f, leaders, twins, d, candidates, np.isin(rows, list(shared)), no_sums)
     chosen, weights = _terms(label, f, twins, cosine)
     r2, partial, p, null = _figures(label, f, cosine, d, candidates)
     alone = (f["nearest"] < 0) & (label != "duplicate")  # nothing to compare with
@@ -125,11 +126,13 @@ def _labels(
     d: int,
     candidates: int,
     shared: np.ndarray,
+    no_sums: np.ndarray,
 ) -> np.ndarray:
-    """[q] the label of each row, from its fits `f`; `shared` [q]: it is a member of a subspace."""
+    """[q] the label of each row, from its fits `f`; `shared` [q]: it is a member of a subspace; `no_sums` [q]: its fit
+    is none, because of a subspace."""
     import numpy as np
 
-    sums = (f["parts"][:, 0] >= 0) & (f["partial"] + EDGE >= PARTIAL) & ~shared
+    sums = (f["parts"][:, 0] >= 0) & (f["partial"] + EDGE >= PARTIAL) & ~no_sums
     sums &= ~_turned(rows, f["parts"], f["r2"], sums & (f["r2"] + EDGE >= POSSIBLE_R2))
     composite = sums & (f["r2"] + EDGE >= COMPOSITE_R2)
     possible = sums & (f["r2"] + EDGE >= POSSIBLE_R2)
@@ -146,6 +149,17 @@ def _labels(
         ["subspace", "duplicate", "composite", "possible", "duplicate", "parent_of_children", "split_child"],
         "atomic",
     )
+
+
+def _of_one_space(parts: np.ndarray, spaces: Sequence[Subspace]) -> np.ndarray:
+    """[q] bool: all of the parts [q, TERMS] are members of one subspace. Whatever has something in it, as a child of a
+    member has, is fitted by any few of its members."""
+    import numpy as np
+
+    inside = np.zeros(len(parts), dtype=bool)
+    for space in spaces:
+        inside |= (np.isin(parts, space.members) | (parts < 0)).all(1)
+    return inside & (parts[:, 0] >= 0)
 
 
 def _terms(

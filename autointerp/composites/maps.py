@@ -29,6 +29,7 @@ class Geometries:
     flat: torch.Tensor | None  # the two maps
     L: torch.Tensor
     dimensions: int  # of the white rows, see `whitening`
+    mean: torch.Tensor  # [d] direction of the plain rows' mean
 
     @staticmethod
     def of(raw: Rows, living: torch.Tensor) -> Geometries:
@@ -39,12 +40,22 @@ class Geometries:
             plain = raw.mapped(flat)
             moment = Moment.of(plain, living)
         L, dimensions = whitening(moment)
-        return Geometries(raw, plain, plain.whitened(L), flat, L, round(dimensions))
+        mean = moment.mean / moment.mean.norm().clamp_min(1e-12)
+        return Geometries(raw, plain, plain.whitened(L), flat, L, round(dimensions), mean.float())
 
     def of_others(self, raw: Rows) -> Geometries:
         """Other rows by the same maps."""
         plain = raw if self.flat is None else raw.mapped(self.flat)
-        return Geometries(raw, plain, plain.whitened(self.L), self.flat, self.L, self.dimensions)
+        return Geometries(raw, plain, plain.whitened(self.L), self.flat, self.L, self.dimensions, self.mean)
+
+    def along_mean(self, block: int = 4096) -> torch.Tensor:
+        """[n] how much of each plain row lies along their mean."""
+        import torch
+
+        along = torch.zeros(len(self.plain), device=self.plain.device)
+        for start in range(0, len(along), block):
+            along[start : start + block] = self.plain[start : start + block] @ self.mean
+        return along
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from autointerp.report.figures import CEILINGS, numbers
 from autointerp.report.folder import RunFolder
 from autointerp.report.labels import NOTHING, ByHand, read_labels
 from autointerp.report.plane import Member, members_of
-from autointerp.report.text import note, number, visible
+from autointerp.report.text import interval, note, number, visible
 from autointerp.report.tree import Latent, Part, trees
 from autointerp.tables import compute
 
@@ -107,7 +107,11 @@ class FeatureView:
     def evidence(self) -> list[str]:
         """What stands beside the label of a composite, each figure with its controls, a line each."""
         row = self.composite or {}
-        return [line for line in (*_decoder_evidence(row), *_token_evidence(row), *_said_evidence(row)) if line]
+        return [
+            line
+            for line in (*_decoder_evidence(row), *_token_evidence(row), *_causal_evidence(row), *_said_evidence(row))
+            if line
+        ]
 
     def mentioned(self) -> set[Latent]:
         """The other features that are named beside this one: neighbours, constituents, members of its subspace."""
@@ -142,6 +146,16 @@ def _token_evidence(row: Mapping[str, Any]) -> Iterator[str]:
         what = {"replacing": "they are seldom on with it", "additive": "they are on with it"}[row["mode"]]
         fires.append(f"{row['mode']} ({what})")
     yield ", ".join([*fires, *_beside_controls(row, "all of them on with it", "cofire")])
+
+
+def _causal_evidence(row: Mapping[str, Any]) -> Iterator[str]:
+    if row.get("causal") is None:
+        return
+    others = [("all at once", "together"), ("swapped pair", "swapped"), ("other parts of the same sum", "turned")]
+    known = [(name, row.get(f"causal_{control}")) for name, control in others]
+    beside = ", ".join(f"{name} {number(value)}" for name, value in known if value is not None)
+    value = interval(row["causal"], row.get("causal_low"), row.get("causal_high"))
+    yield f"its effect on the output is that of its parts added up {value} ({beside})"
 
 
 def _said_evidence(row: Mapping[str, Any]) -> Iterator[str]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from autointerp.artifacts import write_atomically
 from autointerp.errors import ConfigError
-from autointerp.report import overview
+from autointerp.report import causal, overview
 from autointerp.report.compare import reading
 from autointerp.report.compared import grouped, span_of
 from autointerp.report.controls import compared
@@ -84,6 +84,7 @@ def page_of(run: RunFolder) -> str:
         judged=judged,
         unread=unread,
         composites=overview.composites(run),
+        causes=causal.lines(run),
         usage=overview.usage(run),
         graph=graph_of(run),
         scorers=scorers_of(shown),

@@ -240,22 +240,26 @@ def judgements(run: RunFolder) -> tuple[list[JudgedRow], list[tuple[str, str, in
 def composites(run: RunFolder) -> list[str]:
     """What the composite check came to over all latents, as sentences; none where it was not run."""
     stages = run.info.get("stages") or {}
-    tested, judged = ({**((stages.get(name) or {}).get("facts") or {})} for name in ("reencode", "semantic"))
+    names = ("reencode", "causal", "semantic")
+    tested, tried, judged = ({**((stages.get(name) or {}).get("facts") or {})} for name in names)
     labels = tested.get("labels")
     if not labels:
         return []
     counts = ", ".join(f"{count:,} {label.replace('_', ' ')}" for label, count in labels.items())
     lines = [f"Of {sum(labels.values()):,} latents: {counts}."]
-    return [*lines, *_reencoded(tested), *_lent(tested), *_entailed(judged)]
+    return [*lines, *_reencoded(tested), *_lent(tested), *_tried(tried), *_entailed(judged)]
+
+
+_PAIRS = {"swapped": "swapped pairs", "random": "random pairs", "turned": "other parts of the same sum"}
 
 
 def _against(facts: Mapping[str, Any]) -> str:
     parts = []
-    for pair in ("swapped", "random"):
+    for pair, name in _PAIRS.items():
         d = facts.get(f"above_{pair}") or {}
         if d.get("n"):
             difference = interval(d["mean"], d["low"], d["high"])
-            parts.append(f"{pair} pairs {number(facts[pair])} (paired difference {difference} over {d['n']})")
+            parts.append(f"{name} {number(facts[pair])} (paired difference {difference} over {d['n']})")
     return f"; {', '.join(parts)}" if parts else ""
 
 
@@ -292,6 +296,15 @@ def _lent(facts: Mapping[str, Any]) -> Iterator[str]:
         f"share of {number(lent['mean'])} of the tokens{beside if plain['n'] else ''}; "
         f"{lent['pass']} on .6 or more."
     )
+
+
+def _tried(facts: Mapping[str, Any]) -> Iterator[str]:
+    if facts.get("own") is not None:
+        yield (
+            f"Of {facts['composites']} ablated and steered, {facts['known']} can be compared: what their constituents "
+            f"do to the output, each alone and added up, agrees with what they do by {number(facts['own'])} on average,"
+            f" all at once by {number(facts['together'])}{_against(facts)}."
+        )
 
 
 def _entailed(facts: Mapping[str, Any]) -> Iterator[str]:

@@ -32,6 +32,7 @@ IN_ORDER = (
     "harvest",
     "composites",
     "reencode",
+    "causal",
     "select",
     "directions",
     "histograms",

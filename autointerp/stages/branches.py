@@ -35,7 +35,7 @@ def branches(config: Config) -> Iterator[tuple[str, Config]]:
             raise ConfigError(f"controls: {plugin.key!r} becomes a part of stages' names: give it a label without ':'")
         options = bind_options("control", plugin.name, change, plugin.options, config.seed)
         changed: Config = change(config, **options)
-        alone = config.composites.model_copy(update={"union": None})
+        alone = config.composites.model_copy(update={"union": None, "causal": None})
         yield (
             plugin.key,
             changed.model_copy(update={"controls": [], "features": _drawn(config), "composites": alone}),
@@ -70,11 +70,12 @@ def under_union(config: Config) -> Config | None:
         return None
     features = LentFeatures(min_firings=config.features.min_firings)
     read = _read(config)
+    unasked = {"enabled": False, "union": None, "semantic": None, "causal": None}
     return config.model_copy(
         update={
             "sae": SaeConfig(load=checked.union, outlier_norm=config.sae.outlier_norm),
             "features": features,
-            "composites": checked.model_copy(update={"enabled": False, "union": None, "semantic": None}),
+            "composites": checked.model_copy(update=unasked),
             "explainers": [plugin for plugin in config.explainers if plugin.key in read],
             "controls": [],
         }

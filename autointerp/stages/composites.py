@@ -14,7 +14,7 @@ from autointerp.engine.stage import Job, Stage, Use
 
 def uses(config: Config) -> Iterator[Use]:
     if config.composites.enabled:
-        section = config.composites.model_dump(exclude={"tokens", "semantic"}) | union_section(config)
+        section = config.composites.model_dump(exclude={"tokens", "semantic", "causal"}) | union_section(config)
         yield Use("composites", ("sae", "harvest"), section)
 
 

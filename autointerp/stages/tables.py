@@ -1,7 +1,7 @@
 """Stage tables: the Parquet tables of a run's folder (features.parquet …), from what the other stages wrote.
 
 1. Each table that a stage declares is the files of all its uses after each other.
-2. composites.parquet gets the columns of the judge of explanations, where that was asked.
+2. composites.parquet gets the columns of the judge of explanations and of the causal test, where these were asked.
 3. union_features.parquet and union_contexts.parquet are of the union dictionary's latents that are constituents.
 4. features.parquet is the selection, joined with the first explainer's texts and its scores, one column group a scorer.
 """
@@ -17,10 +17,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from autointerp.artifacts import write_atomically
+from autointerp.composites.causal import COLUMNS as COLUMNS_OF_CAUSAL
+from autointerp.composites.causal import columns_of
 from autointerp.composites.evidence import PAIRS
 from autointerp.config import Config
 from autointerp.engine.estimate import Amount, Sizes
@@ -256,6 +259,8 @@ def _composites(folders: Mapping[str, Path], out: Path) -> Frame:
     table: Frame = pd.read_parquet(folders["reencode"] / "composites.parquet")
     if "semantic" in folders:
         table = _with_semantic(table, out / "semantic.parquet")
+    if "causal" in folders:
+        table = _with_causal(table, out / "causal.parquet")
     save_composites(table, out / "composites.parquet")
     flagged = table["label"].isin(FLAGGED)
     named = [
@@ -263,6 +268,26 @@ def _composites(folders: Mapping[str, Path], out: Path) -> Frame:
         for own, other, shown in zip(table["constituents"], table["union_constituents"], flagged)
     ]
     return pd.DataFrame({"feature": table["feature"], "composite": table["label"], "constituents": named})
+
+
+def _with_causal(table: Frame, tried_file: Path) -> Frame:
+    """`table` with a column for the effects of each latent beside its constituents', and for the controls."""
+    columns = columns_of(pq.read_table(tried_file).to_pylist())
+    place = table.columns.get_loc("failure")
+    for i, name in enumerate(COLUMNS_OF_CAUSAL):
+        values = [columns.get(f, {}).get(name) for f in table["feature"]]
+        table.insert(place + i, name, [np.nan if value is None else value for value in values])
+    why = {f: row["failure"] for f, row in columns.items() if row["failure"]}
+    return _with_reasons(table, "causal", why)
+
+
+def _with_reasons(table: Frame, what: str, why: Mapping[int, str]) -> Frame:
+    """`table` with reasons, by feature, behind those that are there."""
+    table["failure"] = [
+        "; ".join([*([before] if isinstance(before, str) else []), f"{what}: {why[f]}"]) if f in why else before
+        for f, before in zip(table["feature"], table["failure"])
+    ]
+    return table
 
 
 def _with_semantic(table: Frame, judged_file: Path) -> Frame:
@@ -278,11 +303,7 @@ def _with_semantic(table: Frame, judged_file: Path) -> Frame:
         name = column if pair == "own" else f"{column}_{pair}"
         table.insert(place + i, name, table["feature"].map(values).astype(float))
     why = by_pair["own"]["failure"].dropna().to_dict() if "own" in by_pair else {}
-    table["failure"] = [
-        "; ".join([*([before] if isinstance(before, str) else []), f"semantic: {why[f]}"]) if f in why else before
-        for f, before in zip(table["feature"], table["failure"])
-    ]
-    return table
+    return _with_reasons(table, "semantic", why)
 
 
 def _unscored(scores: Frame, features: Frame) -> Any:

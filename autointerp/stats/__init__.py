@@ -22,7 +22,14 @@ from autointerp.stats.correlation import (
     pearson,
     pooled_pearson_interval,
 )
-from autointerp.stats.means import Paired, Unpaired, mean_interval, paired_difference, unpaired_difference
+from autointerp.stats.means import (
+    Paired,
+    Unpaired,
+    mean_interval,
+    paired_difference,
+    ratio_interval,
+    unpaired_difference,
+)
 from autointerp.stats.ranking import (
     auroc,
     average_precision,
@@ -61,6 +68,7 @@ __all__ = [
     "pearson",
     "pooled_pearson_interval",
     "probability_error",
+    "ratio_interval",
     "share_interval",
     "spearman",
     "student_t",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from autointerp.stats.student import student_t
+from autointerp.stats.student import clustered_variance, student_t
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,3 +93,19 @@ def unpaired_difference(a: Sequence[float], b: Sequence[float]) -> Unpaired:
     degrees = sum(parts) ** 2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, (x, y)))
     half = student_t(max(int(degrees), 1)) * error
     return Unpaired(gap, gap - half, gap + half)
+
+
+def ratio_interval(
+    above: ArrayLike, below: ArrayLike, documents: Sequence[object]
+) -> tuple[float | None, float | None, float | None]:
+    """Σ above / Σ below over examples [n] with a 95 % interval: Student's t, by the linearised residuals summed over
+    `documents` [n] (Cochran 1977, 6.3). No value where Σ below is 0, no interval for fewer than two documents."""
+    x, y = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
+    if not y.sum():
+        return None, None, None
+    ratio, n = float(x.sum() / y.sum()), len({*documents})
+    if n < 2:
+        return ratio, None, None
+    spread = clustered_variance((x - ratio * y) / y.sum(), documents) * n / (n - 1)
+    half = student_t(n - 1) * math.sqrt(spread)
+    return ratio, ratio - half, ratio + half

@@ -61,6 +61,7 @@ CHANGES = [
     Change("composites/evidence.py", "REACH = 0.4", "REACH = 0.2", "load:reencode"),
     Change("composites/activation_evidence.py", "SHOWN = 3", "SHOWN = 4", "load:reencode"),
     Change("composites/union.py", "[:2]", "[:3]", "load:reencode"),
+    Change("composites/causal.py", "BEFORE, AFTER = 128, 3", "BEFORE, AFTER = 64, 3", "load:causal"),
     Change("composites/entailment.py", "p >= 0.5", "p > 0.5", "load:semantic"),
     Change("composites/semantics.py", "REASK = 1", "REASK = 2", "load:semantic"),
     Change("composites/choice.py", "chosen[: config.count]", "chosen[1 : config.count]", "load:select"),
@@ -189,7 +190,7 @@ class Copy:
         every = {
             "sae": {"load": str(SAE)},
             "features": {"select": "composites", "constituents": True},
-            "composites": {"union": str(SAE), "semantic": True},
+            "composites": {"union": str(SAE), "semantic": True, "causal": True},
             "explainers": ["default", "token_stats", "conjunction", "mine.explain"],
         }
         train = {"sae": {"train": {"architecture": "topk", "d_sae": 64, "k": 4, "tokens": 100_000}}}

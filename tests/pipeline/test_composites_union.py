@@ -22,7 +22,8 @@ EXPLAINERS = ["default", "conjunction", "constituents"]
 def wanted(folder: Path, url: str, **more: Any) -> dict[str, Any]:
     whole = config(folder / "model", folder / "narrow", url, explainers=EXPLAINERS, scorers=["detection"], controls=[])
     features = {"select": "all", "min_firings": 30, "constituents": True}
-    return whole | {"features": features, "composites": {"union": str(folder / "wide"), "semantic": True}} | more
+    asked = {"union": str(folder / "wide"), "semantic": True, "causal": {"tokens": 8}}
+    return whole | {"features": features, "composites": asked} | more
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,19 @@ def test_copies_within_the_union_are_one_and_none_of_an_own_row_is_lent(finished
     assert named
     assert named <= first
     assert min(named) >= own
+
+
+def test_effects_of_constituents_of_the_union_stand_beside_the_composite_s(finished) -> None:
+    run, *_ = finished
+    rows = run.composites[run.composites["label"] == "confirmed"]
+    assert (rows["causal_together"] > 0.9).all()
+    assert (rows["causal"] > rows["causal_swapped"]).all()
+    assert rows["causal_turned"].notna().all()
+    tried = run.causal[run.causal["feature"] == rows["feature"].iloc[0]]
+    lent = {f"union {part}" for part in rows["union_constituents"].iloc[0]}
+    arms = {"clean", "together", "added", "swapped", "swapped together", "turned", *lent}
+    assert {how: set(own["arm"]) for how, own in tried.groupby("how")} == {"ablated": arms, "steered": arms}
+    assert tried["output"].dropna().between(-1, 1).all()
 
 
 def test_they_are_explained_and_the_judge_compares_them_with_the_composite(finished) -> None:

@@ -33,7 +33,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "partial_r2": 0.5, "max_cosine": 0.7, "p_value": 1e-9, "reencode": 0.87, "reencode_swapped": 0.02,
         "reencode_random": 0.0, "lift": 3.2, "lift_swapped": 1.1, "lift_random": 0.9, "mode": "additive",
         "tokens": 312, "semantic": 0.75, "semantic_swapped": 0.2, "semantic_random": None,
-        "failure": "semantic: too few other features",
+        "causal": 0.9, "causal_low": 0.8, "causal_high": 0.95, "causal_together": 0.98, "causal_swapped": 0.02,
+        "causal_turned": 0.4, "failure": "semantic: too few other features",
     }  # fmt: skip
     pq.write_table(pa.Table.from_pylist([found]), folder / "composites.parquet")
     windows = [
@@ -51,6 +52,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "labels": {"atomic": 1000, "confirmed": 10},
             "reencode": {"own": 0.5, **pair, "no_sums": {"n": 90, "mean": 0.25, "pass": 9}},
             "union": {"n": 7, "mean": 0.4, "pass": 3, "no_sums": {"n": 80, "mean": 0.2, "pass": 5}}}},
+        "causal": {"key": "ee", "status": "ran", "seconds": 2.0, "facts": {
+            "composites": 12, "known": 11, "own": 0.9, "together": 0.97, "swapped": 0.1, "turned": 0.5,
+            "above_swapped": above, "above_turned": lost}},
         "semantic": {"key": "dd", "status": "ran", "seconds": 2.0, "facts": {
             "composites": 12, "judged": 10, "entailed": 0.7, "own": 0.6, **pair}},
     }  # fmt: skip
@@ -82,6 +86,8 @@ def test_show_prints_the_verdict_with_every_figure_beside_its_controls(run: Path
         "  R² 0.91, partial R² 0.5, highest cosine 0.7, p 1e-09",
         "  re-encode .87 (swapped pair .02, random pair .00) over 312 tokens",
         "  lift 3.20 (swapped pair 1.10, random pair .90), additive (they are on with it)",
+        "  its effect on the output is that of its parts added up .90 [.80 .95] (all at once .98, swapped pair .02,"
+        " other parts of the same sum .40)",
         "  explanation entails them .75 (swapped pair .20)",
         "  semantic: too few other features",
         "",
@@ -103,6 +109,9 @@ def test_the_page_has_the_same_and_sums_up_all_composites(run: Path, tmp_path: P
         "Of 90 latents that are no composites, refitted by their two nearest neighbours, 9 pass the same test",
         "Of 7 with constituents of the union SAE, all constituents are on together, on average, on a share of .40 of "
         "the tokens; by the two nearest rows of 80 latents that are no sums, .20; 3 on .6 or more.",
+        "Of 12 ablated and steered, 11 can be compared: what their constituents do to the output, each alone and added"
+        " up, agrees with what they do by .90 on average, all at once by .97; swapped pairs .10",
+        "<title>feature 10: .40</title>",
         "10 of 12 could be judged; of these .70 entail all their constituents",
     ):
         assert part in page

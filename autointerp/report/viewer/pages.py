@@ -9,7 +9,7 @@ from typing import Any, cast, get_args
 from urllib.parse import urlencode
 
 from autointerp.errors import AutointerpError, ConfigError
-from autointerp.report import overview
+from autointerp.report import causal, overview
 from autointerp.report.columns import explainers_of, measures_of
 from autointerp.report.compare import By
 from autointerp.report.compared import comparison
@@ -101,6 +101,7 @@ def overview_page(place: Place, query: Query) -> str:
         summary=summary,
         charts=charts,
         composites=overview.composites(run),
+        causes=snapshot.once("causes", lambda: causal.lines(run)),
         graph=graph_of(run),
         parts=PARTS,
         mark=mark_of(snapshot),
