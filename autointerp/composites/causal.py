@@ -335,15 +335,21 @@ def _overlap(arm: _Arm, sign: float) -> float | None:
 # --- what is asked ----------------------------------------------------------------------------
 
 
-def questions(
-    table: Frame, W: torch.Tensor, corpus: Corpus, firings: Firings, *, count: int, tokens: int, seed: int
-) -> dict[int, Question]:
-    """The first `count` composites of `table` (of `activation_evidence.conclude`), confirmed ones first and those of
-    higher R² before others; each with up to `tokens` of its strong tokens. `W` [n + u, d] are the rows of the SAE, and
-    of the union dictionary where it lends."""
-    seed, n = seed % 2**64, len(table)
+def first(table: Frame, count: int) -> list[int]:
+    """The `count` composites of `table` (of `activation_evidence.conclude`) that are tried: confirmed ones first, and
+    those of higher R² before others."""
     rows = table[table["label"].isin(FLAGGED)].to_dict("records")
-    rows = sorted(rows, key=lambda row: (FLAGGED.index(row["label"]), -row["r2"], row["feature"]))[:count]
+    rows = sorted(rows, key=lambda row: (FLAGGED.index(row["label"]), -row["r2"], row["feature"]))
+    return sorted(row["feature"] for row in rows[:count])
+
+
+def questions(
+    table: Frame, chosen: Sequence[int], W: torch.Tensor, corpus: Corpus, firings: Firings, *, tokens: int, seed: int
+) -> dict[int, Question]:
+    """For each of the `chosen` composites of `table`, with up to `tokens` of its strong tokens. `W` [n + u, d] are the
+    rows of the SAE, and of the union dictionary where it lends."""
+    seed, n = seed % 2**64, len(table)
+    rows = table[table["feature"].isin(chosen)].to_dict("records")
     fired = firings.of([row["feature"] for row in rows])
     turn = np.random.default_rng(seed).permutation(corpus.info.n_rows)
     asked = {}

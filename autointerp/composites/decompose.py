@@ -115,8 +115,8 @@ def decompose(
 ) -> Fits:
     """Fit each latent of `queries` [q] by its candidates `lists` [q, m] (-1: none), rows of Z and white [n, d].
 
-    `along` [n] is how much of each row of Z lies along their mean, `candidates` how many rows the lists were chosen from, and `d` in how many dimensions white rows lie: they set
-    what chance may reach. `bar` advances by latents.
+    `along` [n] is how much of each row of Z lies along their mean. `candidates` is how many rows the lists were chosen
+    from, and `d` in how many dimensions white rows lie: they set what chance may reach. `bar` advances by latents.
     """
     import torch
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
@@ -11,15 +11,13 @@ from autointerp.artifacts import Corpus, Firings
 from autointerp.config import CausalConfig, Config
 from autointerp.engine import models
 from autointerp.engine.estimate import Amount, Sizes, sae_of, subject_of
-from autointerp.engine.executor import Rows, each_feature, forget_shards, merge_parts
+from autointerp.engine.executor import Read, Rows, Work, each_feature, forget_shards, merge_parts
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.progress import progress
 from autointerp.stages.composites import union_section
 from autointerp.stages.corpus import numbers_section
 
 if TYPE_CHECKING:
-    import torch
-
     from autointerp.composites.causal import Question, Subjects
 
 PASSES = 24  # of a composite of two: clean, itself, and its own shares and two controls, ablated and steered
@@ -36,19 +34,25 @@ def uses(config: Config) -> Iterator[Use]:
 def work(job: Job) -> None:
     """Write causal.parquet: for each composite, ablated and steered, how far its effect agrees with that of its
     constituents together, of each alone, of the sum of these, and of the controls."""
-    from autointerp.composites.causal import effects, silent_places, summary
+    import pandas as pd
 
-    subjects, wanted = _subjects(job), _wanted(job)
-    questions = _questions(job, subjects.sae.W_dec.detach().float().cpu())
-    silent = silent_places(subjects.corpus, wanted.tokens, job.config.seed)
+    from autointerp.composites.causal import effects, first, silent_places, summary
 
-    async def tried(feature: int, question: Question) -> Rows:
-        rows = effects(subjects, question, silent)
-        return Rows({"causal": rows}, 0, sum("failure" in row for row in rows))
+    wanted, table = _wanted(job), pd.read_parquet(job.inputs["reencode"] / "composites.parquet")
+    chosen = first(table, wanted.count)
 
-    with progress("causal", len(questions), "composites") as bar:
-        features = sorted(questions)
-        each_feature(job.session, job.folder, features, lambda shard: questions, tried, width=1, bar=bar)
+    def prepare() -> tuple[Read[Question], Work[Question]]:
+        subjects = _subjects(job)
+        silent = silent_places(subjects.corpus, wanted.tokens, job.config.seed)
+
+        async def tried(feature: int, question: Question) -> Rows:
+            rows = effects(subjects, question, silent)
+            return Rows({"causal": rows}, 0, sum("failure" in row for row in rows))
+
+        return lambda features: _questions(job, table, features, subjects), tried
+
+    with progress("causal", len(chosen), "composites") as bar:
+        each_feature(job, chosen, prepare, width=1, bar=bar)
     merge_parts(job.folder, ["causal"])
     forget_shards(job.folder, files=True)
     job.facts |= summary(pq.read_table(job.folder / "causal.parquet").to_pylist())
@@ -72,21 +76,17 @@ def _subjects(job: Job) -> Subjects:
     return Subjects(reads, models.written(job.session, sae), sae, Corpus(job.inputs["corpus"]), where)
 
 
-def _questions(job: Job, W: torch.Tensor) -> dict[int, Question]:
-    """The composites that are tried, by latent; `W` are the SAE's rows."""
-    import pandas as pd
+def _questions(job: Job, table: Any, features: Sequence[int], subjects: Subjects) -> dict[int, Question]:
     import torch
 
     from autointerp.composites.causal import questions
     from autointerp.composites.union import lends
 
-    table: Any = pd.read_parquet(job.inputs["reencode"] / "composites.parquet")
-    union = job.config.composites.union
+    W, union = subjects.sae.W_dec.detach().float().cpu(), job.config.composites.union
     if union is not None and lends(table):
         W = torch.cat([W, models.load_sae(job.session, union).W_dec.detach().float().cpu()])
-    wanted, firings = _wanted(job), Firings(job.inputs["harvest"])
-    corpus = Corpus(job.inputs["corpus"])
-    return questions(table, W, corpus, firings, count=wanted.count, tokens=wanted.tokens, seed=job.config.seed)
+    firings, tokens = Firings(job.inputs["harvest"]), _wanted(job).tokens
+    return questions(table, features, W, subjects.corpus, firings, tokens=tokens, seed=job.config.seed)
 
 
 def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
