@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from autointerp.errors import ConfigError
-from autointerp.redact import has_key_prefix, hide, looks_like_key, secret_name
+from autointerp.redact import has_key_prefix, hide, looks_like_key, names_in, secret_name, texts_in
 from autointerp.registry import did_you_mean, look_in
 
 NOT_IN_KEYS = "a stage's key holds the values of its section, not the code that read them"
@@ -167,7 +167,7 @@ class LLMConfig(Section):
     @field_validator("headers", "extra_body")
     @classmethod
     def secrets_are_variables(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name, text in _texts(value):
+        for name, text in texts_in(value):
             if (secret_name(name) or has_key_prefix(text)) and not text.startswith("$"):
                 raise ValueError(f"write the value of {name!r} as $NAME, an environment variable: it may be a secret")
         return value
@@ -175,27 +175,6 @@ class LLMConfig(Section):
 
 # keys of `llm` that hold secrets by right, or are checked by a rule of their own
 PRIVATE = frozenset({"base_url", "replicas", "server_args", "env", "headers", "extra_body", "api_key_env"})
-
-
-def _names(value: Any) -> Iterator[str]:
-    """Each name of a key, however deep."""
-    if isinstance(value, Mapping):
-        yield from map(str, value)
-    for part in value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ():
-        yield from _names(part)
-
-
-def _texts(value: Any, name: str = "", but: frozenset[str] = frozenset()) -> Iterator[tuple[str, str]]:
-    """Each text in a section, with the name of its key; sections called as in `but` left out."""
-    if isinstance(value, str):
-        yield name, value
-    elif isinstance(value, Mapping):
-        for key, part in value.items():
-            if key not in but:
-                yield from _texts(part, name if secret_name(name) else str(key), but)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _texts(part, name, but)
 
 
 class PluginConfig(Section):
@@ -334,9 +313,9 @@ class Config(Section):
     @classmethod
     def holds_no_key(cls, raw: Any) -> Any:
         """Names and options stand in tables, reports and logs. What goes to a server alone has places of its own."""
-        if any(map(has_key_prefix, _names(raw))):
+        if any(map(has_key_prefix, names_in(raw))):
             raise ValueError("a name in the config looks like an API key: keep it in an environment variable")
-        for name, text in _texts(raw, but=PRIVATE):
+        for name, text in texts_in(raw, but=PRIVATE):
             if secret_name(name):  # an option of a plug-in: it needs it, and nobody else
                 hide(text)
             if has_key_prefix(text):

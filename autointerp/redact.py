@@ -140,6 +140,27 @@ def secret_name(name: str, *, anywhere: bool = False) -> bool:
     return False
 
 
+def names_in(value: Any) -> Iterator[str]:
+    """Each name of a key, however deep."""
+    if isinstance(value, Mapping):
+        yield from map(str, value)
+    for part in value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ():
+        yield from names_in(part)
+
+
+def texts_in(value: Any, name: str = "", but: frozenset[str] = frozenset()) -> Iterator[tuple[str, str]]:
+    """Each text in a section, with the name of its key; sections called as in `but` left out."""
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            if key not in but:
+                yield from texts_in(part, name if secret_name(name) else str(key), but)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from texts_in(part, name, but)
+
+
 def _public_llm(section: Mapping[str, Any]) -> dict[str, Any]:
     """Each value by a rule of its own; a key without a rule is written where it is a number, a switch or null."""
     kept = {}
