@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -76,6 +76,7 @@ def looks_like_key(text: str) -> bool:
     return any(re.search(r"\d", run) and re.search(r"[A-Za-z]", run) for run in runs)
 
 
+@lru_cache(maxsize=1024)
 def public_url(url: str) -> str:
     """The URL without user, password and query, and without parts of its path that look like keys."""
     try:
