@@ -62,6 +62,7 @@ class SaeConfig(Section):
     load: str | None = None  # local path, hub id (repo@revision) or release/sae_id
     format: str | None = None  # detected when not named
     train: dict[str, Any] | None = None  # the keys of sae.train, which are TrainConfig's
+    stream: bool = False  # with train: activations come from the subject as they are needed, and none are stored
     # activations of more than so many times the median norm (attention sinks) are left out; null: none
     outlier_norm: float | None = Field(default=10.0, gt=1)
     neurons: NeuronsConfig | None = None  # no SAE: the activations at subject.hook; true: with nothing set
@@ -75,7 +76,14 @@ class SaeConfig(Section):
     def one_of(self) -> SaeConfig:
         if [self.load is None, self.train is None, self.neurons is None].count(False) != 1:
             raise ValueError("give exactly one of sae.load, sae.train and sae.neurons")
+        if self.stream and self.train is None:
+            raise ValueError("sae.stream is of sae.train: an SAE that is loaded is not trained")
         return self
+
+    @property
+    def stores_activations(self) -> bool:
+        """The run keeps the corpus' activations on disk, to train on."""
+        return self.train is not None and not self.stream
 
 
 class RedrawnSae(SaeConfig):

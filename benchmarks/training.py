@@ -2,13 +2,14 @@
 
     python benchmarks/training.py --activations FILE [--tokens 1_000_000] [--out results/reference/training.json]
     python benchmarks/training.py --gpu [--size 32768 2304]
+    python benchmarks/training.py --stream [--tokens 400_000] [--out results/reference/streaming.json]
 
 FILE is activations.npy [tokens, d_in], as `autointerp run train-demo` leaves it in its store (stage `activations`), of
 stories15M. Both trainers see the same batches in the same order, on the same threads; explained variance is measured
 on the same held-out tokens by the same code. sae-lens gets its AuxK, with dead latents counted over as many tokens as
 ours, our learning rate's fall at the end, its input scaling, and autocast to bfloat16 where a few steps of it are
 faster here. Costs of penalties are processor seconds of steps in turn with steps without. Exits 1 where a limit is
-missed.
+missed. --stream trains on stories15M's own activations from a file and from the subject, on the same tokens.
 """
 
 from __future__ import annotations
@@ -26,12 +27,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from autointerp.activations.dense import harvest_dense
+from autointerp.activations.stream import CorpusStream
+from autointerp.artifacts import Corpus, CorpusInfo
+from autointerp.catalog import resolve
+from autointerp.config import SubjectConfig
+from autointerp.progress import Progress
 from autointerp.sae import ArraySource, SaeCheck, StreamSource, TrainConfig, check_sae, load_sae, train_sae
 from autointerp.sae.penalties import PENALTIES
+from autointerp.sae.source import ActivationSource
+from autointerp.subject import load_subject
 
 WIDTH, K, BATCH = 4096, 32, 4096
 LRS = (3e-4, 2e-3, 6e-3, 1.2e-2)  # sae-lens' default, and others that suit so short a training better
-SPEED, COST, DEAD, BUSY = 1.5, 1.10, 0.05, 0.40
+SPEED, COST, DEAD, BUSY, APART = 1.5, 1.10, 0.05, 0.40, 0.003
 
 
 class Timed:
@@ -49,7 +58,7 @@ class Timed:
 
 
 def ours(
-    source: ArraySource, held_out: torch.Tensor, tokens: int, threshold: float | None = None, **options: Any
+    source: ActivationSource, held_out: torch.Tensor, tokens: int, threshold: float | None = None, **options: Any
 ) -> dict[str, float]:
     config = TrainConfig.model_validate(
         {"d_sae": WIDTH, "k": K, "tokens": tokens, "batch_size": BATCH, "checkpoint_every": 10**9} | options
@@ -214,6 +223,41 @@ def gpu(width: int, d: int, batch: int) -> tuple[dict[str, Any], list[Any]]:
     return result, [("training FLOP/s over those of a bfloat16 product", achieved / product, "≥", BUSY)]
 
 
+def streamed(tokens: int) -> tuple[dict[str, Any], list[Any]]:
+    """Explained variance on held-out text of one training from a file of activations and one from the subject."""
+    subject = load_subject(
+        SubjectConfig(model="stories15m", device="cpu"), resolve("stories15m", "model"), "blocks.0.hook_resid_post"
+    )
+    generator, rows = torch.Generator().manual_seed(0), []
+    for _ in range(8):  # text of the model's own, so that its activations are the usual ones
+        start = torch.full((64, 1), subject.bos_id or 1)
+        made = subject.forward.plain.model.generate(
+            start, do_sample=True, max_new_tokens=95, min_new_tokens=95, pad_token_id=0
+        )
+        rows.append(made)
+    text = torch.cat(rows)[torch.randperm(512, generator=generator)].numpy()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        info = CorpusInfo("sampled", "stories15m", subject.bos_id, 96, text.size, len(text), len(text), "")
+        Corpus.save(place, info, text.ravel(), np.arange(len(text) + 1) * 96, np.arange(len(text)), np.zeros(len(text)))
+        corpus, last = Corpus(place), len(text) - 64
+        stream = CorpusStream(corpus, subject.activations, last, seed=0, batch_tokens=8192, device="cpu")
+        harvest_dense(
+            corpus, subject.activations, subject.d_hook, place,
+            batch_tokens=8192, device="cpu", bar=Progress("activations", None, "tokens"),
+        )  # fmt: skip
+        stored = ArraySource(np.load(place / "activations.npy")[: stream.tokens])
+        live = StreamSource(stream.chunk, d_in=subject.d_hook, rows=stream.rows, buffer_chunks=8)
+        held_out, options = stream.held_out().float(), {"d_sae": 1024, "k": 16, "batch_size": 1024}
+        runs = {
+            "from a file": ours(stored, held_out, tokens, **options),
+            "streamed": ours(live, held_out, tokens, **options),
+        }
+    print(json.dumps(runs, indent=1))
+    apart = abs(runs["streamed"]["explained_variance"] - runs["from a file"]["explained_variance"])
+    return runs, [("explained variance, streamed and from a file, apart", apart, "≤", APART)]
+
+
 def _synchronised() -> float:
     torch.cuda.synchronize()
     return time.perf_counter()
@@ -227,6 +271,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=26, help="of each timing of a penalty: 5 n + 1")
     parser.add_argument("--rounds", type=int, default=3, help="of timing the default penalty")
     parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--stream", action="store_true")
     parser.add_argument("--size", nargs=2, type=int, default=(32_768, 2_304), metavar=("WIDTH", "D"))
     parser.add_argument("--batch", type=int, default=8192, help="with --gpu")
     parser.add_argument("--out", type=Path)
@@ -235,6 +280,8 @@ def main() -> int:
     bars: list[tuple[str, float, str, float]] = []
     if args.gpu:
         result["gpu"], bars = gpu(args.size[0], args.size[1], args.batch)
+    elif args.stream:
+        result["streaming"], bars = streamed(args.tokens)
     else:
         if args.activations is not None:
             result["trainers"], bars = compare(args.activations, args.tokens, args.held_out)

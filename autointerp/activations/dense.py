@@ -62,11 +62,9 @@ def harvest_dense(
         tokens = np.zeros((len(rows), max(map(len, rows))), np.int64)
         for i, row in enumerate(rows):
             tokens[i, : len(row)] = row
-        x = activations(torch.from_numpy(tokens).to(device))
-        if x.numel() and not float(x.abs().max()) < 6e4:
-            raise AutointerpError("activations are too large for float16, or not finite: choose another hook point")
+        x = as_half(activations(torch.from_numpy(tokens).to(device)))
         for i, row in enumerate(rows):
-            kept = x[i, skip : len(row)].half().cpu().numpy()
+            kept = x[i, skip : len(row)].cpu().numpy()
             out[ends[start + i] : ends[start + i + 1]] = kept
             hashed.update(kept.tobytes())
         bar.advance(int(corpus.offsets[stop] - corpus.offsets[start]))
@@ -75,6 +73,13 @@ def harvest_dense(
             saved = stop
             text = json.dumps({"rows": saved, "sha256": hashed.hexdigest()})
             write_atomically(mark, lambda temporary, text=text: temporary.write_text(text))
+
+
+def as_half(x: Tensor) -> Tensor:
+    """x in float16. Raises AutointerpError where that cannot hold it."""
+    if x.numel() and not float(x.abs().max()) < 6e4:
+        raise AutointerpError("activations are too large for float16, or not finite: choose another hook point")
+    return x.half()
 
 
 def _done(mark: Path, path: Path, ends: np.ndarray) -> tuple[int, hashlib._Hash]:

@@ -94,6 +94,7 @@ class StreamSource:
         self.chunk, self.rows, self.buffer_chunks = chunk, rows, buffer_chunks
         self.outlier_threshold = outlier_threshold
         self._d_in = d_in
+        self._held: tuple[tuple[int, int], tuple[Tensor, Tensor]] | None = None
 
     @property
     def d_in(self) -> int:
@@ -107,13 +108,28 @@ class StreamSource:
             )
         index, at = divmod(start_step, per_buffer)
         while True:
-            first = index * self.buffer_chunks
-            buffer = torch.cat([self._checked_chunk(i) for i in range(first, first + self.buffer_chunks)])
-            drawn = np.random.default_rng((seed, index)).permutation(len(buffer))
-            order = torch.from_numpy(self._usual(buffer, drawn)).to(buffer.device)
+            buffer, order = self._buffer(seed, index)
             for step in range(at, per_buffer):
                 yield buffer[order[step * batch_size : (step + 1) * batch_size]]
             index, at = index + 1, 0
+
+    def _buffer(self, seed: int, index: int) -> tuple[Tensor, Tensor]:
+        """The index-th buffer [rows · buffer_chunks, d_in] and its order; the last one is kept, for a training reads
+        the first twice."""
+        if self._held is not None and self._held[0] == (seed, index):
+            return self._held[1]
+        self._held = None  # before the next is made: both would not fit
+        buffer: Tensor | None = None
+        for number in range(self.buffer_chunks):
+            chunk = self._checked_chunk(index * self.buffer_chunks + number)
+            if buffer is None:
+                buffer = chunk.new_empty(self.rows * self.buffer_chunks, self.d_in)
+            buffer[number * self.rows : (number + 1) * self.rows] = chunk
+        assert buffer is not None
+        drawn = np.random.default_rng((seed, index)).permutation(len(buffer))
+        order = torch.from_numpy(self._usual(buffer, drawn)).to(buffer.device)
+        self._held = (seed, index), (buffer, order)
+        return buffer, order
 
     def _usual(self, buffer: Tensor, drawn: NDArray[np.int64]) -> NDArray[np.int64]:
         """`drawn` with its first rows again in place of those of outlying norm."""

@@ -14,7 +14,7 @@ from autointerp.stages.corpus import numbers_section
 
 
 def uses(config: Config) -> Iterator[Use]:
-    if config.sae.train is not None:
+    if config.sae.stores_activations:
         yield Use("activations", ("corpus",), numbers_section(config))
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def uses(config: Config) -> Iterator[Use]:
-    stored = ("activations",) if config.sae.train is not None else ()
+    stored = ("activations",) if config.sae.stores_activations else ()
     cached = {"cache": models.identity(config.corpus.source)} if cached_by_delphi(config) else {}
     yield Use(
         "harvest",

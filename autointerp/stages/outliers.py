@@ -30,7 +30,7 @@ def uses(config: Config) -> Iterator[Use]:
     if not asked(config):
         return
     section: dict[str, Any] = {"outlier_norm": config.sae.outlier_norm}
-    if config.sae.train is not None:
+    if config.sae.stores_activations:
         yield Use("outliers", ("activations",), section, of_stored, (of_stored,))
     else:
         section |= {"sae": models.identity(config.sae.load or ""), "format": config.sae.format}
@@ -106,7 +106,7 @@ def first_activations(job: Job, corpus: Corpus, subject: Subject, tokens: int = 
 
 
 def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
-    if config.sae.train is None:
+    if not config.sae.stores_activations:
         return Amount(CHECK_TOKENS, "tokens", subject_of(config), guess=1e-3)
     return Amount(sizes.tokens, "tokens", subject_of(config), guess=2e-6)
 

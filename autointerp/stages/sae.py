@@ -14,12 +14,15 @@ from autointerp.engine import models
 from autointerp.engine.estimate import Amount, Sizes, sae_of, subject_of
 from autointerp.engine.stage import RUN, Job, Stage, Use
 from autointerp.errors import ConfigError
-from autointerp.evaluation.rows import held_out_of
+from autointerp.evaluation.rows import held_out_from, held_out_of
 from autointerp.stages import outliers
 from autointerp.stages.corpus import numbers_section
 
 if TYPE_CHECKING:
+    import torch
+
     from autointerp.sae.check import SaeCheck
+    from autointerp.sae.source import ActivationSource
     from autointerp.sae.train_config import TrainConfig
 
 log = logging.getLogger("autointerp")
@@ -33,6 +36,9 @@ def uses(config: Config) -> Iterator[Use]:
     if isinstance(config.sae, RedrawnSae):
         section = numbers_section(config) | {"redrawn": config.sae.seed}
         yield Use("sae", ("corpus", f"{RUN}sae", *asked), section, draw_anew, (draw_anew,))
+    elif config.sae.train is not None and config.sae.stream:
+        section = {"train": train_config(config).model_dump(), "stream": True} | numbers_section(config)
+        yield Use("sae", ("corpus", *asked), section, train_streamed, (train_streamed,))
     elif config.sae.train is not None:
         section = {"train": train_config(config).model_dump()}
         yield Use("sae", ("corpus", "activations", *asked), section, train, (train,))
@@ -67,14 +73,46 @@ def work(job: Job) -> None:
 
 
 def train(job: Job) -> None:
+    """On the stored activations."""
     import numpy as np
 
     from autointerp.sae.source import ArraySource
-    from autointerp.sae.train import train_sae
 
     data = np.load(job.inputs["activations"] / "activations.npy", mmap_mode="r")
     left_out = np.load(job.inputs["outliers"] / "outlying.npy") if "outliers" in job.inputs else None
     source, held_out = ArraySource(data, left_out).hold_out(held_out_of(len(data)))
+    _train_on(job, source, held_out)
+
+
+def train_streamed(job: Job) -> None:
+    """On activations that the subject makes as they are needed; the same documents are held out."""
+    from autointerp.activations.stream import BUFFER, CorpusStream
+    from autointerp.sae.source import StreamSource
+
+    corpus, subject = Corpus(job.inputs["corpus"]), models.subject(job.session, None)
+    tokens = corpus.info.n_tokens - corpus.info.n_rows * int(corpus.info.bos_id is not None)
+    last = int(corpus.offsets.searchsorted(held_out_from(corpus, held_out_of(tokens))))
+    stream = CorpusStream(
+        corpus,
+        subject.activations,
+        last,
+        seed=job.config.seed,
+        batch_tokens=job.config.subject.batch_tokens,
+        device=models.device(job.session),
+    )
+    source = StreamSource(
+        stream.chunk,
+        d_in=subject.d_hook,
+        rows=stream.rows,
+        buffer_chunks=max(1, BUFFER // stream.rows),
+        outlier_threshold=outliers.threshold(job),
+    )
+    _train_on(job, source, stream.held_out())
+
+
+def _train_on(job: Job, source: ActivationSource, held_out: torch.Tensor) -> None:
+    from autointerp.sae.train import train_sae
+
     subject = models.subject(job.session, None)
     train_sae(
         source,
