@@ -68,7 +68,7 @@ def ours(
         sae = train_sae(source, config, folder)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     check = check_sae(sae, held_out, outlier_threshold=threshold)
-    return figures(check, config.steps * BATCH, wall, cpu, config.peak_lr)
+    return figures(check, config.steps * config.batch_size, wall, cpu, config.peak_lr)
 
 
 def figures(check: SaeCheck, tokens: int, wall: float, cpu: float, lr: float) -> dict[str, float]:
