@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,20 @@ def smollm2() -> Path:
     from autointerp.catalog import resolve
 
     return resolve("smollm2-135m", "model")
+
+
+@pytest.fixture(scope="module")
+def own_cache(stories15m: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of the test's own, so that every stage has to work, with the real weights and texts in it."""
+    from autointerp.resources import cache_dir
+
+    cache = tmp_path_factory.mktemp("cache")
+    for name in ("models", "text"):
+        (cache_dir() / name).mkdir(exist_ok=True)
+        (cache / name).symlink_to(cache_dir() / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOINTERP_CACHE", str(cache))
+        yield cache
 
 
 LONGEST = ("test_run_kills", "test_run_survives", "test_sweep", "test_plan", "test_run_oracle", "test_keys")

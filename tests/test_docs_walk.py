@@ -18,7 +18,6 @@ from planted import oracle
 from typer.testing import CliRunner
 
 from autointerp.cli import app
-from autointerp.resources import cache_dir
 
 DOCS = Path(__file__).parents[1] / "docs"
 HOWTOS = sorted(page for page in (DOCS / "howto").glob("*.md") if page.name != "index.md")
@@ -35,15 +34,10 @@ def answer(messages: list[dict[str, str]], body: dict[str, Any]) -> str:
 
 
 @pytest.fixture(scope="module")
-def address(stories15m: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Of the endpoint; meanwhile the cache is one of the test's, with the real weights and texts in it."""
-    cache = tmp_path_factory.mktemp("cache")
-    for name in ("models", "text"):
-        (cache_dir() / name).mkdir(exist_ok=True)
-        (cache / name).symlink_to(cache_dir() / name)
+def address(own_cache: Path) -> Iterator[str]:
+    """Of the endpoint."""
     with pytest.MonkeyPatch.context() as patch, serving(answer, models=(MODEL,)) as endpoint:
-        patch.setenv("AUTOINTERP_CACHE", str(cache))
-        for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_DIR": str(cache)}.items():
+        for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_DIR": str(own_cache)}.items():
             patch.setenv(name, value)
         yield endpoint.url
 

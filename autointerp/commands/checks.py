@@ -166,6 +166,7 @@ def check_hook(hook: str, layers: int | None) -> Check:
 
 def check_corpus(config: Config) -> Iterator[Check]:
     """The text can be read and has the column; the model reads rows as long as those asked for."""
+    from autointerp.activations.delphi_cache import is_cache
     from autointerp.subject.corpus import read_documents
 
     corpus, path = config.corpus, Path(config.corpus.source).expanduser()
@@ -177,6 +178,8 @@ def check_corpus(config: Config) -> Iterator[Check]:
         yield Check("corpus", "ok", "a text of the catalogue")
     elif "/" in corpus.source and not path.exists() and looks_remote(corpus.source) and not path.suffix:
         yield Check("corpus", "not known", f"{corpus.source}: read from the hub when the run begins")
+    elif is_cache(corpus.source):
+        yield Check("corpus", "ok", "a cache of delphi's: its tokens are the text")
     else:
 
         def first() -> None:
