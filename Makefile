@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint site test-vllm train-demo clean
+.PHONY: demo test lint site test-vllm gpu train-demo clean
 
 demo: .venv/ready
 	$(BIN)/autointerp run demo
@@ -27,6 +27,10 @@ train-demo: .venv/ready
 # Real vLLM, in an environment of its own because its pins are not ours.
 test-vllm: .venv/ready .venv-vllm/ready
 	AUTOINTERP_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest -m vllm
+
+# Whatever waits for a GPU, each step within ten minutes; one line where there is none.
+gpu: .venv/ready
+	$(BIN)/python benchmarks/gpu.py --out results/reference/gpu.json
 
 # The torch pin comes first: anything else may pull another build of it.
 .venv/ready: requirements/lock.txt pyproject.toml

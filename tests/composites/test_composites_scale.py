@@ -165,7 +165,7 @@ def test_float64_beyond_the_range_of_float32_is_no_infinity(rows, table):
     assert same(find_composites(rows.astype(np.float64) * 1e200), table)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.cuda
 @pytest.mark.parametrize("memory", [SMALL, 2**30])
 def test_a_gpu_gives_the_labels_of_the_processor(rows, table, memory):
     assert same(find_composites(rows, device="cuda", memory=memory), table)

@@ -360,9 +360,8 @@ def test_all_rows_zero_are_all_dead():
     assert set(find_composites(np.zeros((4, 8)))["label"]) == {"dead"}
 
 
+@pytest.mark.cuda
 def test_the_label_does_not_depend_on_the_device():
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device here")
     rows = plant(1000, 128, seed=2, power=0.7, mean=0.5).rows
     cpu, gpu = find_composites(rows), find_composites(rows, device="cuda")
     assert list(cpu["label"]) == list(gpu["label"])

@@ -69,7 +69,7 @@ def test_no_block_holds_more_numbers_than_it_may() -> None:
         assert rows * width <= max(blocks.NUMBERS["cpu"], 16 * width)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.cuda
 @pytest.mark.parametrize("architecture", ["topk", "relu", "jumprelu", "gated", "groupmax"])
 def test_a_gpu_finds_the_same_firings(architecture: str) -> None:
     sae, x = small_sae(architecture), torch.randn(100, 8, generator=torch.Generator().manual_seed(1))

@@ -129,3 +129,12 @@ def test_compiled_blocks_give_the_same_wherever_the_hook_point_lies(stories15m: 
         at = subject.at(name)
         assert apart(at.activations(rows([9])), plain.at(name).activations(rows([9]))) < 1e-4
         assert at.forward.place(at.hook) is not None
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("point", BOUNDARIES)
+def test_a_gpu_reads_what_the_processor_reads(stories15m: Path, point: str) -> None:
+    here = subject_of(stories15m).at(f"blocks.1.{point}")
+    there = load_subject(SubjectConfig(model="stories15m", device="cuda"), stories15m, f"blocks.1.{point}")
+    assert there.forward.place(there.hook) is not None
+    assert apart(there.activations(rows([40])).cpu(), here.activations(rows([40]))) < 1e-3
