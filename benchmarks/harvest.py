@@ -101,9 +101,9 @@ def costs(width: int, tokens: int, rounds: int, scratch: Path, device: str = "cp
         return Sparse(token, latent.clone(), value)
 
     def bookkeeping() -> None:
-        known["codes"] = iter(codes)
+        known["codes"] = itertools.cycle(codes)
         harvested(
-            corpus, lambda _: activations[0].view(-1, CONTEXT, subject.d_model), next_codes, width, out / "b", device
+            longer, lambda _: activations[0].view(-1, CONTEXT, subject.d_model), next_codes, width, out / "b", device
         )
 
     work = {
