@@ -61,15 +61,30 @@ def sample_contexts(
     feature's windows depend on the seed, the feature, its
     firings and its neighbours, and on no other feature asked for.
     """
+    return context_sampler(corpus, firings, neighbours, token_strings, config, seed)(latents)
+
+
+def context_sampler(
+    corpus: Corpus,
+    firings: Firings,
+    neighbours: Mapping[int, Sequence[int]],
+    token_strings: TokenStrings,
+    config: ContextsConfig,
+    seed: int,
+) -> Callable[[Sequence[int]], Iterator[Context]]:
+    """`sample_contexts` of some latents after others: what is the same for all of them is made once."""
     sampler = _Sampler(corpus, token_strings, config, seed)
 
     def near(latent: int) -> list[int]:
         return [other for other in neighbours.get(latent, ()) if other != latent][: config.neighbours]
 
-    for chunk in chunks(latents, firings.counts, near):
-        fired = firings.of(sorted({*chunk, *(other for latent in chunk for other in near(latent))}))
-        for latent in chunk:
-            yield from sampler.contexts(latent, *fired[latent], [fired[other][0] for other in near(latent)])
+    def sample(latents: Sequence[int]) -> Iterator[Context]:
+        for chunk in chunks(latents, firings.counts, near):
+            fired = firings.of(sorted({*chunk, *(other for latent in chunk for other in near(latent))}))
+            for latent in chunk:
+                yield from sampler.contexts(latent, *fired[latent], [fired[other][0] for other in near(latent)])
+
+    return sample
 
 
 def chunks(
@@ -364,6 +379,20 @@ def write_contexts(contexts: Iterable[Context], path: Path) -> None:
                     flush()
             if held:
                 flush()
+
+    write_atomically(path, write)
+
+
+def merge_contexts(files: Sequence[Path], path: Path) -> None:
+    """Files of contexts after each other as one, with their row groups."""
+    import pyarrow.parquet as pq
+
+    def write(temporary: Path) -> None:
+        with pq.ParquetWriter(temporary, _schema(), compression="zstd") as writer:
+            for file in files:
+                with pq.ParquetFile(file) as part:
+                    for group in range(part.num_row_groups):
+                        writer.write_table(part.read_row_group(group))
 
     write_atomically(path, write)
 

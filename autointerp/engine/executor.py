@@ -190,9 +190,9 @@ Read = Callable[[Sequence[int]], Mapping[int, T]]
 Work = Callable[[int, T], Awaitable[Rows]]
 
 
-def feature_shards(features: Sequence[int], size: int | None = None) -> list[Shard]:
+def feature_shards(features: Sequence[int], most: int | None = None) -> list[Shard]:
     """The division hangs on the number of features alone, not on who works them: so do the files' row groups."""
-    step = size or min(PART, max(FEWEST, -(-len(features) // PARTS)))
+    step = min(most or PART, max(FEWEST, -(-len(features) // PARTS)))
     return [Shard(n, list(features[start : start + step])) for n, start in enumerate(range(0, len(features), step))]
 
 

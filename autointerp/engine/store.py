@@ -125,6 +125,8 @@ class Store:
         """Hash what lies in the partial folder, write the manifest, rename into place."""
         final = self.folder(stage, key)
         partial = final.with_name(f"{key}.partial")
+        for torn in partial.rglob(".*.tmp"):  # of a process that was killed while it wrote, here or on another node
+            torn.unlink()
         paths = [p for p in sorted(partial.rglob("*")) if p.is_file() and p.name != "manifest.json"]
         files = {str(path.relative_to(partial)): _sha256(path) for path in paths}
         sizes = {str(path.relative_to(partial)): path.stat().st_size for path in paths}

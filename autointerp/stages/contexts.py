@@ -12,6 +12,7 @@ from autointerp.artifacts import Corpus, Firings
 from autointerp.config import Config
 from autointerp.engine import models
 from autointerp.engine.estimate import Amount, Sizes
+from autointerp.engine.executor import Shard, each_shard, feature_shards, forget_shards, part_files
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.progress import progress
 from autointerp.records import Context, Split
@@ -26,21 +27,36 @@ def uses(config: Config) -> Iterator[Use]:
     yield Use("contexts", ("corpus", "harvest", "select", "directions"), section)
 
 
+PART = 1024  # features a shard at most: those of one share the reading of their neighbours' firings
+
+
 def work(job: Job) -> None:
-    from autointerp.activations.contexts import sample_contexts, write_contexts
+    """Each shard of features is kept when it is done: a killed stage goes on from there."""
+    from autointerp.activations.contexts import context_sampler, merge_contexts, write_contexts
 
     features = ready(job.inputs["select"])
-    with progress("contexts", len(features), "features") as bar:
-        contexts = sample_contexts(
+
+    def prepare() -> Callable[[Shard], Sequence[Path]]:
+        sample = context_sampler(
             Corpus(job.inputs["corpus"]),
             Firings(job.inputs["harvest"]),
-            features,
             _Neighbours(job.inputs["directions"] / "neighbours.parquet"),
             models.token_strings(job.session),
             job.config.contexts,
             job.config.seed,
         )
-        write_contexts(_counting(contexts, bar), job.folder / "contexts.parquet")
+
+        def make(shard: Shard) -> Sequence[Path]:
+            path = job.folder / f"part-{shard.number:05d}.contexts.parquet"
+            write_contexts(_counting(sample(shard.items), bar), path)
+            return [path]
+
+        return make
+
+    with progress("contexts", len(features), "features") as bar:
+        each_shard(job, feature_shards(features, PART), prepare, lambda shard: len(shard.items), bar)
+    merge_contexts(part_files(job.folder, "contexts"), job.folder / "contexts.parquet")
+    forget_shards(job.folder, files=True)
 
 
 class _Neighbours(Mapping[int, Sequence[int]]):
@@ -84,7 +100,8 @@ def windows_of(folder: Path, split: Split) -> Callable[[Sequence[int]], dict[int
 
 
 def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
-    return Amount(sizes.features or 0, "features", guess=1e-2)
+    features = sizes.features or 0
+    return Amount(features, "features", guess=1e-2, shards=len(feature_shards(range(features), PART)))
 
 
 STAGE = Stage(
@@ -93,6 +110,6 @@ STAGE = Stage(
     uses,
     work,
     tables=("contexts",),
-    apart=True,
+    resumable=True,
     amount=amount,
 )

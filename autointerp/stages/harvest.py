@@ -43,7 +43,7 @@ def shard_section(config: Config) -> dict[str, int]:
 def work(job: Job) -> None:
     """Each shard of text is kept with its hash when it is done: a killed harvest goes on from there, and a shard that
     was damaged since is harvested again."""
-    from autointerp.activations.harvest import merge_shards, remove_torn, text_shards
+    from autointerp.activations.harvest import merge_shards, text_shards
 
     corpus = Corpus(job.inputs["corpus"])
     if cached_by_delphi(job.config):
@@ -54,7 +54,6 @@ def work(job: Job) -> None:
     shards = [Shard(n, rows) for n, rows in enumerate(text_shards(corpus, job.config.executor.shard_tokens))]
     with progress("harvest", corpus.info.n_tokens, "tokens") as bar:
         harvest_shards(job, corpus, shards, partial(_wanted, job), bar)
-    remove_torn(job.folder)  # not before: others may be writing
     merge_shards(_to_merge(job, corpus), job.folder, len(shards))
     forget_shards(job.folder, files=False)
     info = Firings(job.folder).info

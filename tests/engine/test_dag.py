@@ -273,3 +273,16 @@ def test_a_fingerprint_sees_a_changed_byte_anywhere_and_a_new_name(
     small.rename(small.with_name("c.json"))
     found.append(fingerprint(big.parent))
     assert len(set(found)) == 3
+
+
+def test_what_a_killed_writer_left_is_no_part_of_an_artifact(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    made = []
+    for key, torn in (("a", False), ("b", True)):
+        with store.writing("stage", key, resumable=True) as folder:
+            (folder / "table").write_text("rows")
+            if torn:
+                (folder / ".table.123.tmp").write_text("ro")
+            made.append(store.complete("stage", key, 0.0, 0, {}))
+    assert made[0].content == made[1].content
+    assert set(made[1].files) == {"table"}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from autointerp.config import parse_config
 from autointerp.engine import executor
 from autointerp.engine.executor import (
     Rows,
@@ -22,7 +23,7 @@ from autointerp.engine.executor import (
 )
 from autointerp.engine.session import Session
 from autointerp.engine.stage import Job, Use
-from autointerp.errors import OutOfBudget
+from autointerp.errors import ConfigError, OutOfBudget
 from autointerp.progress import Progress
 
 TABLE = "explanations"
@@ -182,3 +183,14 @@ def test_few_features_are_divided_among_several_workers_and_many_stay_in_large_s
     assert [len(shard.items) for shard in feature_shards(range(20))] == [16, 4]
     assert len(feature_shards(range(1600))) == 16
     assert {len(shard.items) for shard in feature_shards(range(1 << 14))} == {256}
+
+
+def test_an_executor_on_ray_without_ray_says_what_to_install(session: Session, monkeypatch) -> None:
+    from autointerp.commands.run import _workers
+
+    session.config = parse_config(
+        {"name": "x", "subject": {"model": "m"}, "corpus": {"source": "s"}, "sae": {"load": "s"}, "executor": {"kind": "ray"}}
+    )  # fmt: skip
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"ray is not installed: pip install 'autointerp-sae\[ray\]'"):
+        _workers(session)
