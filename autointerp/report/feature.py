@@ -184,7 +184,7 @@ def notes_of(run: RunFolder, ids: Collection[Latent]) -> dict[Latent, str]:
     """What features are said to be, of those of `ids` that the run has."""
     columns = ["feature", "explanation", "status", "failure"]
     own = [latent for latent in ids if isinstance(latent, int)]
-    notes: dict[Latent, str] = {row["feature"]: note(row) for row in _of(run.features, own).select(columns).to_pylist()}
+    notes: dict[Latent, str] = {row["feature"]: note(row) for row in run.read_features(own).select(columns).to_pylist()}
     lent = sorted(int(latent.removeprefix("union ")) for latent in ids if isinstance(latent, str))
     for row in run.rows("union_features", lent, columns) if lent else ():
         notes.setdefault(f"union {row['feature']}", note(row))
@@ -196,7 +196,7 @@ def gather(run: RunFolder, ids: Sequence[int], per_quantile: int) -> dict[int, F
 
     Raises KeyError for an id that is not in the run.
     """
-    rows = {row["feature"]: row for row in _of(run.features, ids).to_pylist()}
+    rows = {row["feature"]: row for row in run.read_features(ids).to_pylist()}
     views = {i: FeatureView(rows[i]) for i in ids}
     for row in run.rows("explanations", ids):
         views[row["feature"]].explanations.append(row)
@@ -223,12 +223,6 @@ def gather(run: RunFolder, ids: Sequence[int], per_quantile: int) -> dict[int, F
         views[row["feature"]].logits.setdefault(row["direction"], []).append((row["token"], row["weight"]))
     _add_windows(run, views, per_quantile)
     return views
-
-
-def _of(features: pa.Table, ids: Collection[int]) -> pa.Table:
-    import pyarrow as pa
-
-    return features.filter(compute().is_in(features["feature"], pa.array(sorted(set(ids)), features["feature"].type)))
 
 
 def _add_scores(run: RunFolder, views: dict[int, FeatureView]) -> None:

@@ -100,7 +100,11 @@ class RunFolder:
 
     @cached_property
     def features(self) -> pa.Table:
-        table = self.read("features")
+        return self.read_features()
+
+    def read_features(self, features: Collection[int] | None = None) -> pa.Table:
+        """features.parquet, or the rows of a few of them; it is read anew, for callers that let go of it."""
+        table = self.read("features", features=features)
         if table is None:
             raise AutointerpError(f"{self.path} has no features.parquet any more")
         return table

@@ -1,8 +1,8 @@
 """The HTML report of a run: one file that asks nothing of the network; and a feature as a notebook shows it.
 
 1. The head, the scores, the judgements and the usage are of all features; they are read part by part.
-2. Up to `PAGES` features have a row and a page of their own. Of a run with more, these are the best, the worst and
-   some drawn at random; the report says how many are left out.
+2. Up to `PAGES` features have a row and a page of their own, fewer while the run goes on, which needs its memory. Of a
+   run with more, these are the best, the worst and some drawn at random; the report says how many are left out.
 3. What the page may run is named by hash in its content security policy, so that no token, explanation or failure can
    run as a script even if its escaping were ever missed.
 """
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 SHEETS = ("report.css", "tables.css", "feature.css")
 PAGES = 500  # features with a page of their own
-BEST, WORST = 0.4, 0.3  # shares of PAGES, where there are more features; the rest is drawn at random
+PAGES_SO_FAR = 100  # while the run goes on
+BEST, WORST = 0.4, 0.3  # shares of these, where there are more features; the rest is drawn at random
 _MOST_TOKENS = 200_000  # of the windows of the page, some ten bytes each, so that it stays below 5 MB
 
 
@@ -59,13 +60,17 @@ def write_report(run: str | Path, out: str | Path | None = None, *, done: bool =
 def page_of(run: RunFolder) -> str:
     """The whole page."""
     script = text_of("report.js")
-    shown, how_chosen = _with_pages(run.features)
+    goes_on = run.standing is not None and not run.standing.stopped
+    features = run.read_features()
+    shown, how_chosen = _with_pages(features, PAGES_SO_FAR if goes_on else PAGES)
+    summary, ranges = summarise(features), ranges_of(features)
+    charts = overview.charts(features, summary, ranges)
+    del features  # as large as all windows of the page
     contexts = run.config.get("contexts") or {}
     each = ((contexts.get("quantiles") or 5) + 1) * (contexts.get("window") or 32)  # and near misses
     per_quantile = max(1, min(4, _MOST_TOKENS // (each * max(len(shown), 1))))
     views = gather(run, shown["feature"].to_pylist(), per_quantile)
-    scores, summary = overview.scores_of(run), summarise(run.features)
-    ranges = ranges_of(run.features)
+    scores = overview.scores_of(run)
     judged, unread = overview.judgements(run)
     return render(
         "report.html.j2",
@@ -76,7 +81,7 @@ def page_of(run: RunFolder) -> str:
         so_far=None if run.standing is None else so_far(run.path),
         about=overview.about(run),
         summary=summary,
-        charts=overview.charts(run.features, summary, ranges),
+        charts=charts,
         ranges=ranges,
         notes=overview.notes(scores, summary.scorers, {row.scorer for row in judged}),
         explainers=overview.explainers(scores),
@@ -97,26 +102,26 @@ def page_of(run: RunFolder) -> str:
     )
 
 
-def _with_pages(features: pa.Table) -> tuple[pa.Table, str | None]:
+def _with_pages(features: pa.Table, pages: int) -> tuple[pa.Table, str | None]:
     """The features that have a page, by the first scorer, and how they were chosen; None where all have one."""
     import numpy as np
 
     n = len(features)
     scorer = next(iter(scorers_of(features)), None)
     ranked = order(features, scorer or "feature")
-    if n <= PAGES:
+    if n <= pages:
         return features.take(ranked), None
     valued = n if scorer is None else n - features[scorer].null_count  # those without a value come last
-    best = min(round(PAGES * BEST), valued)
-    worst = min(round(PAGES * WORST), valued - best)
+    best = min(round(pages * BEST), valued)
+    worst = min(round(pages * WORST), valued - best)
     rest = np.concatenate([np.arange(best, valued - worst), np.arange(valued, n)])
-    drawn = np.random.default_rng(0).choice(rest, PAGES - best - worst, replace=False)
+    drawn = np.random.default_rng(0).choice(rest, pages - best - worst, replace=False)
     places = np.sort(np.concatenate([np.arange(best), np.arange(valued - worst, valued), drawn]))
     by = f"the highest {scorer}" if scorer else "the lowest numbers"
     against = f"the lowest {scorer}" if scorer else "the highest"
     text = (
-        f"{PAGES:,} of {n:,} features are on this page: {best:,} with {by.replace('_', ' ')}, {worst:,} with"
-        f" {against.replace('_', ' ')}, and {len(drawn):,} drawn at random from the others. {n - PAGES:,} are left out;"
+        f"{pages:,} of {n:,} features are on this page: {best:,} with {by.replace('_', ' ')}, {worst:,} with"
+        f" {against.replace('_', ' ')}, and {len(drawn):,} drawn at random from the others. {n - pages:,} are left out;"
         " features.parquet has them all. The figures above are over all features."
     )
     return features.take(ranked.take(places)), text

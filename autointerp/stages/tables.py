@@ -35,7 +35,7 @@ from autointerp.tables import COLUMNS, FeatureRows, compute, concat
 OF_UNION = ("union_features", "union_contexts")
 OF_BRANCHES = {"explain": "explanations", "score": "scores"}  # tables that have a sibling, control_…, of branches
 
-_AT_ONCE = 1 << 14  # features in a data frame at a time, which is many times as large as the same in Arrow
+_AT_ONCE = 1 << 12  # features in a data frame at a time, which is many times as large as the same in Arrow
 
 # Of scores.parquet what features.parquet has, beside the value by quantile of each scorer.
 _SHOWN = {
