@@ -226,6 +226,7 @@ class SemanticConfig(Section):
 
     explainer: str | None = None  # whose explanations; None: the first that does not itself read constituents'
     llm: LLMConfig | None = None  # None: the run's
+    search: bool = False  # by concept too: are the latents whose explanations it entails its constituents?
 
 
 class CausalConfig(Section):

@@ -114,6 +114,8 @@ COLUMNS: dict[str, dict[str, str]] = {
         "semantic": "real",  # the smallest
         "reverse": "[real]",  # that each constituent's entails the composite's
         "semantic_either": "real",  # the smallest
+        "by_concept": "[text]",  # latents whose explanations say the composite's concepts, by embedding and judge
+        "agree": "real",  # share of the pair's constituents that are among them
         "failure": "text",
     },
     "causal": {

@@ -49,7 +49,7 @@ def measure(seed: int, sums: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["AUTOINTERP_CACHE"] = str(Path(folder) / "cache")
         from autointerp.commands.run import run_targets
-        from autointerp.composites.causal import columns_of
+        from autointerp.composites.causes import columns_of
         from autointerp.config import parse_config
         from autointerp.toys.planted_subject import plant_subject
 

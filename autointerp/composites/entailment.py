@@ -49,7 +49,8 @@ def entailed(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Over the rows of semantic.parquet: how often the explanation of a composite is the conjunction, or one of which
     either part is enough, and how far own pairs are above the controls."""
     own = sum(row["pair"] == "own" for row in rows)
-    return {"composites": own} | _direction(rows, "semantic") | {"either": _direction(rows, "semantic_either")}
+    facts = {"composites": own} | _direction(rows, "semantic") | {"either": _direction(rows, "semantic_either")}
+    return facts | ({"search": _direction(rows, "agree")} if any(row.get("agree") is not None for row in rows) else {})
 
 
 def _direction(rows: Sequence[Mapping[str, Any]], column: str) -> dict[str, Any]:

@@ -35,9 +35,13 @@ class Flagged:
         label = self.labels[feature].replace("_", " ")
         return f"not a composite: its label is {label}"
 
+    def name(self, latent: int) -> str:
+        """``12``, or ``union 12``."""
+        return name_of(latent, self.d_sae)
+
     def missing(self, parts: Sequence[int]) -> list[str]:
         lacking = [part for part in parts if part not in self.texts]
-        return [f"constituent {name_of(part, self.d_sae)}: {self.failure(part)}" for part in lacking]
+        return [f"constituent {self.name(part)}: {self.failure(part)}" for part in lacking]
 
     def failure(self, feature: int) -> str:
         default = "not among the features that are explained; features.constituents selects it"

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from autointerp.sae.model import SAE
     from autointerp.subject.model import Subject
 
+EMBEDDER = "minilm"  # of the catalogue
+
 
 def identity(name: str, revision: str | None = None) -> str:
     """What a key holds of a model, an SAE or a text: the pinned hash of a catalogue entry, the content of a local file
@@ -96,7 +98,7 @@ def embedder(session: Session) -> Callable[[Sequence[str]], np.ndarray]:
     """Texts -> unit rows [n, d], by the catalogue's sentence embedder."""
     from autointerp.catalog.embed import Embedder
 
-    return session.once("embedder", lambda: Embedder(resolve("minilm", "embedder"), device(session)))
+    return session.once("embedder", lambda: Embedder(resolve(EMBEDDER, "embedder"), device(session)))
 
 
 def written(session: Session, sae: SAE) -> Subject:

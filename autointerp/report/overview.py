@@ -322,6 +322,11 @@ def _entailed(facts: Mapping[str, Any]) -> Iterator[str]:
                 f" mean probability {number(answers['own'])}{_against(answers)}"
             )
         yield f"How often is the explanation of a composite {asked}? {judged}."
+    if (search := facts.get("search") or {}).get("own") is not None:
+        yield (
+            f"Of the constituents, a share of {number(search['own'])} is among as many latents that were found by their"
+            f" explanations alone, over {search['judged']} composites{_against(search)}."
+        )
 
 
 # --- usage ------------------------------------------------------------------------------------

@@ -36,7 +36,8 @@ def work(job: Job) -> None:
     constituents together, of each alone, of the sum of these, and of the controls."""
     import pandas as pd
 
-    from autointerp.composites.causal import effects, first, silent_places, summary
+    from autointerp.composites.causal import effects, first, silent_places
+    from autointerp.composites.causes import summary
 
     wanted, table = _wanted(job), pd.read_parquet(job.inputs["reencode"] / "composites.parquet")
     chosen = first(table, wanted.count)

@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from autointerp.artifacts import write_atomically
-from autointerp.composites.causal import COLUMNS as COLUMNS_OF_CAUSAL
-from autointerp.composites.causal import columns_of
+from autointerp.composites.causes import COLUMNS as COLUMNS_OF_CAUSAL
+from autointerp.composites.causes import columns_of
 from autointerp.composites.evidence import PAIRS
 from autointerp.config import Config
 from autointerp.engine.estimate import Amount, Sizes

@@ -15,14 +15,13 @@ from autointerp.composites.causal import (
     Later,
     Question,
     Subjects,
-    columns_of,
     divide,
     effects,
     silent_places,
-    summary,
     swapped,
     turned,
 )
+from autointerp.composites.causes import columns_of, summary
 from autointerp.config import CorpusConfig, SubjectConfig
 from autointerp.sae.load import load_sae
 from autointerp.subject.corpus import build_corpus

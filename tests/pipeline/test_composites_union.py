@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from endpoint import serving
 from planted import config, oracle_of, plant_composites, split_in_two
@@ -14,6 +15,7 @@ import autointerp as ai
 from autointerp.commands.plan import plan
 from autointerp.composites import evidence
 from autointerp.config import parse_config
+from autointerp.engine import models
 from autointerp.report import show
 
 EXPLAINERS = ["default", "conjunction", "constituents"]
@@ -22,8 +24,19 @@ EXPLAINERS = ["default", "conjunction", "constituents"]
 def wanted(folder: Path, url: str, **more: Any) -> dict[str, Any]:
     whole = config(folder / "model", folder / "narrow", url, explainers=EXPLAINERS, scorers=["detection"], controls=[])
     features = {"select": "all", "min_firings": 30, "constituents": True}
-    asked = {"union": str(folder / "wide"), "semantic": True, "causal": {"tokens": 8}}
+    asked = {"union": str(folder / "wide"), "semantic": {"search": True}, "causal": {"tokens": 8}}
     return whole | {"features": features, "composites": asked} | more
+
+
+def embedder_of(parts: dict[str, tuple[str, ...]]) -> Any:
+    """An embedder to which a composite's text is near those of its constituents."""
+
+    def embed(texts: list[str]) -> np.ndarray:
+        words = [text.split()[-1] for text in texts]
+        rows = np.array([[word in (own, *parts.get(own, ())) for word in words] for own in words], float)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    return lambda session: embed
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +47,7 @@ def finished(stories15m: Path, tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch, serving(oracle_of(parts)) as endpoint:
         patch.setenv("AUTOINTERP_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(evidence, "PLAIN_LEAST", 3)  # of a dozen latents few are no sums
+        patch.setattr(models, "embedder", embedder_of(parts))
         whole = parse_config(wanted(folder, endpoint.url))
         before = plan(whole, tmp_path_factory.mktemp("planned"))
         run = ai.run(whole, out=tmp_path_factory.mktemp("run"))
@@ -76,6 +90,16 @@ def test_effects_of_constituents_of_the_union_stand_beside_the_composite_s(finis
     arms = {"clean", "together", "added", "swapped", "swapped together", "turned", *lent}
     assert {how: set(own["arm"]) for how, own in tried.groupby("how")} == {"ablated": arms, "steered": arms}
     assert tried["output"].between(-1.001, 1.001).all()
+
+
+def test_the_explanations_that_its_own_entails_are_its_constituents(finished) -> None:
+    run, composites, *_ = finished
+    rows = run.semantic.set_index("pair")
+    assert (rows.loc["own", "agree"] == 1).all()
+    assert (rows.loc["swapped", "agree"] == 0).all()
+    assert all(name.startswith("union ") for names in rows.loc["own", "by_concept"] for name in names)
+    assert run.info["stages"]["semantic"]["facts"]["search"]["own"] == 1.0
+    assert len(rows.loc["own"]) == len(composites)
 
 
 def test_they_are_explained_and_the_judge_compares_them_with_the_composite(finished) -> None:
