@@ -4,15 +4,19 @@ delphi's cache has the layout of its `save_splits`."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from endpoint import serving
-from planted import STORIES, config, oracle, plant
+from planted import HOOK, STORIES, config, oracle, plant
 from safetensors.numpy import save_file
 
 import autointerp as ai
@@ -94,27 +98,54 @@ def test_neuronpedias_files_score_as_the_run_that_wrote_them(
     same(again(wanted, tmp_path / "run", judge_alone, explainers=given), original)
 
 
+@pytest.mark.parametrize("writer", ["the layout", "delphi"])
 def test_delphis_cache_and_explanations_score_as_the_run_that_wrote_them(
-    wanted: dict[str, Any], original: ai.Run, tmp_path: Path
+    writer: str, wanted: dict[str, Any], original: ai.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = as_delphis_cache(original, tmp_path / "latents/hook_embed")
+    tokens, codes = firings_of(original)
+    cache = tmp_path / "latents" / HOOK
+    if writer == "delphi":
+        by_delphi(tokens, codes, cache, monkeypatch)
+    else:
+        by_layout(tokens, codes, cache)
     export(original.folder, "delphi", out=tmp_path / "delphi")
     given = [{"name": "given", "label": "default", "path": str(tmp_path / "delphi/explanations")}]
     source = {"source": str(cache), "context": CONTEXT}
-    run = again(wanted, tmp_path / "run", judge_alone, corpus=source, explainers=given)
-    same(run, original)
+    same(again(wanted, tmp_path / "run", judge_alone, corpus=source, explainers=given), original)
 
 
-def as_delphis_cache(run: ai.Run, folder: Path) -> Path:
-    """What its `save_splits` writes of a run's tokens and firings: row, position and latent of each, float16."""
+def firings_of(run: ai.Run) -> tuple[np.ndarray, np.ndarray]:
+    """A run's tokens [rows, context], and its latents' activations [rows, context, latents]."""
     store, stages = Store(cache_dir() / "store"), run.info["stages"]
     corpus = Corpus(store.folder("corpus", stages["corpus"]["key"]))
     firings = Firings(store.folder("harvest", stages["harvest"]["key"])).of(list(range(LATENTS)))
     tokens = np.stack([corpus.row(row) for row in range(corpus.info.n_rows)])
-    at = [np.stack([p // CONTEXT, p % CONTEXT, np.full_like(p, latent)], 1) for latent, (p, _) in firings.items()]
-    values = np.concatenate([activations for _, activations in firings.values()])
+    codes = np.zeros((*tokens.shape, LATENTS), np.float32)
+    for latent, (positions, activations) in firings.items():
+        codes.reshape(-1, LATENTS)[positions, latent] = activations
+    return tokens.astype(np.int64), codes
+
+
+def by_layout(tokens: np.ndarray, codes: np.ndarray, folder: Path) -> None:
+    """What its `save_splits` writes: row, position and latent of each, float16."""
     folder.mkdir(parents=True)
-    data = {"locations": np.concatenate(at).astype(np.int64), "activations": values.astype(np.float16)}
-    save_file(data | {"tokens": tokens.astype(np.int64)}, folder / f"0_{LATENTS - 1}.safetensors")
+    where = np.ascontiguousarray(np.argwhere(codes > 0))
+    data = {"locations": where, "activations": codes[codes > 0].astype(np.float16), "tokens": tokens}
+    save_file(data, folder / f"0_{LATENTS - 1}.safetensors")
     (folder / "config.json").write_text("{}")
-    return folder
+
+
+def by_delphi(tokens: np.ndarray, codes: np.ndarray, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By delphi's own code (how to have it: tests/report/test_exports.py), in two splits and batches of 16 rows."""
+    delphi = pytest.importorskip("delphi")
+    package = types.ModuleType("delphi.latents")  # whose own __init__ needs faiss
+    package.__path__ = [str(Path(delphi.__file__).parent / "latents")]
+    monkeypatch.setitem(sys.modules, "delphi.latents", package)
+    caching: Any = importlib.import_module("delphi.latents.cache")
+    cache = caching.LatentCache(types.SimpleNamespace(device="cpu"), {}, batch_size=16)
+    cache.width = LATENTS
+    for batch, start in enumerate(range(0, len(tokens), 16)):
+        rows = slice(start, start + 16)
+        cache.cache.add(torch.from_numpy(codes[rows]), torch.from_numpy(tokens[rows]), batch, HOOK)
+    cache.cache.save()
+    cache.save_splits(2, folder.parent)
