@@ -45,7 +45,15 @@ def own_cache(stories15m: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield cache
 
 
-LONGEST = ("test_run_kills", "test_run_survives", "test_sweep", "test_plan", "test_run_oracle", "test_keys")
+LONGEST = (
+    "test_docs_walk",
+    "test_run_kills",
+    "test_run_survives",
+    "test_sweep",
+    "test_plan",
+    "test_run_oracle",
+    "test_keys",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
