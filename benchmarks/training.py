@@ -3,6 +3,7 @@
     python benchmarks/training.py --activations FILE [--tokens 1_000_000] [--out results/reference/training.json]
     python benchmarks/training.py --gpu [--size 32768 2304]
     python benchmarks/training.py --stream [--tokens 400_000] [--out results/reference/streaming.json]
+    python benchmarks/training.py --architectures [--steps 26] [--out results/reference/architectures.json]
 
 FILE is activations.npy [tokens, d_in], as `autointerp run train-demo` leaves it in its store (stage `activations`), of
 stories15M. Both trainers see the same batches in the same order, on the same threads; explained variance is measured
@@ -35,12 +36,13 @@ from autointerp.config import SubjectConfig
 from autointerp.progress import Progress
 from autointerp.sae import ArraySource, SaeCheck, StreamSource, TrainConfig, check_sae, load_sae, train_sae
 from autointerp.sae.penalties import PENALTIES
+from autointerp.sae.recipes import RECIPES
 from autointerp.sae.source import ActivationSource
 from autointerp.subject import load_subject
 
 WIDTH, K, BATCH = 4096, 32, 4096
 LRS = (3e-4, 2e-3, 6e-3, 1.2e-2)  # sae-lens' default, and others that suit so short a training better
-SPEED, COST, DEAD, BUSY, APART = 1.5, 1.10, 0.05, 0.40, 0.003
+SPEED, COST, DEAD, BUSY, APART, STEP = 1.5, 1.10, 0.05, 0.40, 0.003, 1.5
 
 
 class Timed:
@@ -258,6 +260,39 @@ def streamed(tokens: int) -> tuple[dict[str, Any], list[Any]]:
     return runs, [("explained variance, streamed and from a file, apart", apart, "≤", APART)]
 
 
+def architectures(rounds: int) -> tuple[dict[str, Any], list[Any]]:
+    """Processor seconds of a step of each architecture over those of TopK, steps in turn after five."""
+    d = 288
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(BATCH, 64, generator=generator) @ torch.randn(64, d, generator=generator)
+    z = (z - z.mean(0)) * (d / (z - z.mean(0)).square().sum(1).mean()).sqrt()
+    dead, trained = torch.zeros(WIDTH, dtype=torch.bool), {}
+    for name in ("topk", "batchtopk", "matryoshka", "jumprelu"):
+        config = TrainConfig.model_validate({"architecture": name, "d_sae": WIDTH, "k": K, "batch_size": BATCH})
+        recipe = RECIPES[name](config, d)
+        recipe.initialise(torch.Generator().manual_seed(0))
+        recipe.to(torch.device("cpu"))
+        trained[name] = recipe, torch.optim.Adam(recipe.groups(), lr=3e-3, fused=True)
+
+    def seconds(name: str, step: int) -> float:
+        recipe, optimiser = trained[name]
+        start = time.process_time()
+        outcome = recipe.loss(z, dead, step)
+        optimiser.zero_grad()
+        outcome.loss.backward()
+        recipe.before_step()
+        optimiser.step()
+        recipe.after_step()
+        return time.process_time() - start
+
+    turns = [{name: seconds(name, step) for name in trained} for step in range(rounds + 5)][5:]
+    ratios = {name: statistics.median(turn[name] / turn["topk"] for turn in turns) for name in trained}
+    print(json.dumps(ratios, indent=1))
+    step = statistics.median(turn["topk"] for turn in turns)
+    bars = [(f"step of {name} over that of topk", ratios[name], "≤", STEP) for name in trained if name != "topk"]
+    return {"size": [WIDTH, d, BATCH], "topk_cpu_s": step, "over_topk": ratios}, bars
+
+
 def _synchronised() -> float:
     torch.cuda.synchronize()
     return time.perf_counter()
@@ -272,6 +307,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="of timing the default penalty")
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--stream", action="store_true")
+    parser.add_argument("--architectures", action="store_true")
     parser.add_argument("--size", nargs=2, type=int, default=(32_768, 2_304), metavar=("WIDTH", "D"))
     parser.add_argument("--batch", type=int, default=8192, help="with --gpu")
     parser.add_argument("--out", type=Path)
@@ -282,6 +318,8 @@ def main() -> int:
         result["gpu"], bars = gpu(args.size[0], args.size[1], args.batch)
     elif args.stream:
         result["streaming"], bars = streamed(args.tokens)
+    elif args.architectures:
+        result["architectures"], bars = architectures(args.steps)
     else:
         if args.activations is not None:
             result["trainers"], bars = compare(args.activations, args.tokens, args.held_out)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from autointerp.sae import sparse
+from autointerp.sae import blocks, sparse
 
 if TYPE_CHECKING:
     from autointerp.sae.train_config import TrainConfig
@@ -184,26 +184,56 @@ class BatchTopK(TopK):
         return {"threshold": torch.tensor(0.0)}
 
     def loss(self, z: Tensor, dead: Tensor, step: int) -> Outcome:
-        codes, pre = self._codes(z, step)
-        error = self.product(codes, self.weights["W_dec"]) + self.weights["b_dec"] - z
+        pairs, values, pre = self._chosen(z, step)
+        error = self._decoded(values, pairs) + self.weights["b_dec"] - z
         residual = error.square().sum()
         loss = residual / z.numel() + self._aux(z, pre, dead, error.detach())
-        on = codes.detach() > 0
-        return Outcome(loss, residual.detach(), torch.count_nonzero(on), on.any(0))
+        return self._outcome(loss, residual, values, pairs)
 
-    def _codes(self, z: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        pre = self.product(z, self.weights["W_enc"].T) + self.weights["b_enc"]
-        with torch.no_grad():
-            # Entries above half of the usual threshold hold the largest, but for some early steps.
-            wanted, largest = self.config.k * len(z), pre[pre > self.kept["threshold"] / 2]
-            if len(largest) < wanted:
-                largest = pre[pre > 0]
-            chosen = largest.topk(min(wanted, len(largest)), sorted=False).values
-            smallest = chosen.amin() if len(chosen) else torch.tensor(math.inf, device=pre.device)
-            least = torch.where(smallest < math.inf, smallest, self.kept["threshold"])
-            keep = min(0.999, step / (step + 10))  # at first over fewer steps: the threshold still moves fast
-            self.kept["threshold"] = torch.lerp(least, self.kept["threshold"], keep)
-        return torch.where(pre >= least, pre, 0.0), pre.detach()
+    def _outcome(self, loss: Tensor, residual: Tensor, values: Tensor, pairs: sparse.Pairs) -> Outcome:
+        on = values.detach() > 0
+        fired = torch.zeros(pairs.n, dtype=torch.bool, device=values.device)
+        fired[pairs.latent[on]] = True
+        return Outcome(loss, residual.detach(), torch.count_nonzero(on), fired)
+
+    def _chosen(self, z: Tensor, step: int) -> tuple[sparse.Pairs, Tensor, Tensor]:
+        """The batch's largest: where they are, their codes [m] with gradients, and all pre-activations [b, d_sae]."""
+        encoder, bias = self.weights["W_enc"], self.weights["b_enc"]
+        with torch.no_grad():  # to choose by
+            pre = torch.addmm(bias.to(self.dtype), z.to(self.dtype), encoder.to(self.dtype).T)
+            flat = self._largest(pre, step)
+            token = flat.div(pre.shape[1], rounding_mode="floor")
+            pairs = sparse.Pairs(token, flat - token * pre.shape[1], *pre.shape)
+        if z.is_cuda:  # its dense products are faster than sparse ones
+            made = self.product(z, encoder.T) + bias
+            return pairs, made[pairs.token, pairs.latent].relu(), pre
+        return pairs, sparse.encode_pairs(z, encoder, bias, pairs).relu(), pre
+
+    def _decoded(self, values: Tensor, pairs: sparse.Pairs, first: int = 0, last: int | None = None) -> Tensor:
+        """What the codes of the latents [first, last) add up to, [b, d_in]."""
+        decoder = self.weights["W_dec"]
+        if (first, last) != (0, None):
+            pairs, here = pairs.within(first, pairs.n if last is None else last)
+            values = values[here]
+        if not values.is_cuda:
+            return sparse.decode_pairs(values, decoder, pairs)
+        codes = torch.zeros(pairs.b, pairs.n, device=values.device).index_put((pairs.token, pairs.latent), values)
+        return self.product(codes[:, first:last], decoder[first:last])
+
+    def _largest(self, pre: Tensor, step: int) -> Tensor:
+        """Flat places of the largest of [b, n], rising; the running threshold goes on."""
+        # Entries somewhat below the usual threshold hold the largest, but for some early steps.
+        wanted = self.config.k * len(pre)
+        flat = blocks.above(pre, (self.kept["threshold"] * 0.8).to(pre.dtype))
+        if len(flat) < wanted:
+            flat = blocks.above(pre, 0.0)
+        entries = pre.view(-1)[flat].float()
+        least = self.kept["threshold"]
+        if len(entries):
+            least = entries.kthvalue(max(1, len(entries) - wanted + 1)).values
+        keep = min(0.999, step / (step + 10))  # at first over fewer steps: the threshold still moves fast
+        self.kept["threshold"] = torch.lerp(least, self.kept["threshold"], keep)
+        return flat[entries >= least]
 
     def result_tensors(self) -> dict[str, Tensor]:
         return super().result_tensors() | {"threshold": self.kept["threshold"].expand(self.config.d_sae).clone()}
@@ -213,18 +243,17 @@ class Matryoshka(BatchTopK):
     """2503.17547: the first latents alone, and with each further group, must reconstruct the input."""
 
     def loss(self, z: Tensor, dead: Tensor, step: int) -> Outcome:
-        codes, pre = self._codes(z, step)
+        pairs, values, pre = self._chosen(z, step)
         shares = torch.tensor(self.config.groups).cumsum(0)
         ends = (shares * self.config.d_sae).round().long().tolist()
         made: Tensor = self.weights["b_dec"]
         loss, start, error = torch.zeros((), device=z.device), 0, -z
         for end in ends:
-            made = made + self.product(codes[:, start:end], self.weights["W_dec"][start:end])
+            made = made + self._decoded(values, pairs, start, end)
             error, start = made - z, end
             loss = loss + error.square().sum() / z.numel() / len(ends)
         loss = loss + self._aux(z, pre, dead, error.detach())
-        on = codes.detach() > 0
-        return Outcome(loss, error.detach().square().sum(), torch.count_nonzero(on), on.any(0))
+        return self._outcome(loss, error.square().sum(), values, pairs)
 
 
 class L1(Recipe):

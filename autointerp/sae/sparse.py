@@ -7,7 +7,7 @@ bfloat16 products are faster than its sparse ones, so there the codes are scatte
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -104,9 +104,89 @@ def transposed(values: Tensor, indices: Tensor, rows: Tensor, n: int) -> Tensor:
     b, k = indices.shape
     flat = indices.reshape(-1)
     order = flat.argsort(stable=True)
-    starts = torch.zeros(n + 1, dtype=torch.int64)
-    torch.cumsum(torch.bincount(flat, minlength=n), 0, out=starts[1:])
+    starts = _starts(flat, n)
     return torch.sparse_csr_tensor(starts, order // k, values.reshape(-1)[order], (n, b), check_invariants=False) @ rows
+
+
+class Pairs(NamedTuple):
+    """Entries of codes [b, n] that are not zero, any number of each token: [m] tokens, rising, and their latents."""
+
+    token: Tensor
+    latent: Tensor
+    b: int
+    n: int
+
+    @property
+    def starts(self) -> Tensor:
+        """[b + 1]: token i has the entries starts[i]:starts[i + 1]."""
+        return _starts(self.token, self.b)
+
+    def within(self, first: int, last: int) -> tuple[Pairs, Tensor]:
+        """Those of the latents [first, last), and which they are."""
+        here = ((self.latent >= first) & (self.latent < last)).nonzero().squeeze(1)
+        return self._replace(token=self.token[here], latent=self.latent[here]), here
+
+
+def encode_pairs(x: Tensor, weights: Tensor, bias: Tensor, pairs: Pairs) -> Tensor:
+    """x [b, d] times the rows of weights [n, d] that the pairs name, plus their bias [n] -> [m], with gradients for
+    weights and bias. On a CPU."""
+    return _EncodePairs.apply(x, weights, bias, pairs)  # type: ignore[return-value]
+
+
+def decode_pairs(values: Tensor, weights: Tensor, pairs: Pairs) -> Tensor:
+    """values [m] of the pairs, times weights [n, d] -> [b, d], with gradients for both. On a CPU."""
+    return _DecodePairs.apply(values, weights, pairs)  # type: ignore[return-value]
+
+
+class _EncodePairs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weights: Tensor, bias: Tensor, pairs: Pairs) -> Tensor:
+        ctx.x, ctx.pairs = x, pairs
+        return _inner_pairs(x, weights, pairs) + bias[pairs.latent]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, Tensor, None]:
+        (gradient,) = gradients
+        for_bias = gradient.new_zeros(ctx.pairs.n).index_add_(0, ctx.pairs.latent, gradient)
+        return None, _transposed_pairs(gradient, ctx.pairs, ctx.x), for_bias, None
+
+
+class _DecodePairs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weights: Tensor, pairs: Pairs) -> Tensor:
+        ctx.save_for_backward(values, weights)
+        ctx.pairs = pairs
+        starts = pairs.starts[:-1]
+        return torch.nn.functional.embedding_bag(pairs.latent, weights, starts, per_sample_weights=values, mode="sum")
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        (gradient,) = gradients
+        values, weights = ctx.saved_tensors
+        return _inner_pairs(gradient, weights, ctx.pairs), _transposed_pairs(values, ctx.pairs, gradient), None
+
+
+def _inner_pairs(rows: Tensor, weights: Tensor, pairs: Pairs) -> Tensor:
+    zeros = torch.zeros(len(pairs.latent), dtype=rows.dtype)
+    pattern = torch.sparse_csr_tensor(
+        pairs.starts, pairs.latent, zeros, size=(pairs.b, pairs.n), check_invariants=False
+    )
+    return torch.sparse.sampled_addmm(pattern, rows, weights.T, beta=0.0).values()
+
+
+def _transposed_pairs(values: Tensor, pairs: Pairs, rows: Tensor) -> Tensor:
+    order = pairs.latent.argsort(stable=True)
+    starts = _starts(pairs.latent, pairs.n)
+    codes = torch.sparse_csr_tensor(
+        starts, pairs.token[order], values[order], (pairs.n, pairs.b), check_invariants=False
+    )
+    return codes @ rows
+
+
+def _starts(index: Tensor, count: int) -> Tensor:
+    starts = torch.zeros(count + 1, dtype=torch.int64)
+    torch.cumsum(torch.bincount(index, minlength=count), 0, out=starts[1:])
+    return starts
 
 
 def _dense(values: Tensor, indices: Tensor, n: int) -> Tensor:

@@ -348,10 +348,11 @@ def test_batchtopk_keeps_the_largest_whatever_its_threshold_was(usual: float, k:
     recipe.kept["threshold"] = torch.tensor(usual)
     z = torch.randn(30, 16, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        pre = recipe.product(z, recipe.weights["W_enc"].T) + recipe.weights["b_enc"]
-        positive = pre[pre > 0].sort(descending=True).values[: 30 * k]
-        codes, _ = recipe._codes(z, 5)
-    assert torch.equal(codes[codes > 0].sort(descending=True).values, positive)
+        pairs, values, pre = recipe._chosen(z, 5)
+    positive = pre[pre > 0].sort(descending=True).values[: 30 * k]
+    chosen = pre[pairs.token, pairs.latent]
+    assert torch.equal(chosen.sort(descending=True).values, positive)
+    assert torch.allclose(values, chosen, atol=1e-5)
 
 
 def damage(content: bytes) -> Iterator[bytes]:
