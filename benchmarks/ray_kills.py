@@ -39,7 +39,7 @@ from autointerp.stages import TABLES, stage_of
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
 HEAD = {**NODE, "num_cpus": 0, "_system_config": {"worker_niceness": 0}}
 CONCURRENCY = 6
-BY_WORKERS = ("harvest", "explain", "calibrate", "score", "semantic")  # in shards; others are done whole, `Stage.apart`
+BY_WORKERS = ("harvest", "contexts", "explain", "calibrate", "score", "semantic")  # or `Stage.apart`
 
 
 def main() -> None:
