@@ -30,7 +30,7 @@ class SubjectConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the weights
     revision: str | None = None  # of the hub's repository
     hook_out: str | None = None  # where a transcoder's output belongs; None: what it was trained on
-    compile: bool = False  # its blocks through torch.compile: a fifth less time for some seconds at the start
+    compile: bool = False  # its blocks through torch.compile: a little faster, for some seconds at the start
     batch_tokens: int = Field(default=8192, ge=1)  # tokens in one forward pass
     # trained; redrawn:SEED: every tensor drawn anew with its own mean and spread; redrawn_blocks:SEED: embeddings kept
     weights: str = Field(default="trained", pattern=r"^(trained|redrawn(_blocks)?:[0-9]+)$")
