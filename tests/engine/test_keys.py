@@ -34,7 +34,7 @@ CHANGES = [
     Change("records.py", 'return self.kind == "activating"', 'return self.kind != "activating"', DETECTION),
     Change("records.py", "return max(self.activations, default=0.0)", "return min(self.activations)", SIMULATION),
     Change("records.py", 'return "ok" if self.text else "failed"', 'return "ok"', "load:explain/default"),
-    Change("artifacts.py", "int(indptr[latent + 1])", "int(indptr[latent])", "load:contexts"),
+    Change("artifacts.py", "int(shard.indptr[latent + 1])", "int(shard.indptr[latent])", "load:contexts"),
     Change("artifacts.py", 'side="right") - 1', 'side="left")', "load:reencode"),
     Change("tables.py", '"n_unscored": "whole"', '"n_unscored": "real"', DETECTION),
     # engine
@@ -52,7 +52,7 @@ CHANGES = [
     Change("sae/recipes.py", "self.d_in**0.5", "self.d_in**0.4", "train:sae"),
     Change("sae/penalties.py", "_PART = 32", "_PART = 16", "train:sae"),
     Change("activations/dense.py", "SAVE_EVERY = 500_000", "SAVE_EVERY = 1", "train:activations"),
-    Change("activations/harvest.py", "HALF_MAX = 6e4", "HALF_MAX = 1e4", "load:harvest"),
+    Change("activations/harvest.py", "clamp_(min=6e-8)", "clamp_(min=6e-7)", "load:harvest"),
     Change("activations/contexts.py", "_TRIES = 32", "_TRIES = 2", "load:contexts"),
     Change("activations/evidence.py", "_TOKEN_STATS = 30", "_TOKEN_STATS = 3", "load:explain/default"),
     Change("activations/evidence.py", '-ok["firings"]', 'ok["firings"]', "load:select"),
@@ -97,7 +97,7 @@ PAID = ("harvest", "sae", "activations", "score/")  # what must not be made agai
 IDLE = [
     Change("records.py", '"""A window of a document\'s tokens', '"""One window of a document\'s tokens', ""),
     Change("activations/harvest.py", '"""Harvest: run a corpus', '"""Harvest: send a corpus', ""),
-    Change("activations/harvest.py", "# above it a shard keeps", "# beyond it a shard keeps", ""),
+    Change("activations/harvest.py", "# what fires stays above 0", "# what fires is above 0", ""),
     Change("scorers/detection.py", '"""The detection scorer: shown', '"""The detection scorer: given', ""),
     Change("sae/model.py", '"""[..., d_in] -> codes [..., d_sae], zero or positive.', '"""Codes.', ""),
     Change("cli.py", "Run the pipeline:", "Runs the pipeline:", ""),
