@@ -11,15 +11,17 @@ import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from autointerp.activations.harvest import Harvest, harvest_triples, merge_shards, shard_path, text_shards
 from autointerp.artifacts import Corpus, CorpusInfo
 from autointerp.errors import AutointerpError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _FILE = re.compile(r"(\d+)_(\d+)\.safetensors")
 
@@ -63,6 +65,8 @@ def read_firings(folder: Path, wanted: Harvest, out: Path) -> None:
 
 def _firings(folder: Path, wanted: Harvest, first: int, last: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """(latent, position in the shard, value) of the rows [first, last), file by file."""
+    import torch
+
     context = wanted.corpus.info.context
     for file in _files(folder):
         where, value = _tensor(file, "locations"), _tensor(file, "activations")

@@ -32,7 +32,7 @@ from autointerp.engine.session import Session
 from autointerp.engine.store import Manifest
 from autointerp.errors import AutointerpError
 from autointerp.llm.backends.http import check_library
-from autointerp.memory import share_one_allocator
+from autointerp.memory import map_large_blocks
 from autointerp.report import write_report
 from autointerp.stages import TABLES, stage_of
 from autointerp.stages.tables import copy_tables
@@ -54,7 +54,7 @@ def run(
     altogether is in `Run.total_failures`.
     """
     resolved = config if isinstance(config, Config) else load_config(config, set)
-    share_one_allocator()
+    map_large_blocks()
     folder = run_folder(resolved, out)
     started = time.time()
     whole, before = is_complete(folder), previous_stages(folder)

@@ -175,17 +175,18 @@ def test_run_logs_to_stderr_and_ends_with_table_and_report(config: str, folder: 
 def test_plan_says_what_is_to_do_and_what_it_costs(config: str, monkeypatch: pytest.MonkeyPatch, command: list[str]):
     stages = [
         PlannedStage("corpus", "done", None),
-        PlannedStage("explain/x", "stale", "llm.model changed", 1200, 34000, 560, "at most", None, 75.0, False),
+        PlannedStage("explain/x", "stale", "llm.model changed", 1200, 34000, 560, "at most", None, 75.0, False, 3e7),
     ]
     made = Plan(stages, ["no key is set"])
-    monkeypatch.setattr("autointerp.commands.plan.plan", lambda config, out, *, retry_failed: made)
+    monkeypatch.setattr("autointerp.commands.plan.plan", lambda config, out, **more: made)
     result = call(*command, config)
     assert result.exit_code == 2, "something is wrong with the config"
     assert result.stdout.splitlines() == [
-        "stage      state  cost                                                            time            why",
+        "stage      state  cost                                                            time            disk"
+        "     why",
         "corpus     done",
         "explain/x  stale  at most 1,200 LLM calls, 34,000 prompt and ≤ 560 answer tokens  1m15s, guessed"
-        "  llm.model changed",
+        "  0.03 GB  llm.model changed",
         "",
         "to do",
         "LLM calls      at most 1,200",
@@ -193,6 +194,7 @@ def test_plan_says_what_is_to_do_and_what_it_costs(config: str, monkeypatch: pyt
         "answer tokens  at most 560",
         "money          the price is not known: set llm.price_in and llm.price_out",
         "time           about 1m15s, a rough guess: its speed was not measured here",
+        "disk           about 0.03 GB",
         "wrong: no key is set",
     ]
 

@@ -88,7 +88,7 @@ def test_ten_kills_lose_nothing_that_was_answered(stories15m: Path, sae: Path, t
         undisturbed = tmp_path / "undisturbed"
         process = start(file, undisturbed, tmp_path / "another cache")
         assert process.wait(timeout=300) == 0, process.communicate()[1].decode()
-    absent = {"semantic", "control_explanations", "control_scores", "union_features", "union_contexts"}
+    absent = {"semantic", "causal", "control_explanations", "control_scores", "union_features", "union_contexts"}
     for table in set(TABLES) - absent:
         one, other = (pd.read_parquet(folder / f"{table}.parquet") for folder in (out, undisturbed))
         pd.testing.assert_frame_equal(one, other, obj=table)
