@@ -275,11 +275,11 @@ class _InNotebook:
     """Bars in the cell's output, drawn anew each second; they need nothing but IPython."""
 
     def __init__(self, lines: Callable[[], list[Line]], every: float = 1.0) -> None:
-        from IPython.display import display  # type: ignore[import-not-found]
+        from IPython.display import display
 
         self._lines, self._every, self._lock = lines, every, Lock()
         self._last = time.monotonic()
-        self._handle = display(Bars(lines()), display_id=True)
+        self._handle: Any = display(Bars(lines()), display_id=True)
 
     def update(self) -> None:
         now = time.monotonic()

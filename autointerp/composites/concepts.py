@@ -63,7 +63,9 @@ async def searched(
 ) -> dict[Pair, dict[str, Any]]:
     """What rows of semantic.parquet hold of the search, by pair: the latents found, and the share of the pair's that
     are among them; or the reason why there are none."""
-    pairs = {pair: parts[feature] for pair, parts in flagged.parts.items() if feature in parts}
+    pairs: dict[Pair, Sequence[int]] = {
+        pair: parts[feature] for pair, parts in flagged.parts.items() if feature in parts
+    }
     shortlist = near.get(feature, [])
     if not shortlist:
         return {pair: {"failure": "search: no other explanation to search in"} for pair in pairs}
