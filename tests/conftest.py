@@ -32,6 +32,16 @@ def smollm2() -> Path:
 
 
 @pytest.fixture(scope="module")
+def sae(stories15m: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a planted SAE: each of its latents fires on one token."""
+    from planted import plant
+
+    folder = tmp_path_factory.mktemp("planted")
+    plant(stories15m, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def own_cache(stories15m: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache of the test's own, so that every stage has to work, with the real weights and texts in it."""
     from autointerp.resources import cache_dir

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planted import HOOK, STORIES, config, plant
+from planted import HOOK, STORIES, config
 
 import autointerp as ai
 from autointerp.config import TrackingConfig, parse_config
@@ -68,13 +68,6 @@ def in_leveldb_log(data: bytes, block: int = 32_768) -> Iterator[bytes]:
         if kind in (1, 4):
             yield whole
             whole = b""
-
-
-@pytest.fixture(scope="module")
-def sae(stories15m: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("planted")
-    plant(stories15m, folder)
-    return folder
 
 
 @pytest.fixture

@@ -82,10 +82,7 @@ def assemble(
         path = out / f"{table}.parquet"
         if table == "composites" or path.exists() or not (files or table in COLUMNS):
             continue
-        if len(files) == 1:
-            shutil.copyfile(files[0], path)
-        else:
-            concat(files, table, path)
+        _join(files, table, path)
     write_of_branches(folders, out)
     write_of_union(folders, out)
     statuses = _write_features(config, folders, out)
@@ -153,8 +150,15 @@ def write_of_union(folders: Mapping[str, Path], out: Path) -> None:
         rows = rows.drop_columns(["_status", "_failure"])
     pq.write_table(rows, out / "union_features.parquet")
     windows = folders.get(f"{branches.UNION}contexts")
-    for file in _files(windows, "contexts")[:1] if windows else ():  # the stage writes it in one piece
-        shutil.copyfile(file, out / "union_contexts.parquet")
+    if windows is not None and (files := _files(windows, "contexts")):
+        _join(files, "contexts", out / "union_contexts.parquet")
+
+
+def _join(files: Sequence[Path], table: str, path: Path) -> None:
+    if len(files) == 1:
+        shutil.copyfile(files[0], path)
+    else:
+        concat(files, table if table in COLUMNS else None, path)
 
 
 def _files(folder: Path, table: str) -> list[Path]:

@@ -10,19 +10,12 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from planted import STORIES, plant
+from planted import STORIES
 from typer.testing import CliRunner, Result
 
 import autointerp as ai
 from autointerp.cli import app
 from autointerp.sae import SAE, SAEConfig, save_sae
-
-
-@pytest.fixture(scope="module")
-def sae(stories15m: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("planted")
-    plant(stories15m, folder, count=4)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -11,17 +11,10 @@ from typing import Any
 import pytest
 import yaml
 from endpoint import serving
-from planted import config, oracle, plant
+from planted import config, oracle
 from typer.testing import CliRunner
 
 from autointerp.cli import app
-
-
-@pytest.fixture(scope="module")
-def sae(stories15m: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("planted")
-    plant(stories15m, folder, count=4)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from click.testing import Result
 from endpoint import Endpoint, serving
-from planted import config, oracle, plant
+from planted import config, oracle
 from typer.testing import CliRunner
 
 from autointerp.cli import app
@@ -24,13 +24,6 @@ async def score(explanation, examples, llm):
 def broken(examples):
     raise ValueError("no such thing")
 """
-
-
-@pytest.fixture(scope="module")
-def sae(stories15m: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("planted")
-    plant(stories15m, folder, count=4)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from endpoint import failure, serving
-from planted import config, oracle, plant
+from planted import config, oracle
 from typer.testing import CliRunner
 
 from autointerp.cli import app
@@ -28,13 +28,6 @@ import autointerp as ai
 async def score(explanation, examples, llm, *, api_token: str):
     raise ValueError(f"{api_token} and {os.environ['PLANTED_KEY']} were refused")
 """
-
-
-@pytest.fixture(scope="module")
-def sae(stories15m: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("planted")
-    plant(stories15m, folder, count=4)
-    return folder
 
 
 def everything(folder: Path) -> str:

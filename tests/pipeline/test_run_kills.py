@@ -11,21 +11,13 @@ from collections import Counter
 from pathlib import Path
 
 import pandas as pd
-import pytest
 import yaml
 from endpoint import bodies, serving
-from planted import config, oracle, plant
+from planted import config, oracle
 
 from autointerp.stages import TABLES
 
 CONCURRENCY = 4
-
-
-@pytest.fixture(scope="module")
-def sae(stories15m: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("planted")
-    plant(stories15m, folder)
-    return folder
 
 
 def start(file: Path, out: Path, cache: Path) -> subprocess.Popen[bytes]:

@@ -9,20 +9,13 @@ from typing import Any
 import pandas as pd
 import pytest
 from endpoint import bodies, serving
-from planted import config, oracle, plant
+from planted import config, oracle
 
 import autointerp as ai
 from autointerp.config import parse_config
 from autointerp.errors import AutointerpError, EndpointDown
 
 ONE_DONOR = [{"name": "other_feature", "donors": 1}]
-
-
-@pytest.fixture(scope="module")
-def sae(stories15m: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("planted")
-    plant(stories15m, folder)
-    return folder
 
 
 @pytest.fixture

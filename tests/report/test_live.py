@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from endpoint import Endpoint, serving
-from planted import config, oracle, plant
+from planted import config, oracle
 from synthetic import write_run
 
 import autointerp as ai
@@ -234,13 +234,6 @@ def test_a_file_that_cannot_be_read_tells_nothing(folder: Path):
 
 
 # --- whole runs -------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def sae(stories15m: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    planted = tmp_path_factory.mktemp("planted")
-    plant(stories15m, planted)
-    return planted
 
 
 def test_ctrl_c_ends_a_run_with_130_and_keeps_what_was_answered(stories15m: Path, sae: Path, tmp_path: Path):
