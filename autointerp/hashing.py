@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import time
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from autointerp.artifacts import write_atomically
 from autointerp.resources import cache_dir
 
 PACKAGE = Path(__file__).parent
-BIG = 1 << 24  # bytes from which a file's hash is remembered
+BIG = 1 << 24  # bytes from which a file's hash is remembered on disk
+SETTLED = 2_000_000_000  # nanoseconds after which a change of a file changes its time too, on any file system
 
 
 def digest(value: Any) -> str:
@@ -22,14 +25,21 @@ def digest(value: Any) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """Of a file's whole content. A big file's is remembered until its size or time changes: models are read once."""
+    """Of a file's whole content. It is remembered until the file's size or time changes: by this process, and a big
+    file's on disk, so that models are read once."""
     stat = path.stat()
-    known = cache_dir() / "hashes" / digest([str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino])
-    if stat.st_size >= BIG and known.exists():
+    hashed = _remembered if time.time_ns() - stat.st_mtime_ns > SETTLED else _remembered.__wrapped__
+    return hashed(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@lru_cache(maxsize=4096)
+def _remembered(path: Path, size: int, mtime_ns: int, inode: int) -> str:
+    known = cache_dir() / "hashes" / digest([str(path.resolve()), size, mtime_ns, inode])
+    if size >= BIG and known.exists():
         return known.read_text()
     with open(path, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    if stat.st_size >= BIG:
+    if size >= BIG:
         known.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(known, lambda temporary: temporary.write_text(sha256))
     return sha256

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 from contextlib import suppress
+from pathlib import Path
 
 NOT_IN_KEYS = "it changes no result"
 
 _MMAP_THRESHOLD = -3  # of malloc.h
 _LARGE = 1 << 19
+_LITTLE = 1 << 26  # bytes that are not worth the time it takes to look through all objects
+_least = 0  # bytes in memory, the least since memory was given back
 
 
 def map_large_blocks() -> None:
@@ -20,10 +24,25 @@ def map_large_blocks() -> None:
 
 
 def give_back_memory() -> None:
-    """Of Python, Arrow and the C library; call it after work that needed much, such as a stage."""
+    """Of Python, Arrow and the C library; call it after work that needed much, such as a stage. Nothing is done where
+    the process has hardly grown since the last time."""
+    global _least
+    resident = _resident()
+    if resident is not None and resident < _least + _LITTLE:
+        _least = min(_least, resident)
+        return
     import pyarrow as pa
 
     gc.collect()
     pa.default_memory_pool().release_unused()
     with suppress(OSError, AttributeError):  # another C library than glibc has no such call
         ctypes.CDLL(None).malloc_trim(0)
+    _least = _resident() or 0
+
+
+def _resident() -> int | None:
+    """Bytes of this process in memory; None where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return None

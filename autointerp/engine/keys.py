@@ -46,10 +46,31 @@ def reached(function: Callable[..., Any]) -> Mapping[str, str]:
         return {}
     if not file.is_file():
         return {}
-    walk = _Walk(tuple(dict.fromkeys((_scope(file), (PACKAGE.parent, PACKAGE)))))
     name = function.__qualname__.split(".")[0]
-    walk.visit(file, name if name != "<lambda>" and "<locals>" not in function.__qualname__ else None)
-    return walk.hashes()
+    return _reached(file, name if name != "<lambda>" and "<locals>" not in function.__qualname__ else None)
+
+
+_walked: dict[tuple[Path, str | None], tuple[Mapping[Path, tuple[int, int]], Mapping[str, str]]] = {}
+
+
+def _reached(file: Path, name: str | None) -> Mapping[str, str]:
+    """The walk from a definition of a file, or from all of it (None): again only after a file on the way changed."""
+    stamps, hashes = _walked.get((file, name), ({}, {}))
+    if not stamps or any(_stamp(each) != stamp for each, stamp in stamps.items()):
+        walk = _Walk(tuple(dict.fromkeys((_scope(file), (PACKAGE.parent, PACKAGE)))))
+        walk.visit(file, name)
+        hashes = walk.hashes()
+        _walked[file, name] = {each: module.stamp for each, module in walk.modules.items()}, hashes
+    return hashes
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    """By which a change of a file is noticed; None where it is gone."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size
 
 
 def code(function: Callable[..., Any]) -> str:
@@ -95,6 +116,7 @@ class _Module:
     """A file's definitions and imports by name; what a definition means is found out when it is asked for."""
 
     file: Path
+    stamp: tuple[int, int]
     statements: Mapping[str, tuple[ast.stmt, ...]]  # `_AT_IMPORT`: what runs at import beside definitions and imports
     imports: _Imports
     exempt: bool
@@ -136,8 +158,10 @@ class _Walk:
 
     def module(self, file: Path) -> _Module:
         if file not in self.modules:
-            stat = file.stat()
-            self.modules[file] = _parsed(file, (stat.st_mtime_ns, stat.st_size))
+            stamp = _stamp(file)
+            if stamp is None:
+                raise FileNotFoundError(file)
+            self.modules[file] = _parsed(file, stamp)
         return self.modules[file]
 
     def visit(self, file: Path, name: str | None) -> None:
@@ -289,7 +313,7 @@ def _parsed(file: Path, stamp: tuple[int, int]) -> _Module:
                 definitions.setdefault(name, []).append(node)
         elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
             definitions.setdefault(_AT_IMPORT, []).append(node)
-    return _Module(file, {name: tuple(nodes) for name, nodes in definitions.items()}, imports, exempt)
+    return _Module(file, stamp, {name: tuple(nodes) for name, nodes in definitions.items()}, imports, exempt)
 
 
 def _targets(node: ast.Assign | ast.AnnAssign) -> list[ast.expr]:

@@ -275,6 +275,21 @@ def test_a_fingerprint_sees_a_changed_byte_anywhere_and_a_new_name(
     assert len(set(found)) == 3
 
 
+def test_a_hash_is_remembered_until_the_size_or_the_time_of_a_file_changes(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    found = []
+    for text, time in (("{}", 1), ("[]", 1), ("[]", 2), ("[0]", 2)):
+        file.write_text(text)
+        os.utime(file, (time, time))
+        found.append(fingerprint(file))
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+    file.write_text("[1]")
+    found.append(fingerprint(file))
+    file.write_text("[2]")  # within what a file system may call the same time
+    assert fingerprint(file) != found[-1]
+
+
 def test_what_a_killed_writer_left_is_no_part_of_an_artifact(tmp_path: Path) -> None:
     store = Store(tmp_path)
     made = []
