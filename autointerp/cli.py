@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from autointerp.commands import decoders
+from autointerp.commands.decoders import Verbose
 from autointerp.commands.shell import STOPPED, failures, logged, overrides
 from autointerp.errors import ConfigError
 from autointerp.redact import redact
@@ -31,17 +33,6 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a key of the config; repeatable.")
 ]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run's folder; results/NAME without it.")]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Log everything; a traceback when something fails.")]
-
-
-DecoderArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="SAE", help="An SAE, or its decoder alone: a matrix [latents, d_model] in .npy, .safetensors or .pt."
-    ),
-]
-Transpose = Annotated[bool, typer.Option("--transpose", help="Bare matrices are [d_model, latents].")]
-Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1; auto: a GPU if there is.")]
 
 
 class Format(StrEnum):
@@ -309,41 +300,8 @@ def view(
     serve(runs[0], runs[1:], port=port, browser=browser)
 
 
-@command("composites my-sae --union wider-sae --out composites.parquet")
-def composites(
-    sae: DecoderArgument,
-    union: Annotated[
-        str | None,
-        typer.Option(metavar="SAE2", help="Another SAE of the same activations, whose directions may be constituents."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="All latents, as .parquet, .csv or .json by its suffix.")
-    ] = None,
-    limit: Annotated[int, typer.Option(min=0, metavar="N", help="Show so many composites.")] = 20,
-    inject: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Positive control: is it told if N sums of own latents are added?")
-    ] = 0,
-    transpose: Transpose = False,
-    device: Device = "auto",
-    memory: Annotated[
-        float, typer.Option(min=0, max=1e6, metavar="GB", help="For directions; more than fit are read as needed.")
-    ] = 3.0,
-    verbose: Verbose = False,
-) -> None:
-    """Find composite features, duplicates and split families in a decoder alone: no language model is needed."""
-    from autointerp.commands import composites as decoder
-    from autointerp.report.composites import print_composites
-
-    if out is not None:
-        decoder.check_writable(out)
-    room = int(memory * 2**30)
-    latents, injected = decoder.check_decoder(
-        sae, union, transpose=transpose, device=device, memory=room, inject=inject
-    )
-    print_composites(latents, limit, injected)
-    if out is not None:
-        decoder.write_table(latents, out)
-        print(out)
+composites = command("composites my-sae --union wider-sae --out composites.parquet")(decoders.composites)
+families = command("families narrow-sae wider-sae --out families")(decoders.families)
 
 
 @command("sweep relu-vs-topk")
@@ -392,33 +350,7 @@ def evaluate(
     print(f"tables, saebench.json, evaluation.png: {folder}")
 
 
-@command("geometry my-sae --other wider-sae --out geometry")
-def geometry(
-    sae: DecoderArgument,
-    other: Annotated[
-        str | None, typer.Option(metavar="SAE2", help="Another SAE of the same activations: which latents has it not?")
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="For geometry.json and geometry.png.")] = Path(
-        "geometry"
-    ),
-    meta_passes: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Over the rows, in training the meta-SAEs; 0: none.")
-    ] = 50,
-    transpose: Transpose = False,
-    device: Device = "auto",
-    verbose: Verbose = False,
-) -> None:
-    """Report how the directions of an SAE lie: cosines beside two nulls, hubs, meta-SAE, what another SAE has not."""
-    from autointerp.commands.composites import usable_device
-    from autointerp.commands.geometry import geometry_report
-    from autointerp.report.geometry import print_geometry
-    from autointerp.sae.decoders import load_decoders
-
-    rows, *others = load_decoders([sae, *([other] if other else [])], transpose=transpose)
-    device = usable_device(device)
-    report = geometry_report(rows, out, other=others[0] if others else None, meta_passes=meta_passes, device=device)
-    print_geometry(report, other)
-    print(out / "geometry.png")
+geometry = command("geometry my-sae --other wider-sae --out geometry")(decoders.geometry)
 
 
 @app.callback(invoke_without_command=True)

@@ -16,7 +16,9 @@ def save_composites(table: Frame, path: Path) -> None:
     written = pa.Table.from_pandas(table, preserve_index=False)
     for i, column in enumerate(written.schema):
         if pa.types.is_list(column.type) and pa.types.is_null(column.type.value_type):
-            items = pa.list_(pa.float64() if column.name.endswith(("coefficients", "places")) else pa.int64())
+            items = pa.list_(
+                pa.float64() if column.name.endswith(("coefficients", "places", "cosines")) else pa.int64()
+            )
             written = written.set_column(i, column.name, written[column.name].cast(items))
         elif pa.types.is_null(column.type):
             written = written.set_column(i, column.name, written[column.name].cast(pa.string()))

@@ -1,4 +1,4 @@
-"""`autointerp composites` and `autointerp geometry` on SAEs and on bare matrices: what is printed, written, refused."""
+"""`autointerp composites`, `geometry`, `families` on SAEs and on bare matrices: what is printed, written, refused."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from autointerp.cli import app
+from autointerp.toys.planted_families import plant_families
 
 
 def call(*arguments: object) -> Result:
@@ -235,3 +236,28 @@ def test_too_few_directions_make_no_report(tmp_path: Path):
     assert result.exit_code == 1
     assert "too few" in result.stderr
     assert not (tmp_path / "g").exists()
+
+
+def test_families_follows_latents_through_three_saes(tmp_path: Path):
+    planted = plant_families(150, 64, seed=0)
+    for name, matrix in (("narrow", planted.narrow), ("wide", planted.wide)):
+        np.save(tmp_path / f"{name}.npy", matrix)
+    specs = [tmp_path / f"{name}.npy" for name in ("narrow", "wide", "narrow")]
+    result = call("families", *specs, "--out", tmp_path / "f")
+    assert result.exit_code == 0, result.stderr
+    assert "1: narrow.npy → wide.npy" in result.stdout
+    table = pd.read_parquet(tmp_path / "f" / "families.parquet")
+    assert len(table) == 2 * (len(planted.narrow) + len(planted.wide))
+    first = table[(table["sae"] == "1: narrow.npy") & (table["side"] == "narrow")]
+    counts = first["label"].value_counts()
+    pair = json.loads((tmp_path / "f" / "families.json").read_text())[0]
+    assert pair["fates"] == counts.to_dict()
+    assert counts["split"] >= 0.9 * planted.fates.count("split")
+    assert (tmp_path / "f" / "families.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_families_of_one_sae_says_what_it_needs(tmp_path: Path):
+    np.save(tmp_path / "a.npy", np.eye(8, dtype=np.float32))
+    result = call("families", tmp_path / "a.npy")
+    assert result.exit_code == 2
+    assert "families needs two SAEs or more" in result.stderr
