@@ -21,7 +21,7 @@ class Judge:
         self.rule = rule
 
     async def choose(self, messages: list[Message], answers: tuple[str, ...]) -> Choices:
-        words, text = re.findall(r'Look for (.*?) in this text: "(.*)"\n', messages[-1].content, re.S)[0]
+        text, words = re.findall(r'Text: "(.*)"\nIs there (.*) in the text\?', messages[-1].content, re.S)[0]
         p = self.rule(words, text)
         return Choices((p, 1 - p), mass=1.0)
 

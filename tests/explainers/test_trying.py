@@ -37,9 +37,10 @@ class Model:
         return Completion(f"EXPLANATION: {self.answers.pop(0)}")
 
     async def choose(self, messages, answers):
-        explanation, text, *_ = messages[-1].content.replace(' in this text: "', '"').split('"')
+        _, text, asked = messages[-1].content.split('"')
         self.judged.append(text)
-        yes = any(word in text for word in explanation.removeprefix("Look for ").split(" or "))
+        explanation = asked.strip().removeprefix("Is there ").removesuffix(" in the text?")
+        yes = any(word in text for word in explanation.split(" or "))
         return Choices((0.9, 0.1) if yes else (0.1, 0.9), 1.0)
 
 
