@@ -17,7 +17,7 @@ class Judge:
     model = "judge"
 
     def __init__(self, rule, capabilities=(), spoil=lambda labels, attempt: json.dumps(labels)):
-        self.rule, self.spoil, self.calls, self.prompts = rule, spoil, [], []
+        self.rule, self.spoil, self.calls, self.prompts, self.before = rule, spoil, [], [], []
         self.capabilities = frozenset(capabilities)
 
     async def complete(self, messages, *, attempt=0, **wanted):
@@ -32,7 +32,8 @@ class Judge:
         prompt = messages[-1].content
         self.calls.append((1, 0))
         self.prompts.append(prompt)
-        p = self.rule(re.search(r' in this text: "(.*)"$', prompt, re.MULTILINE)[1])
+        self.before.append(messages[:-1])
+        p = self.rule(re.search(r'^Text: "(.*)"$', prompt, re.MULTILINE)[1])
         return p if isinstance(p, Choices) else Choices((p, 1 - p), mass=0.9)
 
 
@@ -86,7 +87,8 @@ async def test_the_judge_sees_neither_marks_nor_activations_nor_kinds(held_out):
 async def test_what_stands_the_same_in_all_requests_comes_first(held_out):
     judge = Judge(knows, LOCAL)
     await score("dogs", held_out[:3], judge, seed=0)
-    assert len({prompt.split("in this text:")[0] for prompt in judge.prompts}) == 1
+    assert judge.before[0]
+    assert all(before == judge.before[0] for before in judge.before)
 
 
 async def test_n_unscored_is_what_malformed_answers_lost(held_out):
