@@ -4,6 +4,7 @@ python benchmarks/composites.py [--seeds 100:110] [--device cpu] [--out results/
 python benchmarks/composites.py --structures --seeds 400:410 --out results/reference/composites-structures.json
 python benchmarks/composites.py --speed 65536 768 [--device cuda] [--out results/reference/composites-speed.json]
 python benchmarks/composites.py --speed 16384 768 [--out results/reference/composites-speed.json]
+python benchmarks/composites.py --inject pipelines/saes/* [--out results/reference/composites-inject.json]
 
 Precision counts every latent labelled composite or possible; a duplicate of a composite is right too.
 Recall and the exact pair are up to duplicates: a part's copy names the same direction. The thresholds
@@ -12,6 +13,9 @@ subspaces, outlier dimensions, antipodes, steep spectra; and sums of four. `told
 seeds in which the check did not say that it cannot tell; the other figures are of those.
 
 Each dictionary of each seed is printed and kept in `--out` when it is done; `--resume` goes on from there.
+
+`--inject` is the positive control of `autointerp composites --inject 50` on each SAE, with five seeds, and on a
+random dictionary of as many rows; the bar is of the random ones.
 
 `--speed` adds its figures to the list in its file. The product it is measured against is that of float32,
 2n²d operations, in blocks of the check's own size; the check itself forms it in fewer bits where the machine
@@ -25,16 +29,20 @@ import json
 import resource
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from autointerp import stats
 from autointerp.artifacts import write_atomically
 from autointerp.composites import find_composites
+from autointerp.composites.injection import inject
 from autointerp.composites.neighbours import BLOCK, unit
 from autointerp.composites.neighbours import _few_bits as few_bits
+from autointerp.sae.decoders import load_decoders
 from autointerp.toys.planted import PlantedDictionary, plant
 
 CONE: dict[str, Any] = {"power": 1.0, "mean": 0.5}  # pairs of random rows: cosine .20 ± .16, isotropic .00 ± .04
@@ -256,12 +264,42 @@ def speed(n: int, d: int, device: str) -> dict[str, Any]:
     return result
 
 
+INJECT_BARS = {"precision": 0.95, "recall": 0.90}
+
+
+def injected(specs: list[str], device: str) -> dict[str, Any]:
+    """`composites --inject 50` on SAEs and on random directions of the same shape: counts over five seeds."""
+    result: dict[str, Any] = {"command": " ".join(["python", *sys.argv]), "bars": INJECT_BARS, "dictionaries": {}}
+    for spec, rows in zip(specs, load_decoders(specs)):
+        own = torch.as_tensor(rows).float()
+        random = torch.randn(own.shape, generator=torch.Generator().manual_seed(0))
+        for name, matrix in ((Path(spec).name, own), (f"random, {len(own)} x {own.shape[1]}", random)):
+            table: Any = find_composites(matrix, device=device)
+            runs = [inject(matrix, table, 50, seed=seed, device=device) for seed in range(5)]
+            sums, recovered, false = (sum(getattr(r, k) for r in runs) for k in ("sums", "recovered", "false_flags"))
+            result["dictionaries"][name] = row = {
+                "latents": len(own),
+                "flagged_before": int(table["label"].isin(LABELS[0]).sum()),
+                "recall": recovered / sums,
+                "recall_interval": stats.share_interval(recovered, sums),
+                "precision": recovered / (recovered + false) if recovered + false else None,
+                "exact": sum(run.exact for run in runs) / recovered if recovered else None,
+                "labelled_subspace": sum(r.labelled_subspace for r in runs) / sum(r.on_circles for r in runs),
+                "runs": [asdict(run) for run in runs],
+            }
+            print(name, {key: value for key, value in row.items() if key != "runs"}, flush=True)
+    random_rows = [row for name, row in result["dictionaries"].items() if name.startswith("random")]
+    result["bars_met"] = all(_meets(key, row[key], bar) for row in random_rows for key, bar in INJECT_BARS.items())
+    return result
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="100:110", help="first:after the last")
     parser.add_argument("--size", nargs=2, type=int, default=(4096, 512), metavar=("N", "D"))
     parser.add_argument("--structures", action="store_true")
     parser.add_argument("--speed", nargs=2, type=int, metavar=("N", "D"))
+    parser.add_argument("--inject", nargs="+", metavar="SAE")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--resume", action="store_true", help="go on with the seeds and dictionaries that --out lacks")
@@ -269,10 +307,15 @@ def main() -> int:
     if args.speed:
         result = speed(args.speed[0], args.speed[1], args.device)
         missed = not result["bars_met"]
+    elif args.inject:
+        result = injected(args.inject, args.device)
+        if args.out:
+            args.out.write_text(json.dumps(result, indent=1) + "\n")
+        missed = not result["bars_met"]
     else:
         first, last = map(int, args.seeds.split(":"))
         kinds = STRUCTURES if args.structures else DICTIONARIES
-        result = accuracy(kinds, range(first, last), args.device, *args.size, args.out, args.resume)
+        result = accuracy(kinds, range(first, last), args.device, args.size[0], args.size[1], args.out, args.resume)
         missed = not all(entry["composite or possible"]["bars_met"] for entry in result["dictionaries"].values())
     if args.out and args.speed:
         written = [*(json.loads(args.out.read_text()) if args.out.exists() else []), result]

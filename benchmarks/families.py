@@ -34,8 +34,8 @@ CONTROL_BAR = 0.99  # least share that is missing or new
 N, D = 1024, 256
 
 
-def tally(truth: tuple[str, ...], found: list[str], counts: dict[str, Counter[str]]) -> None:
-    for true, label in zip(truth, found):
+def tally(truth: tuple[str, ...], labels: list[str], counts: dict[str, Counter[str]]) -> None:
+    for true, label in zip(truth, labels):
         counts[true]["true"] += 1
         counts[label]["labelled"] += 1
         counts[true]["right"] += true == label
@@ -60,10 +60,10 @@ def measure(options: dict[str, Any], seeds: range) -> dict[str, Any]:
     named = Counter[str]()
     for seed in seeds:
         planted = plant_families(N, D, seed=seed, **options)
-        found = families(planted.narrow, planted.wide)
-        tally(planted.fates, found.fates["label"].tolist(), fates)
-        tally(planted.origins, found.origins["label"].tolist(), origins)
-        named += whole_families(planted, found.fates)
+        told = families(planted.narrow, planted.wide)
+        tally(planted.fates, told.fates["label"].tolist(), fates)
+        tally(planted.origins, told.origins["label"].tolist(), origins)
+        named += whole_families(planted, told.fates)
     return {
         "options": options,
         "fates": ratios(fates),
@@ -85,9 +85,9 @@ def unrelated(options: dict[str, Any], seeds: range) -> dict[str, float]:
     shares: dict[str, list[float]] = {"missing": [], "new": []}
     for seed in seeds:
         rows = plant(3 * N, D, seed=seed, composites=0, children=0, duplicates=0, **options).rows
-        found = families(rows[:N], rows[N:])
-        shares["missing"].append(float((found.fates["label"] == "missing").mean()))
-        shares["new"].append(float((found.origins["label"] == "new").mean()))
+        told = families(rows[:N], rows[N:])
+        shares["missing"].append(float((told.fates["label"] == "missing").mean()))
+        shares["new"].append(float((told.origins["label"] == "new").mean()))
     return {name: float(np.mean(values)) for name, values in shares.items()}
 
 

@@ -46,9 +46,14 @@ def follow(
 
 
 def _names(specs: Sequence[str]) -> list[str]:
-    """The last part of each path; with its place where two are the same."""
-    names = [Path(spec).name for spec in specs]
-    return [name if names.count(name) == 1 else f"{i + 1}: {name}" for i, name in enumerate(names)]
+    """As much of each path's end as tells them apart; with its place where an SAE is given twice."""
+    paths = [Path(spec).parts for spec in specs]
+    for depth in range(1, max(map(len, paths))):
+        names = ["/".join(parts[-depth:]) for parts in paths]
+        if len(set(names)) == len(names):
+            return names
+    ends = [Path(spec).name for spec in specs]
+    return [name if ends.count(name) == 1 else f"{i + 1}: {name}" for i, name in enumerate(ends)]
 
 
 def _write_table(names: Sequence[str], pairs: Sequence[Families], path: Path) -> None:

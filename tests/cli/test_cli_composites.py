@@ -261,3 +261,13 @@ def test_families_of_one_sae_says_what_it_needs(tmp_path: Path):
     result = call("families", tmp_path / "a.npy")
     assert result.exit_code == 2
     assert "families needs two SAEs or more" in result.stderr
+
+
+def test_families_names_saes_by_what_tells_them_apart(tmp_path: Path):
+    rows = np.random.default_rng(0).standard_normal((40, 32)).astype(np.float32)
+    for folder in ("512 0", "512 1"):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "rows.npy", rows)
+    result = call("families", *(tmp_path / f / "rows.npy" for f in ("512 0", "512 1")), "--out", tmp_path / "f")
+    assert "512 0/rows.npy → 512 1/rows.npy" in result.stdout
+    assert set(pd.read_parquet(tmp_path / "f" / "families.parquet")["label"]) == {"kept"}
