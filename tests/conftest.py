@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,14 @@ os.environ.pop("COLUMNS", None)  # where tests run side by side their controller
 # a machine that does other things too is no reason to fail
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collected() -> Iterator[None]:
+    """What a file leaves, modules above all, is looked through once and not at each later collection."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -56,13 +65,21 @@ def own_cache(stories15m: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 LONGEST = (
-    "test_docs_walk",
     "test_run_kills",
-    "test_run_survives",
-    "test_sweep",
+    "test_docs_walk",
+    "test_cluster",
     "test_plan",
-    "test_run_oracle",
+    "test_live",
+    "test_composites_union",
+    "test_run_survives",
     "test_keys",
+    "test_sweep",
+    "test_viewer_browser",
+    "test_composites_evidence",
+    "test_notebooks",
+    "test_forward",
+    "test_sae_train",
+    "test_evaluation",
 )
 
 

@@ -8,18 +8,30 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 STORIES = Path(__file__).parent / "data" / "stories.jsonl"
 HOOK = "hook_embed"
+ONE_DONOR = [{"name": "other_feature", "donors": 1}]  # the default asks three of them
 
 
-def choose_words(model: Path, embedding: Any, count: int) -> dict[int, str]:
+@cache
+def embedding_of(model: Path) -> Any:
+    """[vocabulary, d] float32."""
+    from safetensors.torch import load_file
+
+    return load_file(model / "model.safetensors")["model.embed_tokens.weight"].float()
+
+
+@cache
+def choose_words(model: Path, count: int) -> dict[int, str]:
     """token -> word, the most frequent first, of words whose places the text tells: as often a token as a substring."""
     import torch
     from transformers import AutoTokenizer
 
+    embedding = embedding_of(model)
     tokenizer = AutoTokenizer.from_pretrained(model)
     texts = [json.loads(line)["text"] for line in STORIES.read_text().splitlines()]
     ids = [token for one in tokenizer(texts, add_special_tokens=False).input_ids for token in one]
@@ -44,10 +56,9 @@ def choose_words(model: Path, embedding: Any, count: int) -> dict[int, str]:
 def plant(model: Path, folder: Path, count: int = 24) -> dict[int, str]:
     """Write an SAE of `count` one-word latents in SAELens' format; returns latent -> its word."""
     import torch
-    from safetensors.torch import load_file
 
-    embedding = load_file(model / "model.safetensors")["model.embed_tokens.weight"].float()
-    words = choose_words(model, embedding, count)
+    embedding = embedding_of(model)
+    words = choose_words(model, count)
     rows = embedding[list(words)]
     nearest = (rows @ embedding.T).topk(2, dim=-1).values  # itself, and who comes nearest
     tensors = {
@@ -75,8 +86,8 @@ def plant_composites(model: Path, folder: Path, count: int = 12, composites: int
     changed = folder / "model"
     shutil.copytree(model, changed)
     weights = load_file(model / "model.safetensors")
-    embedding = weights["model.embed_tokens.weight"].float()
-    words = choose_words(model, embedding, count)
+    embedding = embedding_of(model).clone()
+    words = choose_words(model, count)
     tokens = list(words)
     pairs = {i: (composites + 2 * i, composites + 2 * i + 1) for i in range(composites)}
     for whole, (g, h) in pairs.items():
@@ -192,5 +203,6 @@ def config(model: Path, sae: Path, url: str, **more: Any) -> dict[str, Any]:
         "contexts": {"window": 20, "quantiles": 2, "train": 6, "test_activating": 10, "test_random": 5, "test_near": 5},
         "llm": {"model": "test-model", "base_url": url, "api_key_env": None, "logprobs": False},
         "scorers": ["detection", {"name": "simulation", "sequences": 10}],
+        "controls": ONE_DONOR,
         **more,
     }

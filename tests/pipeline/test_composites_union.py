@@ -13,7 +13,7 @@ from planted import config, oracle_of, plant_composites, split_in_two
 
 import autointerp as ai
 from autointerp.commands.plan import plan
-from autointerp.composites import evidence
+from autointerp.composites import causal, evidence
 from autointerp.config import parse_config
 from autointerp.engine import models
 from autointerp.report import show
@@ -46,6 +46,7 @@ def finished(stories15m: Path, tmp_path_factory: pytest.TempPathFactory):
     lent = {row: words[latent] for row, latent in split_in_two(folder).items()}
     with pytest.MonkeyPatch.context() as patch, serving(oracle_of(parts)) as endpoint:
         patch.setenv("AUTOINTERP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(causal, "BEFORE", 24)  # tokens before the one that is changed; a pass costs a fifth
         patch.setattr(evidence, "PLAIN_LEAST", 3)  # of a dozen latents few are no sums
         patch.setattr(models, "embedder", embedder_of(parts))
         whole = parse_config(wanted(folder, endpoint.url))

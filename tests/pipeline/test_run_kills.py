@@ -1,4 +1,4 @@
-"""A run that is killed ten times, by the clock and by its requests."""
+"""A run that is killed in one stage after another."""
 
 from __future__ import annotations
 
@@ -7,17 +7,23 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import yaml
-from endpoint import bodies, serving
+from endpoint import Endpoint, bodies, serving
 from planted import config, oracle
 
+import autointerp as ai
+from autointerp.progress import read_standing
 from autointerp.stages import TABLES
 
 CONCURRENCY = 4
+AT_STAGES = (4, 10)  # harvest, contexts
+AFTER_REQUESTS = (10, 28, 44, 200)  # while it explains, calibrates, scores by one scorer and by the other
 
 
 def start(file: Path, out: Path, cache: Path) -> subprocess.Popen[bytes]:
@@ -27,15 +33,33 @@ def start(file: Path, out: Path, cache: Path) -> subprocess.Popen[bytes]:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
+    assert process.poll() is None, f"finished, or failed, before it was killed: {process.communicate()[1]!r}"
     process.send_signal(signal.SIGKILL)
     process.communicate()
 
 
-def test_ten_kills_lose_nothing_that_was_answered(stories15m: Path, sae: Path, tmp_path: Path) -> None:
-    """Four kills by the clock, in whatever stage that is, and six after some more requests.
+def wait_for_stage(process: subprocess.Popen[bytes], out: Path, number: int) -> None:
+    """Until the process says that it has come so far."""
+    until = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < until:
+        standing = read_standing(out)
+        if standing is not None and standing.pid == process.pid and standing.number >= number:
+            return
+        time.sleep(0.01)
 
-    An answer counts as received once its request's turn has gone to later requests.
-    """
+
+def wait_for_requests(endpoint: Endpoint, number: int) -> list[str]:
+    """Until `number` were received in all, and then some more; what was answered before these, which is received."""
+    endpoint.until(lambda: endpoint.received >= number, timeout=120)
+    answered, sent = bodies(endpoint), endpoint.received
+    endpoint.until(lambda: endpoint.received > sent + CONCURRENCY, timeout=120)
+    return answered
+
+
+def test_kills_lose_nothing_that_was_answered(
+    stories15m: Path, sae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer counts as received once its request's turn has gone to later requests."""
     chance = random.Random(7)
     with serving(oracle, latency=0.02) as endpoint:
         wanted = config(stories15m, sae, endpoint.url)
@@ -49,38 +73,29 @@ def test_ten_kills_lose_nothing_that_was_answered(stories15m: Path, sae: Path, t
         def note_what_was_sent_again(first: int) -> None:
             resent.update(body for body in bodies(endpoint)[first:] if body in received)
 
-        kills = 0
-        while kills < 10:
+        for number in AT_STAGES:
             process = start(file, out, cache)
-            first, answered = len(endpoint.requests), []
-            try:
-                if kills < 4:
-                    process.wait(timeout=chance.uniform(0.5, 9))
-                else:
-                    at = endpoint.received
-                    endpoint.until(lambda at=at: endpoint.received >= at + chance.randrange(5, 30), timeout=120)
-                    answered = bodies(endpoint)
-                    sent = endpoint.received
-                    endpoint.until(lambda sent=sent: endpoint.received > sent + CONCURRENCY, timeout=120)
-            except subprocess.TimeoutExpired:
-                pass
-            assert process.poll() is None, f"finished, or failed, before kill {kills}: {process.communicate()[1]!r}"
+            wait_for_stage(process, out, number)
+            time.sleep(chance.uniform(0, 0.3))  # somewhere in it
+            kill(process)
+        for number in AFTER_REQUESTS:
+            process, first = start(file, out, cache), len(endpoint.requests)
+            answered = wait_for_requests(endpoint, number)
             kill(process)
             note_what_was_sent_again(first)
             received.update(answered)
-            kills += 1
         first = len(endpoint.requests)
-        process = start(file, out, cache)
-        assert process.wait(timeout=300) == 0, process.communicate()[1].decode()
+        monkeypatch.setenv("AUTOINTERP_CACHE", str(cache))
+        killed = ai.run(file, out=out)
         note_what_was_sent_again(first)
         assert not resent
         twice = sum(count - 1 for count in Counter(bodies(endpoint)).values())
-        assert twice <= 10 * CONCURRENCY, "only what was on its way when the process was killed is asked again"
+        most = len(AFTER_REQUESTS) * CONCURRENCY
+        assert twice <= most, "only what was on its way when the process was killed is asked again"
 
-        undisturbed = tmp_path / "undisturbed"
-        process = start(file, undisturbed, tmp_path / "another cache")
-        assert process.wait(timeout=300) == 0, process.communicate()[1].decode()
+        monkeypatch.setenv("AUTOINTERP_CACHE", str(tmp_path / "another cache"))
+        undisturbed = ai.run(file, out=tmp_path / "undisturbed")
     absent = {"semantic", "causal", "control_explanations", "control_scores", "union_features", "union_contexts"}
     for table in set(TABLES) - absent:
-        one, other = (pd.read_parquet(folder / f"{table}.parquet") for folder in (out, undisturbed))
+        one, other = (pd.read_parquet(run.folder / f"{table}.parquet") for run in (killed, undisturbed))
         pd.testing.assert_frame_equal(one, other, obj=table)

@@ -26,7 +26,7 @@ def planted(stories15m: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 def finished(stories15m: Path, planted: tuple[Path, dict[int, str]], tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch, serving(oracle) as endpoint:
         patch.setenv("AUTOINTERP_CACHE", str(tmp_path_factory.mktemp("cache")))
-        wanted = parse_config(config(stories15m, planted[0], endpoint.url))
+        wanted = parse_config(config(stories15m, planted[0], endpoint.url, controls=["other_feature"]))
         out = tmp_path_factory.mktemp("run")
         run = ai.run(wanted, out=out)
         asked = endpoint.received

@@ -15,7 +15,7 @@ import autointerp as ai
 from autointerp.config import parse_config
 from autointerp.errors import AutointerpError, EndpointDown
 
-ONE_DONOR = [{"name": "other_feature", "donors": 1}]
+TWELVE = {"ids": list(range(12)), "min_firings": 30}
 
 
 @pytest.fixture
@@ -28,9 +28,7 @@ def test_a_bad_endpoint_costs_rows_with_reasons_and_no_wrong_score(
     stories15m: Path, sae: Path, fresh_cache: Path, tmp_path: Path
 ) -> None:
     with serving(oracle, limit=0.3, retry_after=0.05, error=0.05, drop=0.05, malformed=0.1) as endpoint:
-        wanted = config(
-            stories15m, sae, endpoint.url, controls=ONE_DONOR, features={"ids": list(range(12)), "min_firings": 30}
-        )
+        wanted = config(stories15m, sae, endpoint.url, features=TWELVE)
         wanted["scorers"] = ["detection", {"name": "simulation", "sequences": 6}]
         run = ai.run(parse_config(wanted), out=tmp_path / "run")
         assert min(endpoint.outcomes[fault] for fault in ("limit", "error", "drop")) > 3
@@ -72,7 +70,7 @@ def test_a_server_that_dies_midway_ends_the_run_in_one_line_and_the_next_run_goe
         return oracle(messages, body)
 
     with serving(dies) as endpoint:
-        wanted = parse_config(config(stories15m, sae, endpoint.url, controls=ONE_DONOR))
+        wanted = parse_config(config(stories15m, sae, endpoint.url, features=TWELVE))
         with pytest.raises(EndpointDown, match="run again"):
             ai.run(wanted, out=tmp_path / "run")
         assert dead
@@ -90,7 +88,7 @@ def test_a_spending_limit_stops_cleanly_and_a_higher_one_goes_on(
     stories15m: Path, sae: Path, fresh_cache: Path, tmp_path: Path
 ) -> None:
     with serving(oracle) as endpoint:
-        wanted = config(stories15m, sae, endpoint.url, controls=ONE_DONOR)
+        wanted = config(stories15m, sae, endpoint.url, features=TWELVE)
         wanted["llm"]["max_requests"] = 30
         with pytest.raises(AutointerpError, match="max_requests"):
             ai.run(parse_config(wanted), out=tmp_path / "run")

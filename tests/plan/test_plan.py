@@ -61,7 +61,7 @@ def matches(planned: Any, served: Endpoint, model: Path) -> None:
 def test_a_plan_says_what_is_sent_and_the_next_one_has_measured_it(
     stories15m: Path, planted: Path, endpoint: Endpoint, cache: Path, tmp_path: Path
 ) -> None:
-    whole = wanted(stories15m, planted, endpoint.url)
+    whole = wanted(stories15m, planted, endpoint.url, controls=["other_feature"])
     fresh = plan(whole, tmp_path / "run")
     assert (fresh.certainty, fresh.measured) == ("at most", False)
     run_targets(whole, ["contexts"], out=tmp_path / "run")

@@ -22,8 +22,10 @@ import yaml
 from endpoint import Endpoint, serving
 from planted import config, oracle
 from synthetic import write_run
+from typer.testing import CliRunner
 
 import autointerp as ai
+from autointerp.cli import app
 from autointerp.commands import live
 from autointerp.commands.live import JournalTail, Live, LiveTables
 from autointerp.config import Config, parse_config
@@ -236,24 +238,18 @@ def test_a_file_that_cannot_be_read_tells_nothing(folder: Path):
 # --- whole runs -------------------------------------------------------------------------------
 
 
-def test_ctrl_c_ends_a_run_with_130_and_keeps_what_was_answered(stories15m: Path, sae: Path, tmp_path: Path):
+def test_ctrl_c_ends_a_run_with_130_and_keeps_what_was_answered(
+    stories15m: Path, sae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """The endpoint answers none of the requests that are on their way: nobody waits for them."""
     environment = {**os.environ, "AUTOINTERP_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     with serving(oracle, latency=0.02) as endpoint:
         wanted = config(stories15m, sae, endpoint.url, features={"ids": list(range(8)), "min_firings": 30})
         wanted |= {"scorers": ["detection"], "composites": {"enabled": False}}
         (tmp_path / "run.yaml").write_text(yaml.safe_dump(wanted))
-        command = [
-            sys.executable,
-            "-m",
-            "autointerp",
-            "run",
-            str(tmp_path / "run.yaml"),
-            "--out",
-            str(tmp_path / "run"),
-        ]
+        arguments = ["run", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "run")]
         process = subprocess.Popen(
-            command,
+            [sys.executable, "-m", "autointerp", *arguments],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -273,8 +269,9 @@ def test_ctrl_c_ends_a_run_with_130_and_keeps_what_was_answered(stories15m: Path
         assert standing.requests >= 8
         endpoint.latency = 0.0
         answered = len(endpoint.requests)
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
+        monkeypatch.setenv("AUTOINTERP_CACHE", str(tmp_path / "cache"))
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, done.output
         assert "8 ok" in done.stdout
         bodies = [json.dumps(body, sort_keys=True) for body in endpoint.requests]
         assert len(set(bodies[:answered]) & set(bodies[answered:])) <= 16, "only what was on its way is asked again"
