@@ -73,11 +73,13 @@ def subspaces(
     terms = torch.cat([fits.parts, fits.related], 1)  # a term may be nearer than chance only beside the other
     near = fits.near | ((lists[:, :, None] == terms[:, None]).any(2) & (lists >= 0))
     family, direct = _families(queries, lists, near, len(Z))
-    asked = ((family >= 0).sum(1) >= 2 + BEYOND - 1).nonzero().squeeze(1)  # and the latent itself
+    sizes = (family >= 0).sum(1)
+    asked = (sizes >= 2 + BEYOND - 1).nonzero().squeeze(1)  # and the latent itself
+    asked = asked[sizes[asked].argsort(stable=True)]  # families of a size are multiplied at once, with little padding
     spaces: set[tuple[int, ...]] = set()
     for start in range(0, len(asked), block):
         part = asked[start : start + block]
-        spaces |= _local_spaces(Z, queries[part], family[part])
+        spaces |= _local_spaces(Z, queries[part], family[part, : int(sizes[part[-1]])])
     if not spaces:
         return []
     known = _Dictionary(Z, _near(queries, direct), _copies(queries, leader), _sums(queries, fits))
@@ -110,7 +112,8 @@ def _families(
     family = torch.cat([direct, second], 1).sort(1, descending=True).values
     again = torch.zeros_like(family, dtype=torch.bool)
     again[:, 1:] = family[:, 1:] == family[:, :-1]
-    return family.masked_fill(again | (family == queries[:, None]), -1), direct
+    family = family.masked_fill(again | (family == queries[:, None]), -1)
+    return family.sort(1, descending=True).values, direct
 
 
 def _local_spaces(Z: Rows, latents: torch.Tensor, family: torch.Tensor) -> set[tuple[int, ...]]:
