@@ -68,14 +68,16 @@ def test_a_plan_says_what_is_sent_and_the_next_one_has_measured_it(
     sampled = plan(whole, tmp_path / "run")
     assert sampled.certainty == "known"
     assert not endpoint.received, "nothing is sent before the run"
-    ai.run(whole, out=tmp_path / "run")
+    run = ai.run(whole, out=tmp_path / "run")
     matches(sampled, endpoint, stories15m)
     matches(fresh, endpoint, stories15m)
     assert plan(whole, tmp_path / "run").llm_calls == 0
 
     again = plan(whole.model_copy(update={"seed": 1}), tmp_path / "other")
     assert not [stage.name for stage in again.stages if not stage.measured]
-    matches(again, endpoint, stories15m)
+    assert again.llm_calls == pytest.approx(len(endpoint.requests), rel=0.05)
+    counted = run.usage["prompt_tokens"].sum()  # by the endpoint, in whose measure the next plan is
+    assert again.prompt_tokens == pytest.approx(counted, rel=0.10)
     seconds = seconds_per_use(again)
     assert seconds.keys() == seconds_per_use(fresh).keys()
     assert all(number > 0 for number in seconds.values())
