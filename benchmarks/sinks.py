@@ -3,7 +3,7 @@
     python benchmarks/sinks.py FOLDER [--blocks 4 14 26] [--tokens 1_000_000] [--out results/reference/sinks.json]
 
 1. FOLDER (outside the repository) gets the corpus, film reviews, and each block's activations in float16: 1.2 GB a
-   million tokens and block. What is there already is used.
+   million tokens and block. What is there already is used, and so are the figures of a block that was measured.
 2. On each block our trainer with its defaults, and sae-lens' own at several rates, see the same batches of the same
    rows, those of usual norm (`sae.outlier_norm`). Both are measured on held-out rows, without the sinks and with them.
 3. Ours once more on all rows, as it would be without `sae.outlier_norm`, with the warning that it ends with.
@@ -28,7 +28,7 @@ from training import BATCH, WIDTH, K, ours, theirs
 
 from autointerp.activations.dense import harvest_dense
 from autointerp.activations.outliers import find_outliers
-from autointerp.artifacts import Corpus
+from autointerp.artifacts import Corpus, write_atomically
 from autointerp.catalog import resolve
 from autointerp.config import CorpusConfig, SaeConfig, SubjectConfig
 from autointerp.evaluation.rows import held_out_of
@@ -87,6 +87,15 @@ def measure(rows: np.ndarray, tokens: int) -> dict[str, Any]:
     }
 
 
+def kept(folder: Path, block: int, tokens: int) -> dict[str, Any]:
+    """`measure` of one block, kept in its folder: a second call goes on with the next."""
+    file = folder / f"block-{block}" / f"measured-{tokens}.json"
+    if not file.exists():
+        figures = measure(activations(folder, block, tokens), tokens)
+        write_atomically(file, lambda path: path.write_text(json.dumps(figures)))
+    return json.loads(file.read_text())
+
+
 def bars_of(block: int, measured: dict[str, Any]) -> list[dict[str, Any]]:
     runs = dict(measured["runs"])
     own = runs.pop("autointerp")
@@ -117,7 +126,7 @@ def main() -> int:
     args = parser.parse_args()
     blocks: dict[int, Any] = {}
     for block in args.blocks:
-        blocks[block] = measure(activations(args.folder, block, args.tokens), args.tokens)
+        blocks[block] = kept(args.folder, block, args.tokens)
         share = blocks[block]["outliers"]["variance_share"]
         print(f"block {block}: {blocks[block]['outliers']['outlying']:,} sinks, {share:.1%} of the variance")
         for name, run in blocks[block]["runs"].items():
