@@ -72,8 +72,8 @@ def oracle(messages: list[dict[str, str]], body: dict[str, Any]) -> Any:
     if "The unit responds to:" in said:
         tokens = json.loads(said[said.index("Tokens: ") + 8 :])
         return json.dumps({"pairs": [[t, 10 if t.strip() == word else 0] for t in tokens]})
-    if "in this text:" in said:
-        sure = 0.9 if word in said.split("in this text:")[1].split("\n")[0] else 0.2
+    if said.startswith("Text:"):
+        sure = 0.9 if word in said.split("\n")[0] else 0.2
         return ("Yes" if sure > 0.5 else "No"), {"Yes": sure, "No": 0.95 - sure}
     words = re.findall(r"«(\w+)»", said)
     return f"EXPLANATION: the word {max(set(words), key=words.count)}"
