@@ -77,6 +77,7 @@ def measure(features: int) -> dict[str, Any]:
         started, spent = time.monotonic(), time.process_time()
         run = ai.run(config, out=place / "run")
         seconds, cpu_seconds = time.monotonic() - started, time.process_time() - spent
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB, before the tables are read whole below
         stages = {name: stage["seconds"] for name, stage in run.info["stages"].items()}
         asking = sum(stages[name] for name in ASKING)
         scored = int(run.features["detection"].notna().sum())
@@ -89,7 +90,7 @@ def measure(features: int) -> dict[str, Any]:
         "requests_per_cpu_second_of_asking": round(counting["requests"] / sum(of_stages[name] for name in ASKING), 1),
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu_seconds, 1),
-        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
+        "peak_gb": round(peak / 2**20, 3),
         "stages": stages,
     }
 
