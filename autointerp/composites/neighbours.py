@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 BLOCK = 512  # query rows at a time: 67 MB of cosines in bfloat16 against a chunk of candidates
 MEMORY = 3 * 2**30  # bytes
 _CHUNK = 65_536  # candidates at a time
+_QUERIES = 32 * BLOCK  # query rows between two passes over a dictionary in memory: so many have candidates at once
 _GROUP = 32  # columns whose maximum is compared first
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 _BYTES = 10  # a number of a dictionary held: unit row and whitened row in float32, and a part in bfloat16
@@ -227,6 +228,9 @@ def search(
     indices = torch.full((len(queries), m), -1, device=Z.device)
     cosines = torch.full((len(queries), m), -torch.inf, device=Z.device)
     dtype = _few_bits(Z.device) if len(queries) >= 256 else torch.float32
+    most = max(Z.at_once // block, 1) * block
+    if Z.held is not None:
+        most = min(most, _QUERIES)
     start, step = 0, block  # the first block tells whether few bits are enough
     while start < len(queries) and len(names):
         rows = queries[start : start + step]
@@ -239,7 +243,7 @@ def search(
         indices[start : start + step], cosines[start : start + step] = index, cosine
         if bar is not None:
             bar.advance(len(rows))
-        start, step = start + step, max(Z.at_once // block, 1) * block
+        start, step = start + step, most
     return indices, cosines
 
 

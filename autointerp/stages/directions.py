@@ -14,8 +14,6 @@ from autointerp.stages.select import ready
 from autointerp.tables import write_stream
 
 if TYPE_CHECKING:
-    import torch
-
     from autointerp.sae.model import SAE
     from autointerp.subject.model import Subject
 
@@ -28,19 +26,19 @@ def uses(config: Config) -> Iterator[Use]:
 
 
 def work(job: Job) -> None:
-    from autointerp.composites.neighbours import top_neighbours
-
     sae = models.open_sae(job.session, job.inputs["sae"])
     features = ready(job.inputs["select"])
     wanted = min(job.config.contexts.neighbours, sae.cfg.d_sae - 1)
-    near, cosine = top_neighbours(sae.W_dec, wanted, queries=features)
-    write_stream(job.folder / "neighbours.parquet", "neighbours", _neighbours(features, near, cosine))
+    write_stream(job.folder / "neighbours.parquet", "neighbours", _neighbours(sae, features, wanted))
     subject = models.subject(job.session, sae.cfg.hook_name)
     write_stream(job.folder / "logits.parquet", "logits", _logits(subject, sae, features))
 
 
-def _neighbours(features: Sequence[int], near: torch.Tensor, cosine: torch.Tensor) -> Iterator[dict[str, Any]]:
-    """Rows of neighbours.parquet. `near`, `cosine`: [features, wanted], -1 where there is none."""
+def _neighbours(sae: SAE, features: Sequence[int], wanted: int) -> Iterator[dict[str, Any]]:
+    """Rows of neighbours.parquet, up to `wanted` a feature."""
+    from autointerp.composites.neighbours import top_neighbours
+
+    near, cosine = top_neighbours(sae.W_dec, wanted, queries=features)  # -1 where there is none
     for feature, others, values in zip(features, near, cosine):
         for rank, (other, value) in enumerate(zip(others.tolist(), values.tolist())):
             if other >= 0:
