@@ -332,7 +332,8 @@ def test_a_text_is_tried_on_the_real_subject(chromium: Any, stories15m: Path, tm
         assert words[1] in page.locator("#tried details b").first.inner_text()
         page.locator(".strip button", has_text=words[3]).click()
         expect(shown.locator("li:visible a")).to_have_text(["3"])
-        page.reload()  # the address can be shared
+        expect(page).to_have_url(re.compile(r"/try\?feature=10&text=So\+"))  # it can be shared
+        page.reload()
         expect(page.locator(".fired a").first).to_have_text("10", timeout=60_000)
         watched.close(home)
 

@@ -12,7 +12,7 @@ export function startTry() {
       const answer = await fetch(form.dataset.to, {
         method: "POST",
         headers: { "content-type": "application/json", accept: "application/json" },
-        body: JSON.stringify({ text: text.value, feature: form.dataset.feature }),
+        body: JSON.stringify(Object.fromEntries(new FormData(form))),
       });
       if (!answer.ok) throw new Error((await answer.json()).error);
       tried.innerHTML = await answer.text();
@@ -43,8 +43,7 @@ export function startTry() {
 
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    const words = new URLSearchParams({ text: text.value });
-    if (form.dataset.feature) words.set("feature", form.dataset.feature);
+    const words = new URLSearchParams(new FormData(form));
     if (`?${words}` !== location.search) history.pushState(null, "", `?${words}`); // a link that can be shared
     run();
   });
