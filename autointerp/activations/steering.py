@@ -81,7 +81,7 @@ class Steering:
         """How far the direction, of length 1, is added: the least of the ladder that moves the output enough."""
         clean, best = self._clean, (0.0, 0.0)
         for rung in LADDER:
-            steered = self._logits(self._beginnings, self._direction(feature) * rung * self._norm)[:, -1]
+            steered = self._next(self._beginnings, self._direction(feature) * rung * self._norm)
             moved = float((clean.exp() * (clean - steered.log_softmax(-1))).sum(-1).mean())
             if moved >= MOVED:
                 return rung * self._norm
@@ -95,7 +95,7 @@ class Steering:
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self._seed}:{feature}".encode()))
         tokens, begun = self._beginnings, self._beginnings.shape[1]
         for _ in range(LENGTH):
-            odds = self._logits(tokens, added)[:, -1].softmax(-1).cpu()
+            odds = self._next(tokens, added).softmax(-1).cpu()
             tokens = torch.cat([tokens, torch.multinomial(odds, 1, generator=generator)], dim=1)
         return tuple("".join(self._reads.token_strings(row[begun:])).strip() for row in tokens.tolist())
 
@@ -129,14 +129,15 @@ class Steering:
         row = self._sae.W_dec[feature].float()
         return row / row.norm().clamp_min(1e-12)
 
-    def _logits(self, tokens: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
-        """[b, s, vocabulary] float32, with `added` [d] put on every token but BOS."""
+    def _next(self, tokens: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
+        """Logits of what follows, [b, vocabulary] float32, with `added` [d] put on every token but BOS."""
         import torch
 
         places = torch.ones(*tokens.shape, 1, device=added.device)
         if self._reads.bos_id is not None:
             places[:, 0] = 0.0
-        return self._writes.logits(tokens, add={self._writes.hook.name: places * added})[0].float()
+        add = {self._writes.hook.name: places * added}
+        return self._writes.logits(tokens, add=add, at=_last(tokens))[0][:, 0].float()
 
     @cached_property
     def _beginnings(self) -> torch.Tensor:
@@ -161,7 +162,13 @@ class Steering:
     @cached_property
     def _clean(self) -> torch.Tensor:
         """Log probabilities after the beginnings, [texts, vocabulary]."""
-        return self._reads.logits(self._beginnings)[0][:, -1].float().log_softmax(-1)
+        logits, _ = self._reads.logits(self._beginnings, at=_last(self._beginnings))
+        return logits[:, 0].float().log_softmax(-1)
+
+
+def _last(tokens: torch.Tensor) -> torch.Tensor:
+    """The place of each row's last token, [b, 1]."""
+    return tokens.new_full((len(tokens), 1), tokens.shape[1] - 1)
 
 
 def decoded(sae: SAE, feature: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

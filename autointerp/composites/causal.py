@@ -172,14 +172,14 @@ class Subjects:
         put = torch.zeros(*tokens.shape, d, device=device)
         put[rows, places.at.to(device).repeat(m)] = changes.flatten(0, 1)
         hook = self.later.hook
-        logits, read = self.writes.logits(tokens, read=[hook], add={self.writes.hook.name: put})
+        logits, read = self.writes.logits(tokens, read=[hook], add={self.writes.hook.name: put}, at=seen)
         later = read[hook]
         if self.later.sae is not None:
             later = self.later.sae.encode(later)
         elif later.shape[-1] == d:
             later = later - put  # what later layers make of it, without what was put there
-        output, later = (values[rows[:, None], seen].float().unflatten(0, (m, b)) for values in (logits, later))
-        return Outcome(output.log_softmax(-1), later)
+        later = later[rows[:, None], seen]
+        return Outcome(logits.float().log_softmax(-1).unflatten(0, (m, b)), later.unflatten(0, (m, b)))
 
 
 # --- one latent -------------------------------------------------------------------------------

@@ -152,8 +152,9 @@ class _Patched:
             # At this hook a change at one place reaches no other: that happens in the layers behind it.
             stream = self._subject.activations(tokens)
             stream[:, self._place] = torch.stack([vector for vector, _ in batch])
-            logits, _ = self._subject.logits(tokens, patch={self._subject.hook.name: stream})
-            likely = logits[:, start - 1 : -1].float().log_softmax(-1).cpu()
+            before = torch.arange(start - 1, tokens.shape[1] - 1).expand(len(batch), -1)  # the place before each token
+            logits, _ = self._subject.logits(tokens, patch={self._subject.hook.name: stream}, at=before)
+            likely = logits.float().log_softmax(-1).cpu()
             for i, (_, ids) in enumerate(batch):
                 means.append(float(likely[i, range(len(ids)), ids].mean()))
         return means

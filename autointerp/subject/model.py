@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from autointerp.subject.forward import Forward
 
 log = logging.getLogger("autointerp")
+UNEMBEDS = "unembed.hook_in"  # what the bridge calls the input of the unembedding
 
 
 def load_subject(config: SubjectConfig, folder: Path, hook: str | None) -> Subject:
@@ -149,9 +150,12 @@ class Subject:
         read: Sequence[str] = (),
         patch: Mapping[str, torch.Tensor] | None = None,
         add: Mapping[str, torch.Tensor] | None = None,
+        at: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """A whole pass: tokens [b, s], rows padded on the right -> logits [b, s, vocabulary] and what was read.
 
+        at: places [b, a] of each row; logits are made there alone, [b, a, vocabulary], which in a small model is most
+        of the work.
         read: hook points by their full names -> [b, s, d] float32, heads side by side. patch: hook point ->
         [b, s, d] put in place of what is there; what comes before it is as in a clean pass. add: hook point ->
         [b, s, d] added to what is there. All layers are run: the bridge cannot start in the middle. Hook points must
@@ -170,6 +174,9 @@ class Subject:
         hooks: list[Any] = [(name, lambda value, hook, name=name: keep(name, value)) for name in read]
         hooks += [(name, lambda value, hook, new=new: put(new, value)) for name, new in (patch or {}).items()]
         hooks += [(name, lambda value, hook, new=new: value + put(new, value)) for name, new in (add or {}).items()]
+        if at is not None:
+            rows, places = torch.arange(len(tokens), device=self.device)[:, None], at.to(self.device)
+            hooks.append((UNEMBEDS, lambda value, hook: value[rows, places]))
         with torch.no_grad():
             logits: Any = self.bridge.run_with_hooks(tokens.to(self.device), fwd_hooks=hooks)
         return logits, values

@@ -102,6 +102,17 @@ def test_logit_weights_are_the_model_s_own_norm_and_head(architecture: str, requ
     assert len(subject.vocab_strings()) == 32000
 
 
+@pytest.mark.parametrize("architecture", ["stories15m", "tiny_gpt2"])
+def test_logits_at_some_places_are_those_of_a_whole_pass(architecture: str, request: pytest.FixtureRequest) -> None:
+    subject = subject_at(request.getfixturevalue(architecture), "blocks.1.hook_resid_post")
+    added = torch.randn(*ROWS.shape, subject.d_model, generator=torch.Generator().manual_seed(0))
+    places = torch.tensor([[7, 0], [4, 3], [2, 2]])
+    whole, _ = subject.logits(ROWS, add={subject.hook.name: added})
+    some, read = subject.logits(ROWS, read=["blocks.2.hook_resid_post"], add={subject.hook.name: added}, at=places)
+    assert (some - whole[torch.arange(3)[:, None], places]).abs().max() < 1e-4
+    assert read["blocks.2.hook_resid_post"].shape == (*ROWS.shape, subject.d_model)
+
+
 def test_a_hook_that_does_not_write_the_residual_stream_has_no_logits(stories15m: Path) -> None:
     subject = subject_at(stories15m, "blocks.1.mlp.hook_post")
     assert subject.d_hook == 768
