@@ -12,8 +12,9 @@ NOT_IN_KEYS = "it changes no result"
 
 _MMAP_THRESHOLD = -3  # of malloc.h
 _LARGE = 1 << 19
-_LITTLE = 1 << 26  # bytes that are not worth the time it takes to look through all objects
-_least = 0  # bytes in memory, the least since memory was given back
+_LITTLE = 1 << 24  # bytes that are not worth asking the allocators for
+_SOME = 1 << 26  # bytes that are not worth the time it takes to look through all objects
+_least = _collected = 0  # bytes in memory: the least since memory was given back, and since objects were looked through
 
 
 def map_large_blocks() -> None:
@@ -24,20 +25,23 @@ def map_large_blocks() -> None:
 
 
 def give_back_memory() -> None:
-    """Of Python, Arrow and the C library; call it after work that needed much, such as a stage. Nothing is done where
-    the process has hardly grown since the last time."""
-    global _least
+    """Of Python, Arrow and the C library; call it after work that needed much, such as a stage. Little is done where
+    the process has grown little since the last time, and nothing where it has hardly grown."""
+    global _least, _collected
     resident = _resident()
     if resident is not None and resident < _least + _LITTLE:
-        _least = min(_least, resident)
+        _least, _collected = min(_least, resident), min(_collected, resident)
         return
     import pyarrow as pa
 
-    gc.collect()
+    collects = resident is None or resident >= _collected + _SOME
+    if collects:
+        gc.collect()
     pa.default_memory_pool().release_unused()
     with suppress(OSError, AttributeError):  # another C library than glibc has no such call
         ctypes.CDLL(None).malloc_trim(0)
     _least = _resident() or 0
+    _collected = _least if collects else min(_collected, _least)
 
 
 def _resident() -> int | None:

@@ -285,6 +285,7 @@ def _nearest(
 
     few = dtype != torch.float32
     keep = 2 * m if few else m + 8
+    block = block if few else max(1, block // 2)  # as many bytes of cosines either way
     Q = Z[queries]
     q = Q.to(dtype)
     best = _Best(

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from autointerp.artifacts import write_atomically
 from autointerp.hashing import digest
 from autointerp.llm.again import Which, again
+from autointerp.memory import give_back_memory
 from autointerp.tables import concat, write_rows
 
 if TYPE_CHECKING:
@@ -216,6 +217,7 @@ def each_feature(
 
     def seen(shard: Shard, skipped: bool) -> None:
         bar.advance(len(shard.items), skipped=skipped)
+        give_back_memory()
         if session.on_shard is not None and not skipped:
             session.on_shard()
 

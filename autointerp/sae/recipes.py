@@ -192,9 +192,7 @@ class BatchTopK(TopK):
 
     def _outcome(self, loss: Tensor, residual: Tensor, values: Tensor, pairs: sparse.Pairs) -> Outcome:
         on = values.detach() > 0
-        fired = torch.zeros(pairs.n, dtype=torch.bool, device=values.device)
-        fired[pairs.latent[on]] = True
-        return Outcome(loss, residual.detach(), torch.count_nonzero(on), fired)
+        return Outcome(loss, residual.detach(), torch.count_nonzero(on), pairs.fired(on))
 
     def _chosen(self, z: Tensor, step: int) -> tuple[sparse.Pairs, Tensor, Tensor]:
         """The batch's largest: where they are, their codes [m] with gradients, and all pre-activations [b, d_sae]."""
@@ -202,8 +200,7 @@ class BatchTopK(TopK):
         with torch.no_grad():  # to choose by
             pre = torch.addmm(bias.to(self.dtype), z.to(self.dtype), encoder.to(self.dtype).T)
             flat = self._largest(pre, step)
-            token = flat.div(pre.shape[1], rounding_mode="floor")
-            pairs = sparse.Pairs(token, flat - token * pre.shape[1], *pre.shape)
+            pairs = sparse.Pairs.of(flat, *pre.shape)
         if z.is_cuda:  # its dense products are faster than sparse ones
             made = self.product(z, encoder.T) + bias
             return pairs, made[pairs.token, pairs.latent].relu(), pre
@@ -363,6 +360,7 @@ class JumpReLU(Recipe):
     """2407.14435: a threshold for each latent, learned through a rectangular kernel; the loss draws L0 to k."""
 
     result = "jumprelu"
+    dense_from: ClassVar[float] = 1 / 16  # share of codes that are not zero from which dense products are faster
 
     def __init__(self, config: TrainConfig, d_in: int) -> None:
         super().__init__(config, d_in)
@@ -370,13 +368,32 @@ class JumpReLU(Recipe):
         self.vectors = {"b_enc": 0.0, "log_threshold": math.log(self.width)}
 
     def loss(self, z: Tensor, dead: Tensor, step: int) -> Outcome:
-        pre = self.product(z, self.weights["W_enc"].T) + self.weights["b_enc"]
-        codes, gate = _Jump.apply(pre, self.weights["log_threshold"].exp(), self.width)  # type: ignore[misc]
-        residual = (self.product(codes, self.weights["W_dec"]) + self.weights["b_dec"] - z).square().sum()
+        threshold = self.weights["log_threshold"].exp()
+        pairs = None if z.is_cuda else self._near(z, threshold)
+        if pairs is None:
+            pre = self.product(z, self.weights["W_enc"].T) + self.weights["b_enc"]
+            codes, gate = _Jump.apply(pre, threshold.expand_as(pre), self.width)  # type: ignore[misc]
+            made, fired = self.product(codes, self.weights["W_dec"]), (codes.detach() > 0).any(0)
+        else:
+            pre = sparse.encode_pairs(z, self.weights["W_enc"], self.weights["b_enc"], pairs)
+            codes, gate = _Jump.apply(pre, threshold[pairs.latent], self.width)  # type: ignore[misc]
+            made, fired = sparse.decode_pairs(codes, self.weights["W_dec"], pairs), pairs.fired(codes.detach() > 0)
+        residual = (made + self.weights["b_dec"] - z).square().sum()
         l0 = gate.sum() / len(z)
         loss = residual / z.numel() + self.sparsity(step, 1.0) * (l0 / self.config.k - 1).square()
-        on = codes.detach() > 0
-        return Outcome(loss, residual.detach(), torch.count_nonzero(on), on.any(0))
+        return Outcome(loss, residual.detach(), torch.count_nonzero(codes.detach()), fired)
+
+    @torch.no_grad()
+    def _near(self, z: Tensor, threshold: Tensor) -> sparse.Pairs | None:
+        """What fires or is near enough to its threshold to move it; None where that is too much for sparse products."""
+        pre = torch.addmm(
+            self.weights["b_enc"].to(self.dtype), z.to(self.dtype), self.weights["W_enc"].to(self.dtype).T
+        )
+        nearest = (threshold - self.width / 2) * 0.99  # lower by more than few bits are rounded
+        flat = blocks.above(pre, nearest.to(pre.dtype))
+        if len(flat) > self.dense_from * pre.numel():
+            return None
+        return sparse.Pairs.of(flat, *pre.shape)
 
     def result_tensors(self) -> dict[str, Tensor]:
         tensors = super().result_tensors()
@@ -384,7 +401,7 @@ class JumpReLU(Recipe):
 
 
 class _Jump(torch.autograd.Function):
-    """(pre [b, n], threshold [n], width) -> codes and the step, with the paper's pseudo-derivatives for the threshold:
+    """(pre, threshold as large, width) -> codes and the step, with the paper's pseudo-derivatives for the threshold:
     −θ/ε and −1/ε where |pre − θ| < ε/2."""
 
     @staticmethod
@@ -399,7 +416,7 @@ class _Jump(torch.autograd.Function):
         for_codes, for_step = gradients
         pre, threshold = ctx.saved_tensors
         near = (pre - threshold).abs() < ctx.width / 2
-        slope = torch.where(near, -(for_codes * threshold + for_step) / ctx.width, 0.0).sum(0)
+        slope = torch.where(near, -(for_codes * threshold + for_step) / ctx.width, 0.0)
         return torch.where(pre > threshold, for_codes, 0.0), slope, None
 
 

@@ -116,6 +116,18 @@ class Pairs(NamedTuple):
     b: int
     n: int
 
+    @staticmethod
+    def of(flat: Tensor, b: int, n: int) -> Pairs:
+        """Of flat places [m] in [b, n], rising."""
+        token = flat.div(n, rounding_mode="floor")
+        return Pairs(token, flat - token * n, b, n)
+
+    def fired(self, on: Tensor) -> Tensor:
+        """Which latents have an entry that is `on` [m] bool: [n] bool."""
+        fired = torch.zeros(self.n, dtype=torch.bool, device=on.device)
+        fired[self.latent[on]] = True
+        return fired
+
     @property
     def starts(self) -> Tensor:
         """[b + 1]: token i has the entries starts[i]:starts[i + 1]."""

@@ -39,7 +39,7 @@ def _neighbours(sae: SAE, features: Sequence[int], wanted: int) -> Iterator[dict
     from autointerp.composites.neighbours import top_neighbours
 
     near, cosine = top_neighbours(sae.W_dec, wanted, queries=features)  # -1 where there is none
-    for feature, others, values in zip(features, near, cosine):
+    for feature, others, values in zip(features, near.numpy(), cosine.numpy()):
         for rank, (other, value) in enumerate(zip(others.tolist(), values.tolist())):
             if other >= 0:
                 yield {"feature": feature, "rank": rank, "neighbour": other, "cosine": value}
@@ -54,11 +54,11 @@ def _logits(subject: Subject, sae: SAE, features: Sequence[int]) -> Iterator[dic
         if weights is None:
             return
         for direction, sign in (("up", 1), ("down", -1)):
-            top = (sign * weights).topk(LOGITS, dim=-1)
+            top = weights.topk(LOGITS, dim=-1, largest=sign > 0)
             for feature, ids, values in zip(batch, top.indices.tolist(), top.values.tolist()):
                 for rank, (token, value) in enumerate(zip(ids, values)):
                     place = {"feature": feature, "direction": direction, "rank": rank}
-                    yield place | {"token": vocabulary[token], "weight": sign * value}
+                    yield place | {"token": vocabulary[token], "weight": value}
 
 
 def amount(config: Config, use: Use, sizes: Sizes) -> Amount:

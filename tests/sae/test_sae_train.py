@@ -230,6 +230,25 @@ def test_sparse_products_have_the_gradients_of_the_dense_ones() -> None:
     torch.testing.assert_close(found, (weights.grad, values.grad, bias.grad))
 
 
+@pytest.mark.parametrize("bandwidth", [1e-3, 0.3])
+def test_jumprelu_learns_the_same_from_sparse_products(bandwidth: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    from autointerp.sae.recipes import RECIPES, JumpReLU
+
+    z = torch.randn(64, 16, generator=torch.Generator().manual_seed(1))
+    config = TrainConfig(architecture="jumprelu", d_sae=48, k=4, bandwidth=bandwidth, dtype="float32")
+    learned = []
+    for dense_from in (0.0, 1.0):  # all by dense products, all by sparse ones
+        monkeypatch.setattr(JumpReLU, "dense_from", dense_from)
+        recipe = RECIPES["jumprelu"](config, 16)
+        recipe.initialise(torch.Generator().manual_seed(0))
+        recipe.to(torch.device("cpu"))
+        outcome = recipe.loss(z, torch.zeros(48, dtype=torch.bool), step=500)
+        outcome.loss.backward()
+        learned.append((outcome, {name: tensor.grad for name, tensor in recipe.weights.items()}))
+    assert all(gradient.abs().sum() > 0 for gradient in learned[0][1].values())
+    torch.testing.assert_close(learned[0], learned[1])
+
+
 @settings(max_examples=50, deadline=None)
 @given(n=st.integers(8, 700), k=st.integers(1, 8), seed=st.integers(0, 99), levels=st.sampled_from([3, 10_000]))
 def test_topk_by_groups_finds_the_largest(n: int, k: int, seed: int, levels: int) -> None:
