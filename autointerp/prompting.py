@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from autointerp.errors import ConfigError
@@ -53,18 +53,24 @@ def render(name: str, **values: object) -> list[Message]:
 
 def prompts_hash(names: Iterable[str]) -> str:
     """Of the templates' text and of all that they include: part of the key of a stage that uses them."""
-    from jinja2 import meta
-
-    environment, texts, pending = _environment(), {}, [f"{name}.jinja" for name in names]
+    texts, pending = {}, [f"{name}.jinja" for name in names]
     while pending:
         file = pending.pop()
         if file not in texts:
             texts[file] = _source(file)
-            pending += [used for used in meta.find_referenced_templates(environment.parse(texts[file])) if used]
+            pending += _included(texts[file])
     digest = hashlib.sha256()
     for file, text in sorted(texts.items()):
         digest.update(f"{file}\0{text}\0".encode())
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _included(text: str) -> tuple[str, ...]:
+    """Files of the templates that a template's text includes by name."""
+    from jinja2 import meta
+
+    return tuple(name for name in meta.find_referenced_templates(_environment().parse(text)) if name)
 
 
 def scaled(activation: float, maximum: float) -> int:

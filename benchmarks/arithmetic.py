@@ -8,7 +8,12 @@ For every composite (g + h = f) among the explained features:
 - detection of f by its own explanation (default), by "both g and h" (conjunction), "either g or h" (disjunction) and by
   a text that a model wrote from both (constituents), each beside the same kind of explanation of another composite.
   Differences are paired by composite, with 95 % bootstrap intervals over composites;
-- detection of the constituents that are no composites, by their own explanations.
+- detection of the constituents that are no composites, by their own explanations;
+- search: how many of the constituents, found by direction, are among the latents whose explanations say what f's says;
+- causal: how far the effects of the constituents on the subject add up to f's.
+
+The last three are there where the run asked for them (`scorers`, `composites.semantic.search`, `composites.causal`).
+Constituents of a union dictionary count as own ones do.
 """
 
 from __future__ import annotations
@@ -35,12 +40,15 @@ CONTROL = "other_feature"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", default="composites")
+    parser.add_argument("--made-by", help="the command that made the run, for the file")
     parser.add_argument(
         "--out", type=Path, default=Path("results/reference/arithmetic.json"), help="a picture beside it"
     )
     options = parser.parse_args()
     run = ai.open_run(options.run)
-    found = measure(run)
+    name = run.info["name"]
+    command = f"{options.made_by or f'autointerp run {name}'} && python benchmarks/arithmetic.py {name}"
+    found = {"command": command} | measure(run)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     draw(found, options.out.with_suffix(".png"))
@@ -49,17 +57,67 @@ def main() -> None:
 
 def measure(run: ai.Run) -> dict[str, Any]:
     checked: Any = run.composites.set_index("feature")
-    explained = run.explanations.pivot_table(
-        index="feature", columns="explainer", values="explanation", aggfunc="first"
+    explained = texts_of(run)
+    flagged = [f for f in checked.index[checked["label"].isin(FLAGGED)] if f in explained.index]
+    rows = checked.loc[flagged]
+    lent = rows["union_constituents"].map(len) > 0
+    found: dict[str, Any] = {
+        "revision": run.info["git"],
+        "packages": run.info["packages"],
+        "labels": {str(k): int(n) for k, n in checked["label"].value_counts().items()},
+        "composites": {str(k): int(n) for k, n in rows["label"].value_counts().items()},
+        "with_union_constituents": int(lent.sum()),
+        "reencode": run.info["stages"]["reencode"]["facts"]["reencode"],
+        "arithmetic": arithmetic(rows),
+    }
+    semantic: Any = run.semantic
+    if "agree" in semantic.columns:
+        found["search"] = by_pair(semantic[semantic["feature"].isin(flagged)], "agree")
+    if "causal" in checked.columns:
+        tried = checked[checked["causal"].notna()]
+        found["causal"] = {"labels": {str(k): int(n) for k, n in tried["label"].value_counts().items()}} | causes(tried)
+    found["table"] = [row_of(f, checked, explained) for f in flagged]
+    if (run.scores["scorer"] == "detection").any():
+        found |= detection(run, flagged, found["table"])
+    return found
+
+
+def texts_of(run: ai.Run) -> Any:
+    """A row for each latent, those of the union dictionary as `union 12`; a column for each explainer's texts."""
+    import pandas as pd
+
+    rows = [run.explanations[["feature", "explainer", "explanation"]]]
+    if hasattr(run, "union_features"):
+        union = run.union_features[["feature", "explainer", "explanation"]].dropna()
+        rows.append(union.assign(feature=[f"union {feature}" for feature in union["feature"]]))
+    return pd.concat(rows).pivot_table(
+        index="feature", columns="explainer", values="explanation", aggfunc="first", sort=False
     )
+
+
+def row_of(feature: int, checked: Any, explained: Any) -> dict[str, Any]:
+    row = checked.loc[feature]
+    parts = [*map(int, row["constituents"]), *(f"union {int(part)}" for part in row["union_constituents"])]
+    texts = {name: text for name in explained.columns if isinstance(text := explained.loc[feature, name], str)}
+    return {
+        "feature": int(feature),
+        "label": row["label"],
+        "r2": round(float(row["r2"]), 3),
+        "constituents": parts,
+        "explanations": texts,
+        "of the constituents": [text_of(explained, part, explained.columns[0]) for part in parts],
+        **{name: number(row[column]) for name, column in columns().items()},
+    }
+
+
+def detection(run: ai.Run, flagged: Sequence[int], table: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of the composites by each explainer, and of the other latents; rows of `table` get theirs."""
     scores: Any = run.scores[run.scores["scorer"] == "detection"]
     scores = scores.assign(control=scores["control"].fillna(""))
     wide = scores.pivot_table(index="feature", columns=["explainer", "control"], values="value")
     explainers = list(dict.fromkeys(scores["explainer"]))
     first, *others = explainers
-    flagged = [f for f in explained.index if checked.loc[f, "label"] in FLAGGED and f in wide.index]
-    plain = [f for f in wide.index if f not in flagged]
-    of = wide.loc[flagged]
+    of, plain = wide.reindex(flagged).dropna(how="all"), wide.drop(index=flagged, errors="ignore")
     differences: dict[str, Any] = {}
     for name in explainers:
         differences[f"{name} − {CONTROL}"] = paired(of[name, ""], of[name, CONTROL])
@@ -67,39 +125,38 @@ def measure(run: ai.Run) -> dict[str, Any]:
         differences[f"{name} − {first}"] = paired(of[name, ""], of[first, ""])
     if {"conjunction", "disjunction"} <= set(explainers):
         differences["disjunction − conjunction"] = paired(of["disjunction", ""], of["conjunction", ""])
+    for row in table:
+        if row["feature"] in of.index:
+            row["detection"] = {name: number(of.loc[row["feature"], (name, "")]) for name in explainers}
+            row["detection, control"] = {name: number(of.loc[row["feature"], (name, CONTROL)]) for name in explainers}
     return {
-        "command": f"autointerp run {run.info['name']} && python benchmarks/arithmetic.py {run.info['name']}",
-        "revision": run.info["git"],
-        "packages": run.info["packages"],
-        "labels": {str(k): int(n) for k, n in checked["label"].value_counts().items()},
-        "composites": {str(k): int(n) for k, n in checked.loc[flagged, "label"].value_counts().items()},
-        "reencode": run.info["stages"]["reencode"]["facts"]["reencode"],
-        "arithmetic": arithmetic(checked.loc[flagged]),
         "detection": {name: mean(of[name, ""]) for name in explainers}
         | {f"{name}, {CONTROL}": mean(of[name, CONTROL]) for name in explainers},
         "differences": differences,
         "constituents": {
-            "detection": mean(wide.loc[plain, (first, "")]),
-            f"− {CONTROL}": paired(wide.loc[plain, (first, "")], wide.loc[plain, (first, CONTROL)]),
+            "detection": mean(plain[first, ""]),
+            f"− {CONTROL}": paired(plain[first, ""], plain[first, CONTROL]),
         },
         "unscored": int(scores.loc[scores["value"].notna(), "n_unscored"].sum()),  # examples of what has a score
-        "table": [
-            {
-                "feature": int(f),
-                "label": checked.loc[f, "label"],
-                "r2": round(float(checked.loc[f, "r2"]), 3),
-                "constituents": [int(part) for part in checked.loc[f, "constituents"]],
-                "explanations": {
-                    name: text for name in explained.columns if isinstance(text := explained.loc[f, name], str)
-                },
-                "of the constituents": [text_of(explained, part, first) for part in checked.loc[f, "constituents"]],
-                **{name: number(checked.loc[f, column]) for name, column in columns().items()},
-                "detection": {name: number(of.loc[f, (name, "")]) for name in explainers},
-                "detection, control": {name: number(of.loc[f, (name, CONTROL)]) for name in explainers},
-            }
-            for f in flagged
-        ],
     }
+
+
+def causes(rows: Any) -> dict[str, Any]:
+    """Agreement of the effects of the constituents, each alone and added up, with the composite's own; beside them."""
+    found: dict[str, Any] = {"constituents": mean(rows["causal"])}
+    for arm in ("together", "swapped", "turned"):
+        found[arm] = mean(rows[f"causal_{arm}"])
+        found[f"constituents − {arm}"] = paired(rows["causal"], rows[f"causal_{arm}"])
+    return found
+
+
+def by_pair(semantic: Any, column: str) -> dict[str, Any]:
+    """Of the search by concept: the share of the constituents that it finds, and of the controls'."""
+    wide = semantic.pivot_table(index="feature", columns="pair", values=column)
+    found: dict[str, Any] = {pair: mean(wide[pair]) for pair in PAIRS if pair in wide.columns}
+    for pair in list(found)[1:]:
+        found[f"own − {pair}"] = paired(wide["own"], wide[pair])
+    return found
 
 
 def columns() -> dict[str, str]:
@@ -141,21 +198,25 @@ def number(value: Any) -> Any:
     return None if value != value else round(float(value), 4)
 
 
-def text_of(explained: Any, feature: int, explainer: str) -> str | None:
+def text_of(explained: Any, feature: int | str, explainer: str) -> str | None:
     text = explained[explainer].get(feature)
     return text if isinstance(text, str) else None
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """How far explanations entail, each way, and detection. A line a composite, a bar the mean with its interval."""
+    """How far explanations entail, each way, and detection where it was asked. A line a composite, a bar the mean with
+    its interval."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (*sides, right) = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained", width_ratios=[1, 1, 1.4])
-    explainers = [name for name in found["detection"] if CONTROL not in name]
-    for axis, way in zip(sides, WAYS):
+    detected = [row for row in found["table"] if "detection" in row]
+    widths = [1, 1, 1.4] if detected else [1, 1]
+    figure, axes = plt.subplots(
+        1, len(widths), figsize=(13 if detected else 8, 4.2), layout="constrained", width_ratios=widths
+    )
+    for axis, way in zip(axes, WAYS):
         strips(
             axis,
             list(PAIRS.values()),
@@ -163,21 +224,25 @@ def draw(found: dict[str, Any], path: Path) -> None:
             [found["arithmetic"][f"{way}, {pair}"]["mean"] for pair in PAIRS],
         )
         axis.set_title(f"the composite's explanation {way} those of …", fontsize=10, loc="left")
-    sides[0].set_ylabel("smallest P(yes)")
+    axes[0].set_ylabel("smallest P(yes)")
+    if detected:
+        draw_detection(axes[-1], found, detected)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def draw_detection(axis: Any, found: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    explainers = [name for name in found["detection"] if CONTROL not in name]
+    lines = [[row["detection"][name] for name in explainers] for row in rows]
     strips(
-        right,
-        [name.replace("_", "\n") for name in explainers],
-        [[row["detection"][name] for name in explainers] for row in found["table"]],
-        [found["detection"][name] for name in explainers],
+        axis, [name.replace("_", "\n") for name in explainers], lines, [found["detection"][name] for name in explainers]
     )
     for x, name in enumerate(explainers):
         control = found["detection"][f"{name}, {CONTROL}"]["mean"]
-        right.hlines(control, x - 0.25, x + 0.25, color="0.5", ls=":", label="another feature's" if x == 0 else None)
-    right.legend(frameon=False, fontsize=9)
-    right.set_title("detection of the composite by its explanation", fontsize=10, loc="left")
-    right.set_ylabel("area under precision and recall")
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+        axis.hlines(control, x - 0.25, x + 0.25, color="0.5", ls=":", label="another feature's" if x == 0 else None)
+    axis.legend(frameon=False, fontsize=9)
+    axis.set_title("detection of the composite by its explanation", fontsize=10, loc="left")
+    axis.set_ylabel("area under precision and recall")
 
 
 def strips(

@@ -251,10 +251,11 @@ def _few_bits(device: torch.device) -> torch.dtype:
     """What the first product is fastest in: float16 on a GPU, bfloat16 on a processor that has it."""
     import torch
 
+    from autointerp.sae.few_bits import fast_on
+
     if device.type == "cuda":
         return torch.float16
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if device.type == "cpu" and fast else torch.float32
+    return torch.bfloat16 if fast_on(device) else torch.float32
 
 
 @dataclass

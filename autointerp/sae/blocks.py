@@ -14,7 +14,7 @@ from torch import Tensor
 NUMBERS = {"cpu": 1 << 25, "cuda": 1 << 28}  # pre-activations held at a time: 128 MB and 1 GB in float32
 ROWS = {"cpu": 1024, "cuda": 1 << 14}  # tokens, at most: with fewer a product takes longer
 NEAR = 64  # tokens of which a CPU selects at a time: their pre-activations lie in its cache
-BIASED = 1 << 26  # numbers of an encoder of which a copy with the bias as one more row is worth its memory
+BIASED = 1 << 26  # numbers of an encoder of which another form is worth its memory
 WORD = 8  # bytes of a mask looked at together
 
 
@@ -24,10 +24,15 @@ def rows_of(width: int, device: torch.device) -> int:
     return max(16, min(ROWS[kind], NUMBERS[kind] // width))
 
 
+def many(x: Tensor, weights: Tensor) -> bool:
+    """Whether x [n, d] are so many tokens on a CPU that another form of the weights [d, width] is worth its making."""
+    return x.device.type == "cpu" and len(x) >= 4 * ROWS["cpu"] and weights.numel() <= BIASED
+
+
 def encoder(x: Tensor, weights: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """x [n, d], weights [d, width] and bias as they are multiplied fastest: over many tokens on a CPU with the bias as
     one more row of the weights, for a product that adds to something first fills all of it with that."""
-    if x.device.type != "cpu" or len(x) < 4 * ROWS["cpu"] or weights.numel() > BIASED:
+    if not many(x, weights):
         return x, weights, bias
     return torch.cat([x, x.new_ones(len(x), 1)], 1), torch.cat([weights, bias[None]]), None
 
@@ -40,7 +45,7 @@ def product(x: Tensor, weights: Tensor, bias: Tensor | None, room: Tensor) -> Te
 
 def largest(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest entries of each row of [b, n] and their columns, in any order: [b, k] each."""
-    if pre.device.type != "cpu" or pre.dtype != torch.float32:
+    if pre.device.type != "cpu" or pre.dtype not in (torch.float32, torch.bfloat16):
         values, columns = pre.topk(k, sorted=False)
         return values, columns
     parts = [_largest(part, k) for part in pre.split(NEAR)]
@@ -87,4 +92,4 @@ def _largest_columns(rows: Tensor, k: int) -> Tensor:
     if k >= n:
         return torch.arange(n).expand(len(rows), n)
     # several times faster than torch.topk, for it looks at values alone before it looks for places
-    return torch.from_numpy(np.argpartition(rows.numpy(), n - k, axis=1)[:, n - k :])
+    return torch.from_numpy(np.argpartition(rows.float().numpy(), n - k, axis=1)[:, n - k :])

@@ -17,6 +17,7 @@ from autointerp.errors import AutointerpError
 from autointerp.registry import did_you_mean
 from autointerp.sae import blocks
 from autointerp.sae.contextual import Attention, Predictor, Pursuit, pursue
+from autointerp.sae.few_bits import FewBits, fast_on
 
 Normalisation = Literal["none", "constant_norm_rescale", "layer_norm"]
 
@@ -156,6 +157,7 @@ class SAE(nn.Module):
             raise AutointerpError(
                 f"a {cfg.architecture} SAE of width {cfg.d_sae} needs k between 1 and its width, not {cfg.k}"
             )
+        self._few: FewBits | None = None
         self._predictor: Predictor | None = None
         if cfg.attention is not None:
             self._predictor = Predictor(cfg.attention, cfg.d_sae, tensors)
@@ -194,9 +196,7 @@ class SAE(nn.Module):
         x = x.flatten(0, -2)
         size = blocks.rows_of(self.cfg.d_sae, x.device)
         if self.cfg.architecture in ("topk", "relu", "jumprelu"):
-            x, weights, bias = blocks.encoder(self._centred(x), self.W_enc, self.b_enc)
-            room = weights.new_empty(min(size, len(x)), self.cfg.d_sae)
-            parts = [self._firing(blocks.product(block, weights, bias, room)) for block in x.split(size)]
+            parts = self._firings(self._centred(x), size)
         else:
             parts = [self._above(self.encode(block), 0.0) for block in x.split(size)]
         return Sparse(
@@ -205,12 +205,27 @@ class SAE(nn.Module):
             torch.cat([part.value for part in parts]),
         )
 
+    def _firings(self, x: Tensor, size: int) -> list[Sparse]:
+        """Of centred x [n, d_in], `size` tokens at a time."""
+        if (few := self._in_few_bits(x)) is not None:
+            room = few.room(min(size, len(x)))
+            return [_positive(*few.largest(block, self.top_k, room)) for block in x.split(size)]
+        x, weights, bias = blocks.encoder(x, self.W_enc, self.b_enc)
+        room = weights.new_empty(min(size, len(x)), self.cfg.d_sae)
+        return [self._firing(blocks.product(block, weights, bias, room)) for block in x.split(size)]
+
+    def _in_few_bits(self, x: Tensor) -> FewBits | None:
+        """The encoder as a CPU with units for few bits selects fastest by it; None where it is not worth its memory."""
+        if self.cfg.architecture != "topk" or not blocks.many(x, self.W_enc) or not fast_on(x.device, x.dtype):
+            return None
+        if self._few is None or self._few.weights is not self.W_enc:
+            self._few = FewBits(self.W_enc, self.b_enc)
+        return self._few
+
     def _firing(self, pre: Tensor) -> Sparse:
         """Of pre-activations [m, d_sae], which may be written over once it returns."""
         if self.cfg.architecture == "topk":
-            largest, latent = blocks.largest(pre, self.top_k)
-            token, slot = (largest > 0).nonzero(as_tuple=True)
-            return Sparse(token, latent[token, slot], largest[token, slot])
+            return _positive(*blocks.largest(pre, self.top_k))
         return self._above(pre, self.threshold.relu() if self.cfg.architecture == "jumprelu" else 0.0)
 
     def _above(self, codes: Tensor, threshold: Tensor | float) -> Sparse:
@@ -297,6 +312,12 @@ class SAE(nn.Module):
             std = x.std(-1, keepdim=True)
             return (x - mean) / (std + self.cfg.normalisation_eps), lambda out: out * std + mean
         return x, lambda out: out
+
+
+def _positive(values: Tensor, latents: Tensor) -> Sparse:
+    """Of the largest of each token, [n, k] each."""
+    token, slot = (values > 0).nonzero(as_tuple=True)
+    return Sparse(token, latents[token, slot], values[token, slot])
 
 
 def architecture(name: str) -> Architecture:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autointerp.sae import blocks
+from autointerp.sae.few_bits import FewBits
 from autointerp.sae.model import SAE, SAEConfig
 
 
@@ -61,6 +62,36 @@ def test_blocks_of_tokens_give_the_dense_codes(architecture: str, tokens: int, m
     assert torch.allclose(codes, sae.encode(x), atol=1e-5)
     assert token.tolist() == sorted(token.tolist())
     assert (value > 0).all()
+
+
+@given(
+    st.integers(1, 6), st.sampled_from([40, 64, 1000, 4096]), st.sampled_from([0.0, 3.0, 100.0]), st.integers(0, 1000)
+)
+def test_few_bits_name_candidates_and_float32_decides(k: int, n: int, common: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.randn(24, n, generator=generator) * torch.rand(n, generator=generator) * 3
+    weights[:, n // 2 :] = weights[:, : n - n // 2]  # every latent twice, a little apart
+    bias = torch.randn(n, generator=generator) * common
+    x = torch.randn(70, 24, generator=generator) + common
+    x[0], x[1] = 0, x[1] * 1000  # nothing, and an attention sink
+    few = FewBits(weights, bias)
+    values, latents = few.largest(x, k, few.room(80))
+    pre = (x.double() @ weights.double() + bias.double()).float()
+    assert torch.allclose(values, pre.gather(1, latents), rtol=1e-4, atol=1e-4 * (1 + common))
+    wanted = pre.topk(k).values.relu()
+    assert torch.allclose(values.sort(1, descending=True).values.relu(), wanted, rtol=1e-4, atol=1e-4 * (1 + common))
+    assert all(len(set(row)) == k for row in latents.tolist())
+
+
+def test_a_harvest_in_few_bits_has_the_firings_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    sae, x = small_sae("topk", 48, 512), torch.randn(4096, 48, generator=torch.Generator().manual_seed(1))
+    made = []
+    for fast in (True, False):
+        monkeypatch.setattr("autointerp.sae.model.fast_on", lambda device, dtype, fast=fast: fast)
+        made.append(sae.encode_sparse(x))
+    assert {*zip(*(each.tolist() for each in made[0][:2]))} == {*zip(*(each.tolist() for each in made[1][:2]))}
+    sae.W_enc = sae.W_enc * 2  # weights that change are read anew
+    assert torch.allclose(sae.encode_sparse(x).value.max(), sae.encode(x).max(), rtol=1e-5)
 
 
 def test_no_block_holds_more_numbers_than_it_may() -> None:
