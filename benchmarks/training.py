@@ -3,7 +3,7 @@
     python benchmarks/training.py --activations FILE [--tokens 1_000_000] [--out results/reference/training.json]
     python benchmarks/training.py --gpu [--size 32768 2304]
     python benchmarks/training.py --stream [--tokens 400_000] [--out results/reference/streaming.json]
-    python benchmarks/training.py --architectures [--steps 26] [--out results/reference/architectures.json]
+    python benchmarks/training.py --architectures --activations FILE [--out results/reference/architectures.json]
 
 FILE is activations.npy [tokens, d_in], as `autointerp run train-demo` leaves it in its store (stage `activations`), of
 stories15M. Both trainers see the same batches in the same order, on the same threads; explained variance is measured
@@ -36,7 +36,6 @@ from autointerp.config import SubjectConfig
 from autointerp.progress import Progress
 from autointerp.sae import ArraySource, SaeCheck, StreamSource, TrainConfig, check_sae, load_sae, train_sae
 from autointerp.sae.penalties import PENALTIES
-from autointerp.sae.recipes import RECIPES
 from autointerp.sae.source import ActivationSource
 from autointerp.subject import load_subject
 
@@ -260,47 +259,16 @@ def streamed(tokens: int) -> tuple[dict[str, Any], list[Any]]:
     return runs, [("explained variance, streamed and from a file, apart", apart, "≤", APART)]
 
 
-def architectures(steps: int) -> tuple[dict[str, Any], list[Any]]:
-    """Processor seconds of a training of each architecture over those of TopK, their steps in turn; and of the last
-    fifth of it, when kinds that have to come down to their L0 are there."""
-    d = 288
-    generator = torch.Generator().manual_seed(0)
-    z = torch.randn(BATCH, 64, generator=generator) @ torch.randn(64, d, generator=generator)
-    z = (z - z.mean(0)) * (d / (z - z.mean(0)).square().sum(1).mean()).sqrt()
-    dead, trained = torch.zeros(WIDTH, dtype=torch.bool), {}
-    for name in ("topk", "batchtopk", "matryoshka", "jumprelu"):
-        options = {"d_sae": WIDTH, "k": K, "batch_size": BATCH, "tokens": steps * BATCH}
-        recipe = RECIPES[name](TrainConfig.model_validate({"architecture": name} | options), d)
-        recipe.initialise(torch.Generator().manual_seed(0))
-        recipe.to(torch.device("cpu"))
-        trained[name] = recipe, torch.optim.Adam(recipe.groups(), lr=3e-3, fused=True)
-
-    def step_of(name: str, step: int) -> tuple[float, float]:
-        recipe, optimiser = trained[name]
-        start = time.process_time()
-        outcome = recipe.loss(z, dead, step)
-        optimiser.zero_grad()
-        outcome.loss.backward()
-        recipe.before_step()
-        optimiser.step()
-        recipe.after_step()
-        return time.process_time() - start, float(outcome.active) / BATCH
-
-    turns = [{name: step_of(name, step) for name in trained} for step in range(steps)]
-    of_all, of_last = ({n: sum(turn[n][0] for turn in part) for n in trained} for part in (turns, turns[-steps // 5 :]))
-    figures = {
-        "size": [WIDTH, d, BATCH],
-        "steps": steps,
-        "topk_cpu_s_a_step": of_all["topk"] / steps,
-        "over_topk": {name: of_all[name] / of_all["topk"] for name in trained},
-        "over_topk_last_fifth": {name: of_last[name] / of_last["topk"] for name in trained},
-        "l0_at_the_end": {name: turns[-1][name][1] for name in trained},
-    }
-    print(json.dumps(figures, indent=1))
-    ratios = figures["over_topk"]
-    return figures, [
-        (f"training of {name} over that of topk", ratios[name], "≤", STEP) for name in trained if name != "topk"
-    ]
+def architectures(file: Path, tokens: int, held_out: int) -> tuple[dict[str, Any], list[Any]]:
+    """Processor seconds of a whole training of each architecture over those of TopK, on the same real tokens: kinds
+    that have to come down to their L0 spend their first steps with far more latents on."""
+    source, rows = ArraySource(np.load(file, mmap_mode="r")).hold_out(held_out)
+    names = ("topk", "batchtopk", "matryoshka", "jumprelu")
+    runs = {name: ours(source, rows.float(), tokens, architecture=name) for name in names}
+    over = {name: runs["topk"]["tokens_per_cpu_s"] / runs[name]["tokens_per_cpu_s"] for name in names}
+    print(json.dumps({"runs": runs, "over_topk": over}, indent=1))
+    bars = [(f"training of {name} over that of topk", over[name], "≤", STEP) for name in names[1:]]
+    return {"size": [WIDTH, source.d_in, BATCH], "tokens": tokens, "runs": runs, "over_topk": over}, bars
 
 
 def _synchronised() -> float:
@@ -329,7 +297,9 @@ def main() -> int:
     elif args.stream:
         result["streaming"], bars = streamed(args.tokens)
     elif args.architectures:
-        result["architectures"], bars = architectures(args.steps)
+        if args.activations is None:
+            parser.error("--architectures trains on --activations FILE")
+        result["architectures"], bars = architectures(args.activations, args.tokens, args.held_out)
     else:
         if args.activations is not None:
             result["trainers"], bars = compare(args.activations, args.tokens, args.held_out)
