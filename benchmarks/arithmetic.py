@@ -77,7 +77,7 @@ def measure(run: ai.Run) -> dict[str, Any]:
         tried = checked[checked["causal"].notna()]
         found["causal"] = {"labels": {str(k): int(n) for k, n in tried["label"].value_counts().items()}} | causes(tried)
     found["table"] = [row_of(f, checked, explained) for f in flagged]
-    if (run.scores["scorer"] == "detection").any():
+    if "detection" in set(run.scores["scorer"]):
         found |= detection(run, flagged, found["table"])
     return found
 

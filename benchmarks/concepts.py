@@ -16,7 +16,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -101,6 +101,11 @@ def windows(number: int, concept: Concept, texts: Sequence[tuple[str, str]], cou
     rng = random.Random(number)
     having = rng.sample(sorted({text for text, label in texts if label == concept.label}), count // 2)
     lacking = rng.sample(sorted({text for text, label in texts if label != concept.label}), count - count // 2)
+    return contexts_of(number, having, lacking)
+
+
+def contexts_of(number: int, having: Sequence[str], lacking: Sequence[str]) -> list[Context]:
+    """Held-out windows of a latent that fires on the texts `having`; each text is one token."""
     return [
         Context(
             *(number, place, "test", "activating" if fires else "random", 0 if fires else None),
@@ -156,24 +161,30 @@ async def row_of(number: int, score: Any, sets: Any, texts: int) -> dict[str, An
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    report: dict[str, Any] = {"concepts": len(rows), "own": _mean([row["own"] for row in rows])}
+    report: dict[str, Any] = {"concepts": len(rows), "own": mean_of([row["own"] for row in rows])}
     for where in ("far", "near"):
         pairs = [(row["own"], row[where]) for row in rows if where in row]
         gap = stats.paired_difference([own for own, _ in pairs], [other for _, other in pairs])
-        report[where] = _mean([other for _, other in pairs])
+        report[where] = mean_of([other for _, other in pairs])
         report[f"own less {where}"] = {
-            "mean": _rounded(gap.mean), "low": _rounded(gap.low), "high": _rounded(gap.high),
+            "mean": gap.mean, "low": gap.low, "high": gap.high,
             "wins": gap.wins, "losses": gap.losses, "n": gap.n,
         }  # fmt: skip
-    return report | {"table": [{key: _rounded(value) for key, value in row.items()} for row in rows]}
+    return rounded(report | {"table": list(rows)})
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def mean_of(values: Iterable[float | None]) -> float | None:
+    """Of those that are known."""
     kept = [value for value in values if value is not None]
-    return _rounded(float(np.mean(kept))) if kept else None
+    return float(np.mean(kept)) if kept else None
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """The numbers in it to four places."""
+    if isinstance(value, dict):
+        return {key: rounded(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [rounded(each) for each in value]
     return round(value, 4) if isinstance(value, float) else value
 
 

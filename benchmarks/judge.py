@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from concepts import judge_of
+from concepts import contexts_of, judge_of, mean_of, rounded
 
 import autointerp as ai
 from autointerp import stats
@@ -110,15 +110,7 @@ def examples_of(number: int, rule: Rule, texts: Sequence[str], count: int) -> li
     rng = random.Random(number)
     follow, break_it = ([text for text in texts if rule.holds(text) == holds] for holds in (True, False))
     half = min(count // 2, len(follow), len(break_it))
-    return [
-        Context(
-            *(number, place, "test", "activating" if fires else "random", 0 if fires else None),
-            *(place, 0, (text,), (float(fires),)),
-        )
-        for place, (text, fires) in enumerate(
-            [*((t, True) for t in rng.sample(follow, half)), *((t, False) for t in rng.sample(break_it, half))]
-        )
-    ]
+    return contexts_of(number, rng.sample(follow, half), rng.sample(break_it, half))
 
 
 async def measure(judge: str, run: Any, contexts: dict[int, list[Context]], options: Any) -> dict[str, Any]:
@@ -183,19 +175,6 @@ def by_family(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         }
     every = [row["value"]["corrected"] for row in rows]
     return {"mean": mean_of(every), "families": report, "rows": rows}
-
-
-def mean_of(values: Any) -> float | None:
-    kept = [value for value in values if value is not None]
-    return float(np.mean(kept)) if kept else None
-
-
-def rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: rounded(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [rounded(each) for each in value]
-    return round(value, 4) if isinstance(value, float) else value
 
 
 def main() -> None:
