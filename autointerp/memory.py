@@ -13,7 +13,7 @@ NOT_IN_KEYS = "it changes no result"
 _MMAP_THRESHOLD = -3  # of malloc.h
 _LARGE = 1 << 19
 _LITTLE = 1 << 24  # bytes that are not worth asking the allocators for
-_SOME = 1 << 27  # bytes that are not worth the time it takes to look through all objects
+_SOME = 1 << 26  # bytes that are not worth the time it takes to look through all objects
 _least = _collected = 0  # bytes in memory: the least since memory was given back, and since objects were looked through
 
 
