@@ -12,7 +12,8 @@ For every composite (g + h = f) among the explained features:
 - search: how many of the constituents, found by direction, are among the latents whose explanations say what f's says;
 - causal: how far the effects of the constituents on the subject add up to f's.
 
-The last three are there where the run asked for them (`scorers`, `composites.semantic.search`, `composites.causal`).
+Judge and search are shown apart for composites of which no two texts are the same, too: a text entails itself. The last
+three are there where the run asked for them (`scorers`, `composites.semantic.search`, `composites.causal`).
 Constituents of a union dictionary count as own ones do.
 """
 
@@ -70,13 +71,18 @@ def measure(run: ai.Run) -> dict[str, Any]:
         "reencode": run.info["stages"]["reencode"]["facts"]["reencode"],
         "arithmetic": arithmetic(rows),
     }
+    found["table"] = [row_of(f, checked, explained) for f in flagged]
+    found["explained_of_union"] = sum(isinstance(latent, str) for latent in explained.index)
+    found["a_constituent_has_its_text"] = sum(texts[0] in texts[1:] for texts in map(texts_in, found["table"]))
+    apart = [row["feature"] for row in found["table"] if all(t := texts_in(row)) and len({*t}) == len(t)]
+    found["arithmetic_where_texts_differ"] = {"composites": len(apart)} | arithmetic(checked.loc[apart])
     semantic: Any = run.semantic
     if "agree" in semantic.columns:
         found["search"] = by_pair(semantic[semantic["feature"].isin(flagged)], "agree")
+        found["search_where_texts_differ"] = by_pair(semantic[semantic["feature"].isin(apart)], "agree")
     if "causal" in checked.columns:
         tried = checked[checked["causal"].notna()]
         found["causal"] = {"labels": {str(k): int(n) for k, n in tried["label"].value_counts().items()}} | causes(tried)
-    found["table"] = [row_of(f, checked, explained) for f in flagged]
     if "detection" in set(run.scores["scorer"]):
         found |= detection(run, flagged, found["table"])
     return found
@@ -93,6 +99,12 @@ def texts_of(run: ai.Run) -> Any:
     return pd.concat(rows).pivot_table(
         index="feature", columns="explainer", values="explanation", aggfunc="first", sort=False
     )
+
+
+def texts_in(row: dict[str, Any]) -> list[str | None]:
+    """A composite's explanation and those of its constituents, as they are compared."""
+    texts = [next(iter(row["explanations"].values()), None), *row["of the constituents"]]
+    return [text and text.lower().strip(" .") for text in texts]
 
 
 def row_of(feature: int, checked: Any, explained: Any) -> dict[str, Any]:
@@ -214,7 +226,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     detected = [row for row in found["table"] if "detection" in row]
     widths = [1, 1, 1.4] if detected else [1, 1]
     figure, axes = plt.subplots(
-        1, len(widths), figsize=(13 if detected else 8, 4.2), layout="constrained", width_ratios=widths
+        1, len(widths), figsize=(13 if detected else 9.5, 4.2), layout="constrained", width_ratios=widths
     )
     for axis, way in zip(axes, WAYS):
         strips(
