@@ -25,7 +25,7 @@ def fast_on(device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
 
 
 class FewBits:
-    """An encoder as it is needed for this; two and a half times its size in float32."""
+    """An encoder as it is needed for this, which takes one and a half times its own memory beside it."""
 
     def __init__(self, weights: Tensor, bias: Tensor) -> None:
         """weights [d, n] and bias [n], in float32."""
