@@ -99,13 +99,14 @@ def firing_table(firings: Firings, min_firings: int) -> pd.DataFrame:
     import pandas as pd
 
     counts = firings.counts
+    rare = np.where(counts == 0, 0, np.where(counts < min_firings, 1, 2))
     return pd.DataFrame(
         {
             "feature": np.arange(len(counts)),
             "firings": counts,
             "frequency": counts / max(firings.info.n_tokens, 1),
             "max_activation": firings.peaks,
-            "status": np.where(counts == 0, "dead", np.where(counts < min_firings, "too_rare", "ok")),
+            "status": np.array(["dead", "too_rare", "ok"], object)[rare],  # three texts, not one for each latent
         }
     )
 

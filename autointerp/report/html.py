@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from autointerp.artifacts import write_atomically
 from autointerp.errors import ConfigError
+from autointerp.memory import give_back_memory
 from autointerp.report import causal, overview
 from autointerp.report.compare import reading
 from autointerp.report.compared import grouped, span_of
@@ -61,11 +62,13 @@ def page_of(run: RunFolder) -> str:
     """The whole page."""
     script = text_of("report.js")
     goes_on = run.standing is not None and not run.standing.stopped
+    give_back_memory()  # of what the tables needed
     features = run.read_features()
     shown, how_chosen = _with_pages(features, PAGES_SO_FAR if goes_on else PAGES)
     summary, ranges = summarise(features), ranges_of(features)
     charts = overview.charts(features, summary, ranges)
     del features  # as large as all windows of the page
+    give_back_memory()
     contexts = run.config.get("contexts") or {}
     each = ((contexts.get("quantiles") or 5) + 1) * (contexts.get("window") or 32)  # and near misses
     per_quantile = max(1, min(4, _MOST_TOKENS // (each * max(len(shown), 1))))
