@@ -361,7 +361,7 @@ class JumpReLU(Recipe):
 
     result = "jumprelu"
     dense_from: ClassVar[float] = 1 / 16  # share of codes that are not zero from which dense products are faster
-    # Where thresholds start; pre-activations have a spread of 1 there. From `bandwidth` half of a short training goes by
+    # Where thresholds start; pre-activations have a spread of 1 then. From `bandwidth` half a short training goes by
     # before L0 is down at k (stories15M, 500k tokens: explained variance .895, from here .905; from 1 more are silent).
     start: ClassVar[float] = 0.4
 
