@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from autointerp.commands.folder import open_run as open_run
     from autointerp.commands.run import arun as arun
     from autointerp.commands.run import run as run
+    from autointerp.commands.together import harvest_together as harvest_together
     from autointerp.commands.train import evaluate as evaluate
     from autointerp.commands.train import train as train
     from autointerp.composites import find_composites as find_composites
@@ -39,6 +40,7 @@ _WHERE = {
     "arun": "autointerp.commands.run",
     "open_run": "autointerp.commands.folder",
     "Run": "autointerp.commands.folder",
+    "harvest_together": "autointerp.commands.together",
     "train": "autointerp.commands.train",
     "evaluate": "autointerp.commands.train",
     "load_sae": "autointerp.sae",

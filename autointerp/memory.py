@@ -44,6 +44,15 @@ def give_back_memory() -> None:
     _collected = _least if collects else min(_collected, _least)
 
 
+def available() -> int | None:
+    """Bytes of this machine that a process can still have; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, StopIteration):
+        return None
+
+
 def _resident() -> int | None:
     """Bytes of this process in memory; None where the system does not say."""
     try:

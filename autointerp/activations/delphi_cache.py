@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from autointerp.activations.harvest import Harvest, harvest_triples, merge_shards, shard_path, text_shards
 from autointerp.artifacts import Corpus, CorpusInfo
 from autointerp.errors import AutointerpError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from autointerp.activations.harvest import Harvest
 
 _FILE = re.compile(r"(\d+)_(\d+)\.safetensors")
 
@@ -56,6 +57,8 @@ def read_firings(folder: Path, wanted: Harvest, out: Path) -> None:
 
     Memory: one file of the cache, and one shard. Raises AutointerpError for a latent or a row that there is not.
     """
+    from autointerp.activations.harvest import harvest_triples, merge_shards, shard_path, text_shards
+
     out.mkdir(parents=True, exist_ok=True)
     shards = text_shards(wanted.corpus)
     for number, (first, last) in enumerate(shards):

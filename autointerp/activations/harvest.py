@@ -1,7 +1,8 @@
 """Harvest: run a corpus through the subject and the SAE, and keep where each latent fires, sparse, shard by shard.
 
 1. `text_shards`: the corpus is cut into runs of whole rows.
-2. `harvest_shard`: the firings of one run, sorted by latent, in one file.
+2. `harvest_shard`: the firings of one run, sorted by latent, in one file. `harvest_side_by_side`: those of several
+   SAEs, a file each, by one pass of the subject.
 3. `merge_shards`: counts and peaks over all shards, and ``firings.json``, which says that the harvest is whole.
 
 `harvest` does all three and goes on where an earlier call was killed.
@@ -10,18 +11,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
 
 from autointerp.activations.outliers import is_outlying
 from autointerp.artifacts import Corpus, FiringsInfo, save_shard, write_atomically
 from autointerp.errors import AutointerpError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
     from torch import Tensor
 
     from autointerp.progress import Progress
@@ -126,31 +128,47 @@ def remove_torn(folder: Path) -> None:
 
 def harvest_shard(wanted: Harvest, first: int, last: int, path: Path, bar: Progress) -> None:
     """Write the firings of the rows [first, last) as one shard of `Firings`."""
-    outlying: list[np.ndarray] = []
-    _shard_of(wanted, first, last, path, _batches(wanted, first, last, outlying, bar), outlying)
+    source = wanted.activations
+    if isinstance(source, np.ndarray):
+        (failure,) = _harvest([wanted], lambda batch: [_stored(wanted, source, batch)], first, last, [path], bar)
+    else:
+        (failure,) = harvest_side_by_side([wanted], lambda tokens: [source(tokens)], first, last, [path], bar)
+    if failure is not None:
+        raise failure
+
+
+def harvest_side_by_side(
+    wanted: Sequence[Harvest],
+    read: Callable[[Tensor], Sequence[Tensor]],
+    first: int,
+    last: int,
+    paths: Sequence[Path],
+    bar: Progress,
+) -> list[AutointerpError | None]:
+    """`harvest_shard` of several SAEs by one pass of the subject: `read` gives each one's activations [b, s, d] of
+    token ids [b, s].
+
+    They have corpus, `skip_bos`, `batch_tokens` and device in common. What went wrong with one of them is returned in
+    its place, and its shard is not written; the others' are.
+    """
+
+    def activations(batch: _Batch) -> Iterator[Tensor]:
+        values = read(torch.from_numpy(batch.tokens).to(wanted[0].device))
+        return (_counted(each, batch, value) for each, value in zip(wanted, values))
+
+    return _harvest(wanted, activations, first, last, paths, bar)
 
 
 def harvest_triples(wanted: Harvest, first: int, last: int, path: Path, batches: Iterator[Triple]) -> None:
     """`harvest_shard` of known firings: (latent, position in the shard, value), batch by batch in any order."""
-    _shard_of(wanted, first, last, path, batches, [])
-
-
-def _shard_of(
-    wanted: Harvest,
-    first: int,
-    last: int,
-    path: Path,
-    batches: Iterator[Triple],
-    outlying: list[np.ndarray],
-) -> None:
-    start, stop = int(wanted.corpus.offsets[first]), int(wanted.corpus.offsets[last])
-    _write_shard(path, batches, outlying, wanted.n_latents, start, stop, wanted.covers(first, last))
+    shard = _Shard(wanted, first, last)
+    for batch in batches:
+        shard.add(*batch)
+    shard.write(path)
 
 
 def merge_shards(wanted: Harvest, folder: Path, n_shards: int) -> None:
     """Write what is counted over all shards; ``firings.json`` comes last."""
-    import numpy as np
-
     counts, peaks = np.zeros(wanted.n_latents, np.int64), np.zeros(wanted.n_latents, np.float32)
     outlying = sum(_summarise(shard_path(folder, number), counts, peaks) for number in range(n_shards))
     tokens = int(wanted.corpus.offsets[-1]) - wanted.skip * wanted.corpus.info.n_rows - outlying
@@ -162,13 +180,47 @@ def merge_shards(wanted: Harvest, folder: Path, n_shards: int) -> None:
     write_atomically(folder / "firings.json", lambda path: path.write_text(json.dumps(asdict(info), indent=2)))
 
 
-def _batches(wanted: Harvest, first: int, last: int, outlying: list[np.ndarray], bar: Progress) -> Iterator[Triple]:
-    """(latent, position in the shard, value) of the firings of the rows [first, last), batch by batch; `outlying` gets
-    the positions of what is left out for its norm."""
-    import numpy as np
-    import torch
+def _harvest(
+    wanted: Sequence[Harvest],
+    activations: Callable[[_Batch], Iterable[Tensor]],
+    first: int,
+    last: int,
+    paths: Sequence[Path],
+    bar: Progress,
+) -> list[AutointerpError | None]:
+    """`activations`: of a batch, for each SAE in turn what `_counted` gives."""
+    shards: list[_Shard | AutointerpError] = [_begun(each, first, last) for each in wanted]
+    for batch in _batches(wanted[0], first, last):
+        if len(batch.kept):
+            with torch.inference_mode():
+                for number, acts in enumerate(activations(batch)):
+                    shard = shards[number]
+                    if isinstance(shard, _Shard):
+                        try:
+                            shard.encode(batch, acts)
+                        except AutointerpError as error:
+                            shards[number] = error
+        bar.advance(batch.n_tokens)
+    for number, path in enumerate(paths):
+        shard = shards[number]
+        if isinstance(shard, _Shard):
+            shard.write(path)
+    return [shard if isinstance(shard, AutointerpError) else None for shard in shards]
 
-    corpus, skip = wanted.corpus, wanted.skip
+
+@dataclass(frozen=True)
+class _Batch:
+    """Rows that run together, padded on the right."""
+
+    rows: np.ndarray  # [b], of the corpus
+    tokens: np.ndarray  # [b, s] int64, 0 as padding
+    position: np.ndarray  # [b, s] in the shard
+    kept: np.ndarray  # [m] flat places of [b, s] that may fire: no padding and no BOS
+    n_tokens: int  # without padding
+
+
+def _batches(wanted: Harvest, first: int, last: int) -> Iterator[_Batch]:
+    corpus = wanted.corpus
     start = corpus.offsets[first]
     text = np.asarray(corpus.tokens[start : corpus.offsets[last]])
     begins = corpus.offsets[first:last] - start
@@ -182,39 +234,29 @@ def _batches(wanted: Harvest, first: int, last: int, outlying: list[np.ndarray],
         column = np.arange(width)
         position = begins[rows, None] + column
         real = column < lengths[rows, None]
-        kept = np.flatnonzero(real & (column >= skip))
-        if len(kept):
-            with torch.inference_mode():
-                if isinstance(wanted.activations, np.ndarray):  # row r comes after r BOS that are not in it
-                    stored = start + position - skip * (1 + first + rows)[:, None]
-                    acts = torch.from_numpy(wanted.activations[stored.ravel()[kept]]).to(wanted.device, torch.float32)
-                else:
-                    tokens = np.where(real, text[np.minimum(position, len(text) - 1)], 0).astype(np.int64)
-                    acts = wanted.activations(torch.from_numpy(tokens).to(wanted.device))
-                    if not wanted.contextual:
-                        acts = acts.flatten(0, 1)
-                        acts = acts[torch.from_numpy(kept).to(acts.device)] if len(kept) < len(acts) else acts
-                if not torch.isfinite(acts.sum(dtype=torch.float32)):
-                    raise AutointerpError(f"activations at {wanted.hook} are not finite: set subject.dtype to float32")
-                acts, kept, apart = _usual(wanted, acts, kept)
-                if len(apart):
-                    outlying.append(position.ravel()[apart])
-                index, latent, value = wanted.encode_sparse(acts)
-                fires = value > 0
-                if wanted.contextual:  # the SAE saw BOS and padding, which only what comes after can depend on
-                    fires &= torch.from_numpy(np.isin(np.arange(position.size), kept)).to(index.device)[index]
-                if not bool(fires.all()):
-                    index, latent, value = index[fires], latent[fires], value[fires]
-                places = position.ravel() if wanted.contextual else position.ravel()[kept]
-                yield latent, torch.from_numpy(places).to(index.device)[index], value
-        bar.advance(int(lengths[rows].sum()))
+        tokens = np.where(real, text[np.minimum(position, len(text) - 1)], 0) if len(text) else position
+        kept = np.flatnonzero(real & (column >= wanted.skip))
+        yield _Batch(first + rows, tokens.astype(np.int64), position, kept, int(lengths[rows].sum()))
+
+
+def _stored(wanted: Harvest, stored: np.ndarray, batch: _Batch) -> Tensor:
+    """What `harvest_dense` wrote of what counts in a batch, [m, d]: row r comes after r BOS that are not in it."""
+    start = wanted.corpus.offsets[batch.rows, None] + np.arange(batch.position.shape[1])
+    places = start - wanted.skip * (1 + batch.rows)[:, None]
+    return torch.from_numpy(stored[places.ravel()[batch.kept]]).to(wanted.device, torch.float32)
+
+
+def _counted(wanted: Harvest, batch: _Batch, acts: Tensor) -> Tensor:
+    """Of the subject's activations [b, s, d] those that count, [m, d]; all where the SAE reads whole rows."""
+    if wanted.contextual:
+        return acts
+    acts = acts.flatten(0, 1)
+    return acts[torch.from_numpy(batch.kept).to(acts.device)] if len(batch.kept) < len(acts) else acts
 
 
 def _usual(wanted: Harvest, acts: Tensor, kept: np.ndarray) -> tuple[Tensor, np.ndarray, np.ndarray]:
     """What the SAE is given of activations [m, d] (or whole rows [b, s, d]), of which those at `kept` [m] count; the
     places that count, and those left out for their norm."""
-    import torch
-
     if wanted.outlier_threshold is None:
         return acts, kept, kept[:0]
     counted = acts.flatten(0, 1)[torch.from_numpy(kept).to(acts.device)] if wanted.contextual else acts
@@ -225,48 +267,75 @@ def _usual(wanted: Harvest, acts: Tensor, kept: np.ndarray) -> tuple[Tensor, np.
     return acts if wanted.contextual else acts[~apart], kept[~where], kept[where]
 
 
-def _write_shard(
-    path: Path,
-    batches: Iterator[Triple],
-    outlying: list[np.ndarray],
-    n_latents: int,
-    start: int,
-    stop: int,
-    covers: str,
-) -> None:
-    """Sort the firings by latent, then position, and write them.
+def _begun(wanted: Harvest, first: int, last: int) -> _Shard | AutointerpError:
+    try:
+        return _Shard(wanted, first, last)
+    except AutointerpError as error:
+        return error
+
+
+class _Shard:
+    """The firings of the rows [first, last), gathered batch by batch, then sorted by latent and position and written.
 
     One in-place sort of 64-bit integers that hold latent, position and float16 value side by side is several times
-    faster than sorting indices and gathering by them. `outlying`, positions in the shard, is whole once all batches
-    are read.
+    faster than sorting indices and gathering by them.
     """
-    import numpy as np
 
-    shift = max(stop - start, 1).bit_length()
-    if n_latents.bit_length() + shift + 16 >= 64:
-        raise AutointerpError(f"{n_latents} latents and {stop - start} tokens do not fit one shard: lower shard_tokens")
-    parts: list[np.ndarray] = []
-    large: list[tuple[np.ndarray, np.ndarray]] = []
-    for latent, position, value in batches:
-        parts.append(_packed(latent, position, value, shift, large))
-    key = np.empty(sum(map(len, parts)), np.int64)
-    at = len(key)
-    while parts:  # batch by batch, so that the list shrinks as `key` fills
-        part = parts.pop()
-        key[at - len(part) : at] = part
-        at -= len(part)
-    key.sort()
-    activation = key.astype(np.uint16).view(np.float16)  # the cast keeps the low 16 bits
-    key >>= 16
-    indptr = key.searchsorted(np.arange(n_latents + 1, dtype=np.int64) << shift)
-    key &= (1 << shift) - 1
-    position = key.astype(np.int32 if shift < 32 else np.int64)
-    del key
-    apart = np.sort(np.concatenate(outlying)).astype(np.int64) + start if outlying else None
-    # Of several entries the writer would draw the order anew in each process, and with it the file's hash.
-    metadata = {"covers": covers}
-    values = _in_order(large)
-    save_shard(path, indptr, position, activation, start=start, large=values, outlying=apart, metadata=metadata)
+    def __init__(self, wanted: Harvest, first: int, last: int) -> None:
+        self._wanted, self._covers = wanted, wanted.covers(first, last)
+        self._start, stop = int(wanted.corpus.offsets[first]), int(wanted.corpus.offsets[last])
+        self._shift = max(stop - self._start, 1).bit_length()
+        if wanted.n_latents.bit_length() + self._shift + 16 >= 64:
+            raise AutointerpError(
+                f"{wanted.n_latents} latents and {stop - self._start} tokens do not fit one shard: lower shard_tokens"
+            )
+        self._parts: list[np.ndarray] = []
+        self._large: list[tuple[np.ndarray, np.ndarray]] = []
+        self._outlying: list[np.ndarray] = []  # positions of what is left out for its norm
+
+    def encode(self, batch: _Batch, acts: Tensor) -> None:
+        """Add the firings of what `_counted` gave of a batch. Raises AutointerpError where it is not finite."""
+        wanted, position = self._wanted, batch.position.ravel()
+        if not torch.isfinite(acts.sum(dtype=torch.float32)):
+            raise AutointerpError(f"activations at {wanted.hook} are not finite: set subject.dtype to float32")
+        acts, kept, apart = _usual(wanted, acts, batch.kept)
+        if len(apart):
+            self._outlying.append(position[apart])
+        index, latent, value = wanted.encode_sparse(acts)
+        fires = value > 0
+        if wanted.contextual:  # the SAE saw BOS and padding, which only what comes after can depend on
+            fires &= torch.from_numpy(np.isin(np.arange(position.size), kept)).to(index.device)[index]
+        if not bool(fires.all()):
+            index, latent, value = index[fires], latent[fires], value[fires]
+        places = position if wanted.contextual else position[kept]
+        self.add(latent, torch.from_numpy(places).to(index.device)[index], value)
+
+    def add(self, latent: Tensor, position: Tensor, value: Tensor) -> None:
+        """[n] each, in any order. The tensors are used up."""
+        self._parts.append(_packed(latent, position, value, self._shift, self._large))
+
+    def write(self, path: Path) -> None:
+        """Once; it takes what was gathered with it."""
+        parts, shift = self._parts, self._shift
+        key = np.empty(sum(map(len, parts)), np.int64)
+        at = len(key)
+        while parts:  # batch by batch, so that the list shrinks as `key` fills
+            part = parts.pop()
+            key[at - len(part) : at] = part
+            at -= len(part)
+        key.sort()
+        activation = key.astype(np.uint16).view(np.float16)  # the cast keeps the low 16 bits
+        key >>= 16
+        indptr = key.searchsorted(np.arange(self._wanted.n_latents + 1, dtype=np.int64) << shift)
+        key &= (1 << shift) - 1
+        position = key.astype(np.int32 if shift < 32 else np.int64)
+        del key
+        outlying, start = self._outlying, self._start
+        apart = np.sort(np.concatenate(outlying)).astype(np.int64) + start if outlying else None
+        # Of several entries the writer would draw the order anew in each process, and with it the file's hash.
+        metadata = {"covers": self._covers}
+        values = _in_order(self._large)
+        save_shard(path, indptr, position, activation, start=start, large=values, outlying=apart, metadata=metadata)
 
 
 def _packed(
@@ -274,8 +343,6 @@ def _packed(
 ) -> np.ndarray:
     """latent, position and float16 value in one integer each; `large` gets (latent and position, value) of those that
     float16 cannot hold, which are infinite in it. The tensors given are used up."""
-    import torch
-
     key = latent.to(torch.int64).bitwise_left_shift_(shift).bitwise_or_(position)
     half = value.to(torch.float16).clamp_(min=6e-8)  # what fires stays above 0
     if len(half) and bool(torch.isinf(half.max())):
@@ -286,8 +353,6 @@ def _packed(
 
 def _in_order(large: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray | None:
     """The values in the order of their latents and positions."""
-    import numpy as np
-
     if not large:
         return None
     keys, values = (np.concatenate(part) for part in zip(*large))
@@ -314,7 +379,6 @@ def hook_of(path: Path) -> str | None:
 def _summarise(path: Path, counts: np.ndarray, peaks: np.ndarray) -> int:
     """Add a shard's firings to `counts` and raise `peaks` to its highest activations, in place; how many tokens were
     left out for their norm."""
-    import numpy as np
     from safetensors.numpy import load_file
 
     shard = load_file(path)
@@ -332,7 +396,5 @@ def _summarise(path: Path, counts: np.ndarray, peaks: np.ndarray) -> int:
 
 
 def _save(path: Path, array: np.ndarray) -> None:
-    import numpy as np
-
     with open(path, "wb") as file:  # np.save would add .npy to a path
         np.save(file, array)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from autointerp.commands.track import RunTracking
 from autointerp.config import Config, load_config
 from autointerp.engine.dag import Dag, Node
 from autointerp.engine.session import Session
+from autointerp.engine.stage import Job
 from autointerp.engine.store import Manifest
 from autointerp.errors import AutointerpError
 from autointerp.llm.backends.http import check_library
@@ -130,18 +131,18 @@ def session_in(config: Config, folder: Path, retry_failed: bool = False) -> Iter
         with (
             FileLock(folder / ".lock", timeout=0),
             Session(config, folder / "usage.jsonl", retry_failed=retry_failed) as session,
-            _workers(session),
+            workers(session, lambda use: stage_of(use).work),
         ):
             yield session
     except Timeout:
         raise AutointerpError(f"another process is running in {folder}: wait for it, or give --out") from None
 
 
-def _workers(session: Session) -> AbstractContextManager[None]:
-    """Inside, the shards of the session's stages are worked where its config says."""
+def workers(session: Session, work_of: Callable[[str], Callable[[Job], None]]) -> AbstractContextManager[None]:
+    """Inside, the shards of the session's stages are worked where its config says. `work_of`: a use's work, by name."""
     if session.config.executor.kind == "local":
         return nullcontext()
     check_library("ray")
     from autointerp.engine.cluster.driver import on_cluster
 
-    return on_cluster(session, lambda use: stage_of(use).work)
+    return on_cluster(session, work_of)

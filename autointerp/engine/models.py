@@ -56,14 +56,20 @@ def token_strings(session: Session) -> Callable[[Sequence[int]], list[str]]:
 
 
 def subject(session: Session, hook: str | None) -> Subject:
-    """The subject with the hook of the config, or of the SAE (`hook`) where the config names none."""
+    """The subject with the hook of the config, or of the SAE (`hook`) where the config names none. It is loaded once,
+    however many hooks it is read at."""
     from autointerp.subject.model import load_subject
 
     wanted = session.config.subject.hook or hook
     if wanted is None:
         raise ConfigError("subject.hook is missing, and the SAE's files do not say what it was trained on")
-    made = f"subject at {wanted}, weights {session.config.subject.weights}"
-    return session.once(made, lambda: load_subject(session.config.subject, subject_folder(session), wanted))
+    about = session.config.subject
+
+    def load() -> Subject:
+        return load_subject(about, subject_folder(session), None)
+
+    made = f"subject, weights {about.weights}"
+    return session.once(f"{made}, at {wanted}", lambda: session.once(made, load).at(wanted))
 
 
 def load_sae(session: Session, folder_or_spec: str | Path, format: str | None = None) -> SAE:

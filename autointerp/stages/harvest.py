@@ -43,24 +43,30 @@ def shard_section(config: Config) -> dict[str, int]:
 def work(job: Job) -> None:
     """Each shard of text is kept with its hash when it is done: a killed harvest goes on from there, and a shard that
     was damaged since is harvested again."""
-    from autointerp.activations.harvest import merge_shards, text_shards
+    from autointerp.activations.harvest import merge_shards
 
     corpus = Corpus(job.inputs["corpus"])
     if cached_by_delphi(job.config):
         from autointerp.activations.delphi_cache import read_firings
 
-        read_firings(Path(job.config.corpus.source).expanduser(), _wanted(job), job.folder)
+        read_firings(Path(job.config.corpus.source).expanduser(), wanted_of(job), job.folder)
         return
-    shards = [Shard(n, rows) for n, rows in enumerate(text_shards(corpus, job.config.executor.shard_tokens))]
+    shards = shards_of(corpus, job.config)
     with progress("harvest", corpus.info.n_tokens, "tokens") as bar:
-        harvest_shards(job, corpus, shards, partial(_wanted, job), bar)
+        harvest_shards(job, corpus, shards, partial(wanted_of, job), bar)
     merge_shards(_to_merge(job, corpus), job.folder, len(shards))
     forget_shards(job.folder, files=False)
     info = Firings(job.folder).info
     job.facts |= {"tokens": info.n_tokens, "outlying": info.outlying, "outlier_threshold": info.outlier_threshold}
 
 
-def _wanted(job: Job) -> Harvest:
+def shards_of(corpus: Corpus, config: Config) -> list[Shard]:
+    from autointerp.activations.harvest import text_shards
+
+    return [Shard(n, rows) for n, rows in enumerate(text_shards(corpus, config.executor.shard_tokens))]
+
+
+def wanted_of(job: Job) -> Harvest:
     import numpy as np
 
     sae = models.open_sae(job.session, job.inputs["sae"])

@@ -71,6 +71,13 @@ class Forward:
             self._places[hook.name] = place
         return self._places[hook.name]
 
+    def way(self, hook: ResolvedHook) -> str:
+        """Hook points of one way have in one pass the very numbers that each has in a pass of its own."""
+        place = self.place(hook)
+        if place is None:
+            return "bridge"
+        return f"plain, within {place.module}" if self.plain.is_within_compiled(place) else "plain"
+
     def _agree(self, hook: ResolvedHook, place: Place) -> bool:
         cfg = self.bridge.cfg
         rows, length = PROBE[0], min(PROBE[1], cfg.n_ctx)
@@ -133,18 +140,24 @@ class PlainModel:
                         return Place(name, side)
         return None
 
+    def is_within_compiled(self, place: Place) -> bool:
+        """A hook inside of a compiled block is not heard: the block runs as it is. One at its boundary is."""
+        return any(_is_within(name, place) for name in self._compiled)
+
     def read(self, tokens: Tensor, places: Sequence[Place]) -> dict[Place, Tensor]:
         """One pass over tokens [b, s] as far as the last place; a place that it does not come to is left out."""
         values: dict[Place, Tensor] = {}
 
         def keep(place: Place, value: Any) -> None:
-            values[place] = value[0] if isinstance(value, tuple) else value
+            tensor = value[0] if isinstance(value, tuple) else value
+            if len(values) + 1 < len(wanted):  # what runs on may add to it in place, as Falcon does
+                tensor = tensor.clone()
+            values[place] = tensor
             if len(values) == len(wanted):
                 raise _AllRead
 
         for name, forward in self._compiled.items():
-            # a hook inside of a block is not heard where the block is compiled; one at its boundary is
-            inside = any(place.module.startswith(f"{name}.") for place in places)
+            inside = any(_is_within(name, place) for place in places)
             block: Any = self._modules[name]
             block.forward = type(block).forward.__get__(block) if inside else forward
         wanted = set(places)
@@ -159,6 +172,10 @@ class PlainModel:
             for handle in handles:
                 handle.remove()
         return values
+
+
+def _is_within(block: str, place: Place) -> bool:
+    return place.module.startswith(f"{block}.")
 
 
 def _attach(module: nn.Module, place: Place, keep: Callable[[Place, Any], None]) -> Any:

@@ -53,11 +53,8 @@ def load_subject(config: SubjectConfig, folder: Path, hook: str | None) -> Subje
             plain.compile(bridge)
     except (OSError, ValueError, KeyError) as error:
         raise AutointerpError(f"cannot load {folder} as subject: {' '.join(str(error).split())[:300]}") from error
-    resolved = None
-    if hook is not None:
-        resolved = resolve_hook(hook, bridge.cfg.n_layers, bridge.hook_dict)
-        log.info("subject %s, hook %s", folder.name, resolved)
-    return Subject(folder.name, Forward(bridge, plain), tokenizer, resolved)
+    subject = Subject(folder.name, Forward(bridge, plain), tokenizer, None)
+    return subject if hook is None else subject.at(hook)
 
 
 class Subject:
@@ -139,9 +136,9 @@ class Subject:
 
     def at(self, hook: str) -> Subject:
         """The same model read at another hook point. Raises ConfigError for one that it does not have."""
-        return Subject(
-            self.name, self.forward, self.tokenizer, resolve_hook(hook, self.n_layers, self.bridge.hook_dict)
-        )
+        resolved = resolve_hook(hook, self.n_layers, self.bridge.hook_dict)
+        log.info("subject %s, hook %s", self.name, resolved)
+        return Subject(self.name, self.forward, self.tokenizer, resolved)
 
     def logits(
         self,

@@ -186,10 +186,10 @@ def test_few_features_are_divided_among_several_workers_and_many_stay_in_large_s
 
 
 def test_an_executor_on_ray_without_ray_says_what_to_install(session: Session, monkeypatch) -> None:
-    from autointerp.commands.run import _workers
+    from autointerp.commands.run import workers
 
     given = {"subject": {"model": "m"}, "corpus": {"source": "s"}, "sae": {"load": "s"}}
     session.config = parse_config({"name": "x", **given, "executor": {"kind": "ray"}})
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"ray is not installed: pip install 'autointerp-sae\[ray\]'"):
-        _workers(session)
+        workers(session, lambda use: pytest.fail(use))

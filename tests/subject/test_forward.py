@@ -79,6 +79,18 @@ def test_several_hook_points_come_from_one_pass(subject: Subject, monkeypatch: p
 
 
 @pytest.mark.parametrize("subject", ["stories15m"], indirect=True)
+def test_what_was_read_stays_where_a_later_module_writes_into_it(subject: Subject) -> None:
+    at, later = subject.at("blocks.1.hook_resid_post"), subject.at("blocks.3.hook_resid_post")
+    alone = at.activations(rows([9]))
+    later.activations(rows([9]))  # each is held against the bridge once
+    block = subject.forward.plain.model.base_model.layers[2]
+    writing = block.register_forward_pre_hook(lambda _, given: given[0].mul_(2))
+    both = at.activations_at(rows([9]), [at.hook, later.hook])
+    writing.remove()
+    assert torch.equal(both[0], alone)
+
+
+@pytest.mark.parametrize("subject", ["stories15m"], indirect=True)
 def test_nothing_after_the_last_hook_point_is_run(subject: Subject) -> None:
     ran: list[str] = []
     plain = subject.forward.plain.model
@@ -129,6 +141,10 @@ def test_compiled_blocks_give_the_same_wherever_the_hook_point_lies(stories15m: 
         at = subject.at(name)
         assert apart(at.activations(rows([9])), plain.at(name).activations(rows([9]))) < 1e-4
         assert at.forward.place(at.hook) is not None
+    points = ("blocks.1.hook_resid_post", "blocks.3.hook_resid_pre", "blocks.1.hook_mlp_out", "blocks.2.hook_mlp_out")
+    ways = [subject.forward.way(subject.at(name).hook) for name in points]
+    assert ways[0] == ways[1]
+    assert len(set(ways)) == 3, "a block that is read within does not run compiled, which rounds otherwise"
 
 
 @pytest.mark.cuda
