@@ -45,6 +45,12 @@ def _remembered(path: Path, size: int, mtime_ns: int, inode: int) -> str:
     return sha256
 
 
+def read_sha256(path: Path) -> str:
+    """Of a file's whole content as it is now: nothing is remembered."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def fingerprint(path: Path) -> str:
     """Of a file's content, or of the names and contents of the files in a folder (hidden ones left out)."""
     if path.is_file():

@@ -46,3 +46,10 @@ def cache_dir() -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("autointerp")
+
+
+def mirror_url() -> str | None:
+    """Where artifacts are kept a second time, for other machines: $AUTOINTERP_MIRROR, a URL or a folder, or None."""
+    import os
+
+    return os.environ.get("AUTOINTERP_MIRROR") or None

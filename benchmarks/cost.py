@@ -19,11 +19,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from autointerp.commands import rehearsal
-from autointerp.commands.folder import store
 from autointerp.commands.known import Known
 from autointerp.commands.run import run_targets
 from autointerp.config import PluginConfig, load_config
 from autointerp.engine.dag import Dag
+from autointerp.engine.mirrored import open_store
 from autointerp.engine.session import Session
 from autointerp.scorers.fuzzing import marks
 from autointerp.scorers.judging import rng_of
@@ -53,7 +53,7 @@ def measure(features: int) -> tuple[dict[str, list[tuple[int, float]]], list[tup
     with tempfile.TemporaryDirectory() as folder:
         run_targets(config, ["contexts"], out=folder)
         with Session(config, Path(folder) / "usage.jsonl") as session:
-            dag = Dag(nodes(config, session), store())
+            dag = Dag(nodes(config, session), open_store())
             inputs = {name: dag.folder(s) for name, s in dag.standings().items() if s.manifest is not None}
             known = Known(config, session, uses(config), inputs, EXPLANATION)
             count = rehearsal.counter(config.llm)

@@ -179,8 +179,8 @@ def planted_config(place: Path, features: int) -> Any:
 
 def plant_artifacts(config: Any, place: Path, features: int) -> None:
     """Corpus, SAE and harvest, each complete under its key, as if the run had made them."""
-    from autointerp.commands.folder import store
     from autointerp.engine.dag import Dag
+    from autointerp.engine.mirrored import open_store
     from autointerp.engine.session import Session
     from autointerp.stages import nodes
 
@@ -191,7 +191,7 @@ def plant_artifacts(config: Any, place: Path, features: int) -> None:
         "harvest": lambda folder: plant_harvest(folder, dag, features),
     }
     with Session(config, place / "usage.jsonl") as session:
-        dag = Dag(nodes(config, session), store())
+        dag = Dag(nodes(config, session), open_store())
         for name, make in makers.items():
             key = dag.standings()[name].key
             assert key is not None, f"{name} waits for a stage that is not planted"

@@ -18,6 +18,7 @@ from autointerp.catalog import check_name, entries
 from autointerp.commands.rehearsal import own_folder
 from autointerp.config import Config, LLMConfig, PluginConfig
 from autointerp.engine.asking import MISSING
+from autointerp.engine.mirror import mirror
 from autointerp.errors import AutointerpError, ConfigError
 from autointerp.plugins import bind_options, controls, explainers, needs, scorers
 from autointerp.registry import Registry
@@ -287,6 +288,22 @@ def check_disk(wanted: Iterable[tuple[str, float]]) -> Check:
         f"the run writes about {_size(total)} into {cache_dir()}, most of it by {largest}, and {_size(free)} are free:"
     )
     return Check("disk", "wrong", f"{text} make room, set AUTOINTERP_CACHE to another disk, or lower corpus.tokens", 1)
+
+
+def check_mirror(wanted: Iterable[tuple[str, float]], *, probe: bool) -> Iterator[Check]:
+    """`wanted` as above, of stages whose files go there. A mirror that fails ends no run; one without a driver would
+    never work. `probe`: a small file is written where there is none."""
+    kept_at = mirror()
+    if kept_at is None:
+        return
+    try:
+        trouble = kept_at.trouble(probe=probe)
+    except ConfigError as error:
+        yield Check("mirror", "wrong", f"AUTOINTERP_MIRROR: {error}")
+        return
+    size = sum(size for _, size in wanted)
+    going = f", about {_size(size)} will go there" if size else ""
+    yield Check("mirror", "not known" if trouble else "ok", trouble or f"{kept_at.remote.shown}{going}")
 
 
 def _size(number: float) -> str:

@@ -16,13 +16,14 @@ from pathlib import Path
 from autointerp import tracking
 from autointerp.commands import checks, rehearsal
 from autointerp.commands.checks import Check, checked
-from autointerp.commands.folder import run_folder, store
+from autointerp.commands.folder import run_folder
 from autointerp.commands.imagined import imagine
 from autointerp.commands.known import Known
 from autointerp.config import Config, LLMConfig, PluginConfig
 from autointerp.engine import asking
 from autointerp.engine.dag import Dag, Node, Standing
 from autointerp.engine.estimate import UNWRITTEN, Asks
+from autointerp.engine.mirrored import open_store
 from autointerp.engine.session import Session
 from autointerp.engine.stage import Use
 from autointerp.errors import AutointerpError, ConfigError, Problems
@@ -49,7 +50,7 @@ def checked_nodes(config: Config, session: Session, targets: Sequence[str] = ALL
     except ConfigError:
         raise_for(examine(config, session, targets, probe=True))
         raise
-    standings = Dag(made, store(), retry_failed=session.retry_failed).standings()
+    standings = Dag(made, open_store(), retry_failed=session.retry_failed).standings()
     if any(standing.state != "done" for standing in standings.values()):
         raise_for(examine(config, session, targets, standings, probe=True))
     return made
@@ -96,11 +97,14 @@ def examine(
     seen += models
     if probe and not any(check.wrong for check in models):
         seen += _probes(session, asked)
+    sizes: list[tuple[str, float]] = []
     if not any(check.wrong for check in seen):
         known = Known(config, session, used, {}, UNWRITTEN)
         seen += _prompts(config, session, used, asked)
-        seen.append(checks.check_disk(_bytes(config, known, used, to_do)))
-    return seen
+        sizes += _bytes(config, known, used, to_do)
+        seen.append(checks.check_disk(sizes))
+    kept = [(name, size) for name, size in sizes if not stage_of(name).remade]
+    return [*seen, *checks.check_mirror(kept, probe=probe)]
 
 
 def _stages(config: Config, told: Collection[str]) -> Iterator[Check]:

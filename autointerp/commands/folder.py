@@ -20,13 +20,12 @@ import yaml
 from autointerp.artifacts import write_atomically
 from autointerp.commands.totals import total_failures
 from autointerp.config import Config
-from autointerp.engine.store import Store
 from autointerp.progress import FILE
 from autointerp.redact import public_config, redact
 from autointerp.registry import did_you_mean
 from autointerp.report.controls import compared
 from autointerp.report.folder import RunFolder
-from autointerp.resources import cache_dir, package_version
+from autointerp.resources import package_version
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -127,11 +126,6 @@ def open_run(folder_or_name: str | Path) -> Run:
 
 def run_folder(config: Config, out: str | Path | None) -> Path:
     return Path(out) if out is not None else Path("results") / config.name
-
-
-def store() -> Store:
-    """Artifacts are shared by all runs of a user, so that a second config reuses a first one's harvest."""
-    return Store(cache_dir() / "store")
 
 
 def previous_stages(folder: Path) -> dict[str, Any]:

@@ -41,7 +41,9 @@ class Learner:
 
     def note(self, node: Node, manifest: Manifest, ran: bool) -> None:
         """Learn from a stage that has ended."""
-        self._inputs[node.name] = self.dag.store.folder(node.name, manifest.key)
+        folder = self.dag.store.folder(node.name, manifest.key)
+        if folder.is_dir():  # a mirror may have it alone
+            self._inputs[node.name] = folder
         seen = self._new_requests(node.name if ran else None)
         if not ran or manifest.facts.get("resumed"):
             return

@@ -108,7 +108,9 @@ class Live:
             **({"to_retry": manifest.to_retry} if manifest.to_retry else {}),
             "facts": dict(manifest.facts),
         }
-        self._folders[node.name] = self.store.folder(node.name, manifest.key)
+        self._folders.pop(node.name, None)
+        if (folder := self.store.folder(node.name, manifest.key)).is_dir():  # a mirror may have it alone
+            self._folders[node.name] = folder
         self.progress.end(node.name, manifest.seconds if ran else 0.0)
         if ran:
             self._write_standing()

@@ -18,13 +18,14 @@ from pathlib import Path
 
 from autointerp.commands import rehearsal
 from autointerp.commands.doctor import examine, raise_for
-from autointerp.commands.folder import previous_stages, run_folder, store
+from autointerp.commands.folder import previous_stages, run_folder
 from autointerp.commands.known import Certainty, Known
 from autointerp.config import Config, LLMConfig
 from autointerp.engine import speeds
 from autointerp.engine.dag import Dag, Standing
 from autointerp.engine.estimate import Asks, Machines, Population, Sample
 from autointerp.engine.executor import feature_shards, records
+from autointerp.engine.mirrored import open_store
 from autointerp.engine.session import Session
 from autointerp.engine.speeds import Speeds
 from autointerp.engine.stage import Use, plain
@@ -143,7 +144,7 @@ def plan(
     folder = run_folder(config, out)
     with Session(config, folder / "usage.jsonl", retry_failed=retry_failed) as session:
         try:
-            dag = Dag(nodes(config, session), store(), retry_failed=retry_failed)
+            dag = Dag(nodes(config, session), open_store(), retry_failed=retry_failed)
         except ConfigError:
             raise_for(examine(config, session, deep=False))
             raise
@@ -194,7 +195,7 @@ class _Estimate:
         self.config, self.session, self.dag, self.standings = config, session, dag, standings
         targets = tuple(name for name in standings if not any(name in s.node.needs for s in standings.values()))
         self.uses = uses(config, targets)
-        inputs = {name: dag.folder(standing) for name, standing in standings.items() if standing.manifest is not None}
+        inputs = dag.here(standings)
         self.speeds = Speeds.read()
         self.known = Known(config, session, self.uses, inputs, TYPICAL, lengths=self._lengths())
         wanted = "cuda" if machines and machines.gpus else config.subject.device

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autointerp.commands import rehearsal
-from autointerp.commands.folder import run_folder, store
+from autointerp.commands.folder import run_folder
 from autointerp.commands.known import Known
 from autointerp.config import Config
 from autointerp.engine.dag import Dag
 from autointerp.engine.estimate import UNWRITTEN, Sample
+from autointerp.engine.mirrored import open_store
 from autointerp.engine.session import Session
 from autointerp.engine.stage import Use
 from autointerp.errors import AutointerpError
@@ -41,14 +42,17 @@ NEEDED = ("corpus", "harvest", "select", "directions", "contexts")
 def prompts(config: Config, feature: int | None = None, out: Path | None = None) -> Iterator[PromptView]:
     """The prompts for one feature (the first that has contexts, when none is named). Needs the contexts stage done."""
     with Session(config, run_folder(config, out) / "usage.jsonl") as session:
-        dag = Dag(nodes(config, session), store())
+        dag = Dag(nodes(config, session), open_store())
         standings = dag.standings()
         missing = [name for name in NEEDED if standings[name].manifest is None]
         if missing:
             raise AutointerpError(
                 f"prompts are made from a run's contexts, and {missing[0]!r} has not run: start `autointerp run` first"
             )
-        inputs = {name: dag.folder(standing) for name, standing in standings.items() if standing.manifest is not None}
+        for standing in standings.values():
+            if standing.manifest is not None:
+                dag.store.bring(standing.manifest, kept=not standing.node.remade)
+        inputs = dag.here(standings)
         features = ready(inputs["select"])
         wanted = features[0] if feature is None else feature
         if wanted not in features:

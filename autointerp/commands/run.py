@@ -17,7 +17,6 @@ from autointerp.commands.folder import (
     is_complete,
     previous_stages,
     run_folder,
-    store,
     write_config,
     write_json,
     write_usage,
@@ -28,6 +27,7 @@ from autointerp.commands.plan import plan, seconds_per_use
 from autointerp.commands.track import RunTracking
 from autointerp.config import Config, load_config
 from autointerp.engine.dag import Dag, Node
+from autointerp.engine.mirrored import open_store
 from autointerp.engine.session import Session
 from autointerp.engine.stage import Job
 from autointerp.engine.store import Manifest
@@ -61,7 +61,7 @@ def run(
     whole, before = is_complete(folder), previous_stages(folder)
     with session_in(resolved, folder, retry_failed) as session, RunTracking(resolved, folder) as track:
         checked = checked_nodes(resolved, session)
-        live = Live(resolved, folder, store())
+        live = Live(resolved, folder, open_store())
         dag = Dag(live.watched(track.watched(checked)), live.store, retry_failed=retry_failed)
         live.expect(dag, before, lambda: seconds_per_use(plan(resolved, out, retry_failed=retry_failed)))
         session.on_shard = live.shard_kept
@@ -116,7 +116,7 @@ def run_targets(
     """
     resolved = config if isinstance(config, Config) else load_config(config, set)
     with session_in(resolved, run_folder(resolved, out)) as session:
-        dag = Dag(checked_nodes(resolved, session, targets), store())
+        dag = Dag(checked_nodes(resolved, session, targets), open_store(), targets=targets)
         manifests = dag.run(Learner(resolved, session, dag).note)
     return {name: dag.store.folder(name, manifests[name].key) for name in targets}
 

@@ -49,6 +49,7 @@ class Node:
     needs: tuple[str, ...] = ()
     code: str = ""  # digest of the code that does the work
     resumable: bool = False
+    remade: bool = False  # a mirror has its manifest alone: its files are quicker made again than fetched
     codes: Mapping[str, str] | None = None  # parts of `code`, so that a plan can say what changed
 
 
@@ -67,10 +68,14 @@ class Standing:
 
 
 class Dag:
-    def __init__(self, nodes: Sequence[Node], store: Store, *, retry_failed: bool = False) -> None:
-        """`retry_failed`: a stage with failed rows is not done, whatever their reason."""
+    def __init__(
+        self, nodes: Sequence[Node], store: Store, *, targets: Sequence[str] = (), retry_failed: bool = False
+    ) -> None:
+        """`targets`: whose files are wanted at the end; without it those that no other node reads. `retry_failed`: a
+        stage with failed rows is not done, whatever their reason."""
         self._retry_failed = retry_failed
         self.nodes = {node.name: node for node in nodes}
+        self._targets = set(targets) or self.nodes.keys() - {name for node in nodes for name in node.needs}
         self.store = store
         order = TopologicalSorter({node.name: node.needs for node in nodes}).static_order()
         self.order = [self.nodes[name] for name in order]
@@ -85,6 +90,16 @@ class Dag:
 
     def folder(self, standing: Standing) -> Path:
         return self.store.folder(standing.node.name, standing.key or "")
+
+    def here(self, standings: Mapping[str, Standing]) -> dict[str, Path]:
+        """The folders of what is done and lies on this machine, as does all that it was made of: nothing is fetched."""
+        folders: dict[str, Path] = {}
+        for node in self.order:
+            folder = self.folder(standings[node.name])
+            needed = {name for name in node.needs if not self.nodes[name].remade}
+            if standings[node.name].manifest and folder.is_dir() and folders.keys() >= needed:
+                folders[node.name] = folder
+        return folders
 
     def _standing(self, node: Node, before: Mapping[str, Standing], previous: Mapping[str, str]) -> Standing:
         waiting = [name for name in node.needs if before[name].manifest is None]
@@ -136,12 +151,15 @@ class Dag:
         """Run what is not done; returns every node's manifest. `on_stage` hears of each: (node, manifest, ran)."""
         standings: dict[str, Standing] = {}
         ran: dict[str, bool] = {}
-        for node in self.order:
-            self._ensure(node, standings, ran)
-            manifest = standings[node.name].manifest
-            assert manifest is not None
-            if on_stage:
-                on_stage(node, manifest, ran[node.name])
+        with self.store.sharing():
+            for node in self.order:
+                self._ensure(node, standings, ran)
+                manifest = standings[node.name].manifest
+                assert manifest is not None
+                if not ran[node.name]:
+                    self.store.share(manifest, kept=not node.remade)
+                if on_stage:
+                    on_stage(node, manifest, ran[node.name])
         return {name: standing.manifest for name, standing in standings.items()}  # type: ignore[misc]
 
     def _ensure(self, node: Node, standings: dict[str, Standing], ran: dict[str, bool]) -> None:
@@ -151,6 +169,8 @@ class Dag:
             ran.setdefault(node.name, False)
             if standing.state == "done":
                 standings[node.name] = standing
+                if node.name in self._targets and not self._brought(standing):
+                    continue
                 return
             damaged = [name for name in node.needs if not self._whole(standings[name])]
             if not damaged:
@@ -169,9 +189,16 @@ class Dag:
         standings[node.name] = Standing(node, "done", None, manifest.key, manifest)
         ran[node.name] = True
 
-    def _whole(self, standing: Standing) -> bool:
-        """Whether an artifact is what its manifest says; else it is set aside."""
+    def _brought(self, standing: Standing) -> bool:
+        """Whether an artifact is on this machine, from the mirror where it was there alone."""
         assert standing.manifest is not None
+        return self.store.bring(standing.manifest, kept=not standing.node.remade)
+
+    def _whole(self, standing: Standing) -> bool:
+        """Whether an artifact is here and what its manifest says; one that is damaged is set aside."""
+        assert standing.manifest is not None
+        if not self._brought(standing):
+            return False
         wrong = self.store.verify(standing.manifest)
         if wrong is not None:
             self.store.set_aside(standing.node.name, standing.manifest.key, wrong)
@@ -190,7 +217,7 @@ class Dag:
             started = time.monotonic()
             done = node.work(folder, inputs)
             give_back_memory()
-            return self.store.complete(
+            made = self.store.complete(
                 node.name,
                 standing.key,
                 time.monotonic() - started,
@@ -198,3 +225,5 @@ class Dag:
                 done.facts or {},
                 self._parts(node, contents),
             )
+        self.store.share(made, made=True, kept=not node.remade)
+        return made

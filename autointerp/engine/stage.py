@@ -75,6 +75,7 @@ class Stage:
     tables: tuple[str, ...] = ()  # Parquet files that go into the run's folder
     resumable: bool = False  # the work goes on from files that it left when it was killed
     apart: bool = False  # it has no shards and runs a model, or takes long: on a cluster a worker does it
+    remade: bool = False  # its files are quicker made again than fetched: no mirror keeps them
     amount: Callable[[Config, Use, Sizes], Amount] | None = None
     asks: Callable[[Config, Use], Asks | None] | None = None
     rehearse: Callable[[Use, Sample, LLM], Awaitable[None]] | None = None

@@ -3,22 +3,22 @@
 ``STORE/STAGE/KEY/`` holds what a stage wrote and ``manifest.json``, written last. Until then the folder
 is called ``KEY.partial``: a stage that can go on where it was finds its earlier files there. Nothing
 but the manifest decides what is done, and what the manifest says of a file is compared before the file is read.
+`engine.mirrored` is a store whose artifacts are kept at a URL too.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from autointerp.artifacts import write_atomically
-from autointerp.hashing import digest
+from autointerp.hashing import digest, read_sha256
 
 NOT_IN_KEYS = "it keeps what a stage wrote as it was written"
 
@@ -48,18 +48,16 @@ class Store:
         self._verified: set[tuple[str, str]] = set()  # stage and key, whose files this process has hashed
 
     def folder(self, stage: str, key: str) -> Path:
-        return self.root / stage.replace("/", "__") / key
+        return self.root / artifact_name(stage, key)
 
     def find(self, stage: str, key: str) -> Manifest | None:
         """The manifest of an artifact that is there. One with a wrong manifest or wrong file sizes is set aside."""
         path = self.folder(stage, key) / "manifest.json"
         try:
-            manifest = Manifest(**json.loads(path.read_text()))
+            manifest = parsed(path.read_bytes(), stage, key)
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError):
-            return self.set_aside(stage, key, "its manifest cannot be read")
-        if manifest.check != _check(manifest) or (manifest.stage, manifest.key) != (stage, key):
+        if manifest is None:
             return self.set_aside(stage, key, "its manifest is damaged")
         for name, size in manifest.sizes.items():
             file = path.parent / name
@@ -81,7 +79,7 @@ class Store:
         folder = self.folder(manifest.stage, manifest.key)
         for name, sha256 in manifest.files.items():
             try:
-                if _sha256(folder / name) != sha256:
+                if read_sha256(folder / name) != sha256:
                     return f"{name} has changed"
             except OSError as error:
                 return f"{name} cannot be read ({error.strerror})"
@@ -98,6 +96,19 @@ class Store:
         except FileNotFoundError:  # another process was first
             return
         log.warning("%s: %s is damaged (%s): set aside as %s, made again", stage, folder.name, wrong, aside.name)
+
+    def bring(self, manifest: Manifest, *, kept: bool = True) -> bool:
+        """Whether this very artifact lies in the store now; one of a mirror is fetched. `kept`: a mirror has the files
+        of such artifacts, beside their manifests."""
+        return True
+
+    def share(self, manifest: Manifest, *, made: bool = False, kept: bool = True) -> None:
+        """Send an artifact to the mirror where there is one that lacks it. `made`: just now."""
+
+    @contextmanager
+    def sharing(self) -> Iterator[None]:
+        """Inside, artifacts are shared; at the end they have arrived."""
+        yield
 
     @contextmanager
     def writing(self, stage: str, key: str, *, resumable: bool) -> Iterator[Path]:
@@ -128,11 +139,11 @@ class Store:
         for torn in partial.rglob(".*.tmp"):  # of a process that was killed while it wrote, here or on another node
             torn.unlink()
         paths = [p for p in sorted(partial.rglob("*")) if p.is_file() and p.name != "manifest.json"]
-        files = {str(path.relative_to(partial)): _sha256(path) for path in paths}
+        files = {str(path.relative_to(partial)): read_sha256(path) for path in paths}
         sizes = {str(path.relative_to(partial)): path.stat().st_size for path in paths}
         content = digest({name: sha for name, sha in files.items() if not name.startswith(f"{LOG}/")})
         made = Manifest(stage, key, content, files, round(seconds, 3), to_retry, dict(facts), sizes, dict(parts or {}))
-        text = json.dumps(asdict(made) | {"check": _check(made)}, indent=2)
+        text = text_of(replace(made, check=_check(made)))
         write_atomically(partial / "manifest.json", lambda path: path.write_text(text))
         if final.exists():  # an earlier attempt with items to retry
             stale = final.with_name(f"{key}.old")
@@ -151,6 +162,20 @@ def _check(manifest: Manifest) -> str:
     return digest({name: value for name, value in asdict(manifest).items() if name != "check"})
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def parsed(text: bytes, stage: str, key: str) -> Manifest | None:
+    """None where the text is no manifest of this artifact, or is damaged."""
+    try:
+        manifest = Manifest(**json.loads(text))
+    except (ValueError, TypeError):
+        return None
+    same = (manifest.stage, manifest.key) == (stage, key)
+    return manifest if same and manifest.check == _check(manifest) else None
+
+
+def artifact_name(stage: str, key: str) -> str:
+    """Its folder in a store or a mirror."""
+    return f"{stage.replace('/', '__')}/{key}"
+
+
+def text_of(manifest: Manifest) -> str:
+    return json.dumps(asdict(manifest), indent=2)

@@ -109,7 +109,8 @@ def nodes(config: Config, session: Session, targets: Sequence[str] = ("tables",)
         for plugin in use.plugins:
             codes |= {f"{plugin.__name__} ({module})": value for module, value in _code_of(plugin).items()}
         work = partial(_run, session, stage, use)
-        made.append(Node(use.name, work, use.section, use.needs, keys.digest(codes), stage.resumable, codes))
+        code = keys.digest(codes)
+        made.append(Node(use.name, work, use.section, use.needs, code, stage.resumable, stage.remade, codes))
     return made
 
 

@@ -47,5 +47,6 @@ STAGE = Stage(
     work,
     resumable=True,
     apart=True,
+    remade=True,
     amount=amount,
 )

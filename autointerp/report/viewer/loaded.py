@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 from autointerp.artifacts import Firings
 from autointerp.config import parse_config
 from autointerp.engine import models
+from autointerp.engine.mirrored import open_store
 from autointerp.engine.session import Session
-from autointerp.engine.store import Store
 from autointerp.errors import AutointerpError, ConfigError
 from autointerp.report.feature import Window
 from autointerp.report.folder import RunFolder
-from autointerp.resources import cache_dir
 
 if TYPE_CHECKING:
     from autointerp.activations.texts import TextActivations
@@ -88,6 +87,10 @@ class Loaded:
         return TextActivations(models.subject(self._session, self._sae.cfg.hook_name), self._sae, threshold)
 
     def _artifact(self, stage: str) -> Path:
-        """The folder in the store of what a stage of the run wrote; it need not be there."""
+        """The folder in the store of what a stage of the run wrote, fetched where a mirror alone has it; it may not be
+        there."""
         key = ((self._run.info.get("stages") or {}).get(stage) or {}).get("key") or "unknown"
-        return Store(cache_dir() / "store").folder(stage, str(key))
+        store = open_store()
+        if (there := store.find(stage, str(key))) is not None:
+            store.bring(there)
+        return store.folder(stage, str(key))
