@@ -28,11 +28,13 @@ app = typer.Typer(
 )
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of one in pipelines/.")]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its name in results/.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, its URL, or its name in results/.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a key of the config; repeatable.")
 ]
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run's folder; results/NAME without it.")]
+Out = Annotated[
+    str | None, typer.Option("--out", metavar="DIR", help="The run's folder, or a URL; results/NAME without it.")
+]
 
 
 class Format(StrEnum):
@@ -367,7 +369,7 @@ def _version(
 # --- printing ---------------------------------------------------------------------------------
 
 
-def _print_plan(config: str, set: list[str] | None, out: Path | None, **more: Any) -> None:
+def _print_plan(config: str, set: list[str] | None, out: str | None, **more: Any) -> None:
     from autointerp.commands.plan import plan as make_plan
     from autointerp.commands.printed import plan_text
     from autointerp.config import load_config

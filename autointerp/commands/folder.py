@@ -20,6 +20,7 @@ import yaml
 from autointerp.artifacts import write_atomically
 from autointerp.commands.totals import total_failures
 from autointerp.config import Config
+from autointerp.engine.remote import is_url
 from autointerp.progress import FILE
 from autointerp.redact import public_config, redact
 from autointerp.registry import did_you_mean
@@ -115,7 +116,7 @@ class Run:
 
 
 def open_run(folder_or_name: str | Path) -> Run:
-    """A run by its folder, or by its name in ``results/``; a warning in the log says where it is not done."""
+    """A run by its folder, its URL, or its name in ``results/``; a warning in the log says where it is not done."""
     from autointerp.report import find_run, so_far
 
     folder = find_run(folder_or_name)
@@ -125,6 +126,11 @@ def open_run(folder_or_name: str | Path) -> Run:
 
 
 def run_folder(config: Config, out: str | Path | None) -> Path:
+    """Where a run works: of a URL the copy on this machine."""
+    if is_url(out):
+        from autointerp.report.at_url import copy_of
+
+        return copy_of(str(out))
     return Path(out) if out is not None else Path("results") / config.name
 
 

@@ -39,7 +39,7 @@ class PromptView:
 NEEDED = ("corpus", "harvest", "select", "directions", "contexts")
 
 
-def prompts(config: Config, feature: int | None = None, out: Path | None = None) -> Iterator[PromptView]:
+def prompts(config: Config, feature: int | None = None, out: str | Path | None = None) -> Iterator[PromptView]:
     """The prompts for one feature (the first that has contexts, when none is named). Needs the contexts stage done."""
     with Session(config, run_folder(config, out) / "usage.jsonl") as session:
         dag = Dag(nodes(config, session), open_store())

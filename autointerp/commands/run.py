@@ -35,12 +35,14 @@ from autointerp.errors import AutointerpError
 from autointerp.llm.backends.http import check_library
 from autointerp.memory import map_large_blocks
 from autointerp.report import write_report
+from autointerp.report.at_url import kept_at_url
 from autointerp.stages import TABLES, stage_of
 from autointerp.stages.tables import copy_tables
 
 log = logging.getLogger("autointerp")
 
 
+@kept_at_url
 def run(
     config: str | Path | Config,
     *,

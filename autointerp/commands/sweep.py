@@ -19,6 +19,7 @@ from autointerp.artifacts import write_atomically
 from autointerp.config import Config, problem, read_config, resolve_config
 from autointerp.errors import ConfigError
 from autointerp.registry import did_you_mean
+from autointerp.report.at_url import kept_at_url
 from autointerp.report.sweep import Figure, Plan, Sweep, draw
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ LABELS = (
 )
 
 
+@kept_at_url
 def sweep(config: str | Path, *, set: Mapping[str, Any] | None = None, out: str | Path | None = None) -> Sweep:
     """Run every variant of the file `config` and write ``sweep.json`` and ``sweep.png`` in the sweep's folder.
 

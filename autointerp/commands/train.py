@@ -15,6 +15,7 @@ from autointerp.commands.run import run_targets
 from autointerp.config import Config, SaeConfig, load_config, read_config, resolve_config
 from autointerp.errors import ConfigError
 from autointerp.hashing import file_sha256
+from autointerp.report.at_url import kept_at_url
 
 log = logging.getLogger("autointerp")
 
@@ -24,6 +25,7 @@ FILES = (
 )
 
 
+@kept_at_url
 def train(
     config: str | Path | Config, *, set: Mapping[str, Any] | None = None, out: str | Path | None = None
 ) -> tuple[Path, dict[str, Any]]:
@@ -45,6 +47,7 @@ def train(
     return folder, json.loads((made / "train.json").read_text())["figures"]
 
 
+@kept_at_url
 def evaluate(
     sae: str | Path,
     config: str | Path | Config,
@@ -69,7 +72,9 @@ def evaluate(
         own = raw.get("sae")
         chosen |= {key: value for key, value in (own if isinstance(own, dict) else {}).items() if key == "outlier_norm"}
         resolved = resolve_config(raw | {"sae": chosen}, given, str(file))
-    folder = Path(out) if out is not None else run_folder(resolved, None).with_name(f"{resolved.name}-evaluation")
+    folder = run_folder(resolved, out)
+    if out is None:
+        folder = folder.with_name(f"{resolved.name}-evaluation")
     made = run_targets(resolved, ["evaluate"], out=folder)["evaluate"]
     manifest = json.loads((made / "manifest.json").read_text())
     about = folder / "evaluation.json"

@@ -34,7 +34,7 @@ MANIFEST = "manifest.json"
 HOLDS = 60.0  # seconds for which a look at the mirror holds
 REST = 600.0  # seconds for which a mirror that failed is left alone
 SIDE_BY_SIDE = 8  # files on their way
-PROBE, PROBED = "README.txt", b"A mirror of autointerp's store: AUTOINTERP_MIRROR names this folder.\n"
+PROBE, PROBED = "README.txt", b"A mirror of autointerp's store, which AUTOINTERP_MIRROR names.\n"
 OTHERWISE: Mapping[How, str] = {
     "read": "the run goes on without it",
     "written": "what is made stays here, and a later run sends it",
@@ -167,11 +167,11 @@ class Mirror:
 
 
 @cache
-def _mirror_at(url: str) -> Mirror:
+def mirror_at(url: str) -> Mirror:
     return Mirror(url)
 
 
 def mirror() -> Mirror | None:
     """The one that $AUTOINTERP_MIRROR names, the same for the whole process; None without."""
     url = mirror_url()
-    return _mirror_at(url) if url else None
+    return mirror_at(url) if url else None

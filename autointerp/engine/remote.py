@@ -1,5 +1,4 @@
-"""Files in a folder at a URL (``s3://bucket/path``, or whatever fsspec has a driver for): each call tried again, each
-failure one line.
+"""Files in a folder at a URL (``s3://…``, whatever fsspec has a driver for): tried a few times, a failure is one line.
 
 Credentials and addresses of services are the driver's own business: it reads its usual variables and files.
 """
@@ -43,7 +42,7 @@ class Listed:
     mark: str  # changes when the file does
 
 
-def is_url(place: str | Path) -> bool:
+def is_url(place: object) -> bool:
     """Whether a run, or where it is to be, is named by a URL."""
     return isinstance(place, str) and "://" in place
 
@@ -172,7 +171,8 @@ def _mark(about: dict[str, Any]) -> str:
 
 
 def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    reason = error.strerror if isinstance(error, OSError) else None
+    text = " ".join((reason or str(error)).split()) or type(error).__name__
     if isinstance(error, PermissionError):
         text = f"access is refused: {text}"
     return redact(text[:TOLD])

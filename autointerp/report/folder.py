@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autointerp.engine.remote import is_url
 from autointerp.errors import AutointerpError, ConfigError
 from autointerp.progress import Standing, read_standing
 from autointerp.registry import did_you_mean
@@ -26,16 +27,23 @@ _BATCH = 1 << 14  # rows in memory at a time
 
 
 def find_run(run: str | Path) -> Path:
-    """The folder of a run that has tables, given the folder or the name of one in ``results/``."""
-    candidates = [Path(run), Path("results") / run]
+    """The folder of a run that has tables, given the folder, the name of one in ``results/``, or a URL: a copy then."""
+    candidates = [_copied(str(run))] if is_url(run) else [Path(run), Path("results") / run]
     for folder in candidates:
         if (folder / "features.parquet").is_file():
             return folder
     for folder in candidates:
         if folder.is_dir():
-            raise AutointerpError(f"{folder} has no features.parquet yet: {_why_no_tables(folder)}")
+            shown = run if is_url(run) else folder
+            raise AutointerpError(f"{shown} has no features.parquet yet: {_why_no_tables(folder)}")
     known = sorted(path.parent.name for path in Path("results").glob("*/features.parquet"))
     raise ConfigError(f"no run at {str(run)!r}{did_you_mean(str(run), known)}")
+
+
+def _copied(url: str) -> Path:
+    from autointerp.report.at_url import fetched
+
+    return fetched(url)
 
 
 def _why_no_tables(folder: Path) -> str:

@@ -156,14 +156,14 @@ def test_no_secret_reaches_errors_tracebacks_or_the_log(config: str, monkeypatch
 def test_run_logs_to_stderr_and_ends_with_table_and_report(config: str, folder: Path, monkeypatch: pytest.MonkeyPatch):
     asked: list[Any] = []
 
-    def run(config: str, *, set: dict[str, Any], out: Path | None, retry_failed: bool) -> SimpleNamespace:
+    def run(config: str, *, set: dict[str, Any], out: str | None, retry_failed: bool) -> SimpleNamespace:
         asked.append((set, out))
         logging.getLogger("autointerp").info("harvest: 5 tokens")
         return SimpleNamespace(folder=folder, total_failures=[])
 
     monkeypatch.setattr("autointerp.commands.run.run", run)
     result = call("run", config, "--set", "features.ids=[1, 2]", "--set", "name=x", "--out", "there")
-    assert asked == [({"features.ids": [1, 2], "name": "x"}, Path("there"))]
+    assert asked == [({"features.ids": [1, 2], "name": "x"}, "there")]
     assert result.stderr == "harvest: 5 tokens\n"
     assert result.stdout.splitlines()[0].startswith("feature")
     assert result.stdout.splitlines()[-1] == f"report: {folder / 'report.html'}"

@@ -37,7 +37,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
     monkeypatch.setenv("AUTOINTERP_MIRROR", (tmp_path / "mirror").as_uri())
 
     def become(name: str) -> Path:
-        mirrors._mirror_at.cache_clear()
+        mirrors.mirror_at.cache_clear()
         cache = tmp_path / name
         monkeypatch.setenv("AUTOINTERP_CACHE", str(cache))
         return cache
@@ -85,3 +85,45 @@ def test_a_changed_config_fetches_what_its_stages_read(
     assert not (cache / "store" / "harvest").exists()
     shown = list(prompts(other, out=tmp_path / "second"))
     assert {view.stage for view in shown} >= {"explain/default", "score/fuzzing/default"}
+
+
+def test_a_run_whose_folder_is_at_a_url_is_read_and_gone_on_with_elsewhere(
+    wanted: Callable[..., Config], endpoint: Endpoint, machine: Callable[[str], Path], tmp_path: Path
+) -> None:
+    out = (tmp_path / "bucket" / "mine").as_uri()
+    machine("one")
+    first = ai.run(wanted(), out=out)
+    asked, files = endpoint.received, {path.name for path in (tmp_path / "bucket" / "mine").iterdir()}
+    assert {"features.parquet", "usage.parquet", "report.html", "run.json", "config.yaml"} <= files
+    assert "progress.json" not in files
+
+    machine("two")
+    pd.testing.assert_frame_equal(ai.open_run(out).features, first.features)
+    again = ai.run(wanted(), out=out)
+    assert endpoint.received == asked
+    assert again.info == first.info, "nothing was to do, so nothing was written"
+
+
+def test_doctor_says_what_a_mirror_is_good_for(
+    wanted: Callable[..., Config], machine: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def mirror_line() -> tuple[str, str]:
+        mirrors.mirror_at.cache_clear()
+        (check,) = (check for check in doctor(wanted()) if check.name == "mirror")
+        return check.state, check.text
+
+    machine("one")
+    state, text = mirror_line()
+    assert state == "ok"
+    assert "will go there" in text
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("AUTOINTERP_MIRROR", (tmp_path / "file" / "mirror").as_uri())
+    state, text = mirror_line()
+    assert state == "not known", "a run goes on"
+    assert text.endswith("cannot be read (Not a directory): the run goes on without it")
+    monkeypatch.setenv("AUTOINTERP_MIRROR", "nodriver://bucket/mirror")
+    state, text = mirror_line()
+    assert state == "wrong"
+    assert text.startswith("AUTOINTERP_MIRROR: nodriver://bucket/mirror")
+    monkeypatch.delenv("AUTOINTERP_MIRROR")
+    assert not [check for check in doctor(wanted()) if check.name == "mirror"]
