@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from autointerp.commands.doctor import checked_nodes
-from autointerp.commands.folder import store
 from autointerp.commands.learn import Learner
 from autointerp.commands.run import run_targets, workers
 from autointerp.config import Config, load_config
 from autointerp.engine.dag import Dag
+from autointerp.engine.mirrored import open_store
 from autointerp.engine.session import Session
 from autointerp.engine.stage import Use, plain
 from autointerp.errors import AutointerpError, ConfigError
@@ -96,14 +96,15 @@ def _to_harvest(root: Session, config: Config, harvests: Mapping[str, Use]) -> d
     """The harvests of a config that are not done, by key; what they need is made first."""
     with _own(root, config) as session:
         nodes = checked_nodes(config, session, [*harvests])
-        before = Dag([node for node in nodes if node.name not in harvests], store())
+        before = Dag([node for node in nodes if node.name not in harvests], open_store())
         before.run(Learner(config, session, before).note)
-    dag = Dag(nodes, store())
+    dag = Dag(nodes, open_store())
     standings, members = dag.standings(), {}
     for name, use in harvests.items():
         standing, inputs = standings[name], {need: standings[need] for need in use.needs}
-        whole = all(each.manifest is not None and not dag.store.verify(each.manifest) for each in inputs.values())
-        if standing.state != "done" and standing.key is not None and whole:  # else its own run mends what is not
+        if standing.state == "done" or standing.key is None:
+            continue
+        if all(dag.is_whole(each) for each in inputs.values()):  # else its own run mends what is not
             members[standing.key] = passes.Member(
                 use.config(config),
                 use,
@@ -128,7 +129,7 @@ def _own(root: Session, config: Config) -> Iterator[Session]:
 def _locked(members: Sequence[passes.Member]) -> Iterator[list[passes.Member]]:
     """Those that no other process has harvested meanwhile; none can while we are inside. All processes take the locks
     in one order."""
-    kept, left = store(), []
+    kept, left = open_store(), []
     with ExitStack() as locks:
         for member in sorted(members, key=lambda member: member.folder):
             key = member.folder.name.removesuffix(".partial")

@@ -172,7 +172,7 @@ class Dag:
                 if node.name in self._targets and not self._brought(standing):
                     continue
                 return
-            damaged = [name for name in node.needs if not self._whole(standings[name])]
+            damaged = [name for name in node.needs if not self.is_whole(standings[name])]
             if not damaged:
                 break
             for name in damaged:
@@ -194,10 +194,9 @@ class Dag:
         assert standing.manifest is not None
         return self.store.bring(standing.manifest, kept=not standing.node.remade)
 
-    def _whole(self, standing: Standing) -> bool:
+    def is_whole(self, standing: Standing) -> bool:
         """Whether an artifact is here and what its manifest says; one that is damaged is set aside."""
-        assert standing.manifest is not None
-        if not self._brought(standing):
+        if standing.manifest is None or not self._brought(standing):
             return False
         wrong = self.store.verify(standing.manifest)
         if wrong is not None:

@@ -13,10 +13,10 @@ import torch
 from planted import STORIES
 
 import autointerp as ai
-from autointerp.commands.folder import store
 from autointerp.commands.run import run_targets
 from autointerp.config import Config, parse_config
 from autointerp.engine.executor import Shard
+from autointerp.engine.mirrored import open_store
 from autointerp.engine.stage import Use
 from autointerp.errors import AutointerpError
 from autointerp.sae import SAE, SAEConfig, save_sae
@@ -103,7 +103,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
 
 def harvests() -> dict[str, str]:
     """Key -> content, of this store."""
-    kept = store()
+    kept = open_store()
     manifests = (kept.find("harvest", path.name) for path in (kept.root / "harvest").iterdir() if path.suffix == "")
     return {manifest.key: manifest.content for manifest in manifests if manifest is not None}
 
