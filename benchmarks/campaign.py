@@ -9,8 +9,10 @@ and .png in `--out`:
 
 1. each explainer by each judge: mean, chance-corrected mean, control, and the ceilings and floors without a model;
 2. the first explainer less each other, less its control and less `lexical_shown`, paired by feature;
-3. how far the judges agree: on features (correlation of their scores) and on windows (kappa);
-4. the variance of a score split over features, windows, explainers and judges (`stats.variance_components`).
+3. what each explanation adds to the counts of tokens: `lexical` or `lexical_shown` with the judge's answers beside it,
+   weighed by a logistic regression on the other features, less the same without them;
+4. how far the judges agree: on features (correlation of their scores) and on windows (kappa);
+5. the variance of a score split over features, windows, explainers and judges (`stats.variance_components`).
 """
 
 from __future__ import annotations
@@ -27,14 +29,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.linear_model import LogisticRegression
 
 import autointerp as ai
 from autointerp import stats
 from autointerp.errors import AutointerpError
 
 CONTROL = "other_feature"
+COUNTS = ("lexical_shown", "lexical")  # what an explanation may add to
 CEILINGS = ("lexical", "lexical_shown", "position", "constant")
 HALVES = 2  # groups of windows of a feature, each scored by itself
+DRAWS = 20  # of an order where counts are equal
+FOLDS = 10  # of features: each is weighed as the others' windows say
+SURE = 0.02  # probabilities are cut this far from 0 and 1
 
 
 def main() -> None:
@@ -132,6 +139,7 @@ def summary(run: ai.Run, judges: Sequence[str]) -> dict[str, Any]:
         + [mean_row(scores, explainers[0], s) for s in ceilings],
         "differences": differences(run, present),
         "against ceilings": [against_ceiling(scores, explainers[0], j, c) for j in present for c in ceilings],
+        "beyond counts": [row for j in present for e in explainers for c in COUNTS for row in beyond(run, e, j, c)],
         "agreement": [agreement(scores, run, *pair) for pair in combinations(present, 2)],
         "variance": variance(halves, explainers, present),
         "packages": run.info["packages"] if (run.folder / "run.json").exists() else {},
@@ -182,6 +190,62 @@ def against_ceiling(scores: Any, explainer: str, judge: str, ceiling: str) -> di
     figures = {"difference": gap.mean, "low": gap.low, "high": gap.high, "wins": gap.wins, "losses": gap.losses}
     named = {"scorer": judge, "a": explainer, "b": ceiling, "measure": "corrected"}
     return named | {key: rounded(value) for key, value in figures.items()} | {"n": gap.n, "dropped": gap.dropped}
+
+
+# --- beside the counts ------------------------------------------------------------------------
+
+
+def beyond(run: ai.Run, explainer: str, judge: str, counts: str) -> list[dict[str, Any]]:
+    """What the judge's answers add to the counts, by the explanations themselves and by each control's."""
+    table: Any = run.judgements
+    table = table[table["status"] == "ok"]
+    keys = ["feature", "example"]
+    heard = table[(table["scorer"] == judge) & (table["explainer"] == explainer)]
+    counted = table[(table["scorer"] == counts) & table["control"].isna()].drop_duplicates(keys).set_index(keys)
+    rows = []
+    for control in [None, *heard["control"].dropna().unique()]:
+        mine = heard[heard["control"].isna() if control is None else heard["control"] == control]
+        answers = mine.groupby(keys)["probability"].mean().rename("answer")  # of all donors
+        both = counted.join(answers, how="inner").dropna(subset=["answer", "probability"])
+        if len(both.groupby("feature")) < 2:
+            continue
+        gap = added(both, "probability", "answer")
+        rows.append(
+            {"scorer": judge, "a": explainer if control is None else f"{explainer}, {control}", "b": counts}
+            | {"difference": rounded(gap.mean), "low": rounded(gap.low), "high": rounded(gap.high)}
+            | {"wins": gap.wins, "losses": gap.losses, "n": gap.n}
+        )
+    return rows
+
+
+def added(table: Any, first: str, second: str) -> stats.Paired:
+    """Chance-corrected average precision of `first` and `second` together less that of `first`, by feature.
+
+    `first` has its ties broken at random: any second opinion breaks them, and average precision gains by that alone.
+    """
+    rng = np.random.default_rng(0)
+    features = table.index.get_level_values("feature").to_numpy()
+    order = np.unique(features)
+    fold = rng.permutation(len(order))[np.searchsorted(order, features)] % FOLDS
+    p = table[[first, second]].clip(SURE, 1 - SURE).to_numpy()
+    log_odds = np.log(p / (1 - p))
+    truth = table["truth"].to_numpy() > 0
+    together = np.zeros(len(table))
+    for held in range(min(FOLDS, len(order))):
+        fitted = LogisticRegression().fit(log_odds[fold != held], truth[fold != held])
+        together[fold == held] = fitted.decision_function(log_odds[fold == held])
+    alone = table[first].to_numpy()
+    pairs = []
+    for mine in (features == feature for feature in order):
+        broken = [above_chance(truth[mine], alone[mine] + 1e-9 * rng.random(mine.sum())) for _ in range(DRAWS)]
+        value = above_chance(truth[mine], together[mine])
+        pairs.append((value, None if None in broken else float(np.mean(broken))))
+    return stats.paired_difference(*zip(*pairs))
+
+
+def above_chance(truth: Any, score: Any) -> float | None:
+    value = stats.average_precision(truth, score)
+    return stats.chance_corrected(value, stats.average_precision_chance(truth, score))
 
 
 # --- two judges -------------------------------------------------------------------------------
@@ -241,9 +305,7 @@ def half_scores(run: ai.Run, judges: Sequence[str]) -> dict[Any, float]:
     table = table.merge(windows.assign(half=half)[["feature", "example", "half"]], on=["feature", "example"])
     values = {}
     for key, rows in table.groupby(["feature", "half", "explainer", "scorer"]):
-        truth, score = rows["truth"].to_numpy() > 0, rows["evidence"].to_numpy()
-        value = stats.average_precision(truth, score)
-        corrected = stats.chance_corrected(value, stats.average_precision_chance(truth, score))
+        corrected = above_chance(rows["truth"].to_numpy() > 0, rows["evidence"].to_numpy())
         if corrected is not None:
             values[key] = corrected
     return values
@@ -309,6 +371,18 @@ def page(report: Mapping[str, Any]) -> str:
                 *(cell(row | {"mean": row["difference"]}), f"{row['wins']} : {row['losses']}", str(row["n"])),
             ]
             for row in paired
+        ],
+    )
+    lines += [
+        "",
+        "What answers add to counts of tokens, chance-corrected, weighed on the other features:",
+        "",
+    ]
+    lines += table_lines(
+        ["judge", "explanations of", "added to", "difference", "features"],
+        [
+            [row["scorer"], row["a"], row["b"], cell(row | {"mean": row["difference"]}), str(row["n"])]
+            for row in report["beyond counts"]
         ],
     )
     for row in report["agreement"]:

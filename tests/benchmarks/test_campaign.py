@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import autointerp as ai
@@ -122,3 +123,22 @@ def test_the_time_limit_interrupts_and_gives_the_alarm_back(campaign: Any):
     assert signal.getsignal(signal.SIGALRM) is before
     with pytest.raises(KeyboardInterrupt), campaign.time_limit(60):
         raise KeyboardInterrupt
+
+
+def test_answers_are_said_to_add_to_counts_what_counts_do_not_tell(campaign: Any) -> None:
+    rng = np.random.default_rng(1)
+    keys = pd.MultiIndex.from_product([range(30), range(WINDOWS)], names=["feature", "example"])
+    truth = np.tile(np.arange(WINDOWS) % 2, 30)
+
+    def evidence(known: float) -> Any:
+        return 1 / (1 + np.exp(-known * (2 * truth - 1) - rng.normal(0, 1, len(truth))))
+
+    counts = evidence(0.5)
+    table = pd.DataFrame(
+        {"truth": truth, "counts": counts, "repeats": counts, "knows": evidence(0.5), "noise": evidence(0.0)},
+        index=keys,
+    )
+    gains = {name: campaign.added(table, "counts", name) for name in ("knows", "repeats", "noise")}
+    assert gains["knows"].low > 0.05
+    assert abs(gains["repeats"].mean) < 0.005
+    assert abs(gains["noise"].mean) < 0.02
