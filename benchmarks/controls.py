@@ -18,10 +18,11 @@ from typing import Any
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--run", type=Path, default=Path("results/controls"))
+    parser.add_argument("--command", default="autointerp run controls", help="that made the run")
     parser.add_argument("--out", type=Path, default=Path("results/reference/controls.json"))
     arguments = parser.parse_args()
     info = json.loads((arguments.run / "run.json").read_text())
-    figures = {"command": "autointerp run controls", "controls": info["controls"], "saes": saes(info["stages"])}
+    figures = {"command": arguments.command, "controls": info["controls"], "saes": saes(info["stages"])}
     arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
     for row in info["controls"]:
         value = row["value"]
