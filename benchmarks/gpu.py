@@ -5,6 +5,7 @@
 tests       the tests marked `cuda`: the same firings, labels and neighbours as on the processor
 composites  the composite check of 65,536 rows against its own matrix product
 training    a TopK SAE's step against a bfloat16 product of the encoder's shape (≥ 40 %)
+ranks       training by torch.distributed over NCCL, by one rank and by as many as there are GPUs: one process' SAE
 harvest     forward pass, encoding and bookkeeping of stories15M's residual stream, by the clock
 vllm        a real instruct model of the catalogue on the card: its start, and Yes-or-No questions a second; vLLM is
             that of $AUTOINTERP_VLLM_PYTHON, else of this environment
@@ -40,6 +41,7 @@ STEPS: dict[str, list[str]] = {
     "tests": ["-m", "pytest", "-m", "cuda", "--tb=short"],
     "composites": [str(HERE / "composites.py"), "--speed", "65536", "768", "--device", "cuda", "--out", "REPORT"],
     "training": [str(HERE / "training.py"), "--gpu", "--out", "REPORT"],
+    "ranks": [str(HERE / "ranks.py"), "--device", "cuda", "--out", "REPORT"],
     "harvest": [str(HERE / "harvest.py"), "--device", "cuda", "--tokens", "262144", "--out", "REPORT"],
     "vllm": [str(HERE / "gpu.py"), "--ask", "--out", "REPORT"],
 }

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from autointerp.sae import sparse
+from autointerp.sae.ranks import ALONE, Ranks
 from autointerp.sae.train_config import PenaltyConfig
 
 _BLOCK = 512  # rows whose products with all others are held at a time; a multiple of _PART
@@ -25,12 +26,13 @@ class Batch(NamedTuple):
     """What a penalty sees of a step."""
 
     rows: Tensor  # [n, d] unit decoder rows
-    z: Tensor  # [b, d] inputs
-    fired: Tensor  # [n] bool: active in the batch
+    z: Tensor  # [b, d] inputs: this rank's
+    fired: Tensor  # [n] bool: active in the batch, on any rank
     seed: int
     step: int
     dtype: torch.dtype  # of the large products
     kept: dict[str, Tensor]  # what the penalty keeps
+    ranks: Ranks = ALONE
 
 
 Graded = tuple[Tensor, Tensor]  # value [], its gradient for the rows [n, d]
@@ -135,9 +137,9 @@ def soft_orthonormal(batch: Batch, config: PenaltyConfig) -> Graded:
     rows, z = batch.rows.to(batch.dtype), batch.z.to(batch.dtype)
     n, d = rows.shape
     error = (z @ (rows.T @ rows)).to(batch.rows.dtype) * (d / n) - batch.z
-    power = batch.z.square().sum()
-    slope = (z.T @ error.to(batch.dtype)) * (2 * d / n)
-    return error.square().sum() / power, (rows @ (slope + slope.T)).to(batch.rows.dtype) / power
+    power = batch.ranks.sum(batch.z.square().sum())
+    slope = batch.ranks.sum(z.T @ error.to(batch.dtype)) * (2 * d / n)
+    return batch.ranks.sum(error.square().sum()) / power, (rows @ (slope + slope.T)).to(batch.rows.dtype) / power
 
 
 PENALTIES: dict[str, Callable[[Batch, PenaltyConfig], Graded]] = {

@@ -11,16 +11,19 @@ import torch
 from torch import Tensor
 
 from autointerp.sae import blocks, sparse
+from autointerp.sae.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from autointerp.sae.train_config import TrainConfig
 
 
 class Outcome(NamedTuple):
-    loss: Tensor
-    residual: Tensor  # Σ‖z − ẑ‖² over the batch
-    active: Tensor  # latents active, summed over the batch
-    fired: Tensor  # [d_sae] bool: fired in this batch
+    """Of the rows that this rank has of a batch."""
+
+    loss: Tensor  # its part: the whole batch's is the sum over the ranks
+    residual: Tensor  # Σ‖z − ẑ‖²
+    active: Tensor  # latents active, summed over the rows
+    fired: Tensor  # [d_sae] bool: fired in one of the rows
 
 
 class Recipe:
@@ -32,6 +35,8 @@ class Recipe:
 
     def __init__(self, config: TrainConfig, d_in: int) -> None:
         self.config, self.d_in = config, d_in
+        self.ranks: Ranks = ALONE
+        self.numbers = config.batch_size * d_in  # of a whole batch, which losses are over
         self.weights: dict[str, Tensor] = {}
         self.kept: dict[str, Tensor] = {}  # changes from step to step without a gradient
         self.learning = slice(0, config.d_sae)  # latents; those before it are frozen, those after it not yet begun
@@ -76,7 +81,7 @@ class Recipe:
         self.weights, self.kept = dict(state["weights"]), dict(state["kept"])
 
     def loss(self, z: Tensor, dead: Tensor, step: int) -> Outcome:
-        """`dead` [d_sae] bool: latents that have not fired for long."""
+        """z [b, d_in]: this rank's rows of a batch. `dead` [d_sae] bool: latents that have not fired for long."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -147,7 +152,7 @@ class TopK(Recipe):
         values = sparse.encode(z, encoder, bias, indices, pre).relu()
         error = sparse.decode(values, indices, decoder, self.dtype) + self.weights["b_dec"] - z
         residual = error.square().sum()
-        loss = residual / z.numel()
+        loss = residual / self.numbers
         loss = loss + self._aux(z, pre, dead, error.detach())
         on = values.detach() > 0
         fired = torch.zeros(len(dead) + 1, dtype=torch.bool, device=z.device)  # one more, for those that are off
@@ -171,7 +176,7 @@ class TopK(Recipe):
         chosen = sparse.topk(pre, min(k, len(latents)))
         values = sparse.encode(z, encoder, bias, chosen, pre).relu()
         made = sparse.decode(values, chosen, decoder, self.dtype)
-        return self.config.aux_coefficient * (made + error).square().sum() / z.numel()
+        return self.config.aux_coefficient * (made + error).square().sum() / self.numbers
 
 
 class BatchTopK(TopK):
@@ -187,7 +192,7 @@ class BatchTopK(TopK):
         pairs, values, pre = self._chosen(z, step)
         error = self._decoded(values, pairs) + self.weights["b_dec"] - z
         residual = error.square().sum()
-        loss = residual / z.numel() + self._aux(z, pre, dead, error.detach())
+        loss = residual / self.numbers + self._aux(z, pre, dead, error.detach())
         return self._outcome(loss, residual, values, pairs)
 
     def _outcome(self, loss: Tensor, residual: Tensor, values: Tensor, pairs: sparse.Pairs) -> Outcome:
@@ -218,16 +223,16 @@ class BatchTopK(TopK):
         return self.product(codes[:, first:last], decoder[first:last])
 
     def _largest(self, pre: Tensor, step: int) -> Tensor:
-        """Flat places of the largest of [b, n], rising; the running threshold goes on."""
+        """Flat places of the whole batch's largest that are among [b, n], rising; the running threshold goes on."""
         # Entries somewhat below the usual threshold hold the largest, but for some early steps.
-        wanted = self.config.k * len(pre)
+        wanted = self.config.k * self.config.batch_size
         flat = blocks.above(pre, (self.kept["threshold"] * 0.8).to(pre.dtype))
-        if len(flat) < wanted:
+        if self.ranks.number(len(flat)) < wanted:
             flat = blocks.above(pre, 0.0)
         entries = pre.view(-1)[flat].float()
         least = self.kept["threshold"]
-        if len(entries):
-            least = entries.kthvalue(max(1, len(entries) - wanted + 1)).values
+        if self.ranks.number(len(entries)):
+            least = self.ranks.kth_largest(entries, wanted)
         keep = min(0.999, step / (step + 10))  # at first over fewer steps: the threshold still moves fast
         self.kept["threshold"] = torch.lerp(least, self.kept["threshold"], keep)
         return flat[entries >= least]
@@ -248,7 +253,7 @@ class Matryoshka(BatchTopK):
         for end in ends:
             made = made + self._decoded(values, pairs, start, end)
             error, start = made - z, end
-            loss = loss + error.square().sum() / z.numel() / len(ends)
+            loss = loss + error.square().sum() / self.numbers / len(ends)
         loss = loss + self._aux(z, pre, dead, error.detach())
         return self._outcome(loss, error.square().sum(), values, pairs)
 
@@ -267,12 +272,12 @@ class L1(Recipe):
         weight = self.sparsity(step, 5.0)
         return weight * self.kept["log"].exp() if self.kept else weight
 
-    def steer(self, active: Tensor, tokens: int, step: int) -> None:
-        """After `active` latents were on over the batch's tokens."""
+    def steer(self, active: Tensor, step: int) -> None:
+        """After `active` latents were on over this rank's tokens."""
         if self.config.target_l0 is None:
             return
-        before = self.kept["e"]
-        e = torch.lerp(before, (active / tokens / self.config.target_l0).clamp_min(1e-3).log(), 0.1)
+        before, l0 = self.kept["e"], self.ranks.sum(active) / self.config.batch_size
+        e = torch.lerp(before, (l0 / self.config.target_l0).clamp_min(1e-3).log(), 0.1)
         near = e.clamp(-1, 1)
         total = self.kept["sum"]
         if step >= self.config.sparsity_warmup * self.config.steps:
@@ -291,10 +296,10 @@ class ReLU(L1):
         codes = self.encoded(z, self.weights["b_enc"]).relu()
         made, total = self.decoded(codes, self.weights["W_dec"])
         residual = (made + self.weights["b_dec"] - z).square().sum()
-        loss = (residual + self.weight(step) * total) / z.numel()
+        loss = (residual + self.weight(step) * total) / self.numbers
         on = codes.detach() > 0
         active = torch.count_nonzero(on)
-        self.steer(active, len(z), step)
+        self.steer(active, step)
         return Outcome(loss, residual.detach(), active, on.any(0))
 
 
@@ -311,10 +316,10 @@ class Gated(L1):
         residual = (self.product(codes, w["W_dec"]) + w["b_dec"] - z).square().sum()
         made, total = self.decoded(gate, w["W_dec"].detach())
         alone = (made + w["b_dec"].detach() - z).square().sum()
-        loss = (residual + alone + self.weight(step) * total) / z.numel()
+        loss = (residual + alone + self.weight(step) * total) / self.numbers
         on = codes.detach() > 0
         active = torch.count_nonzero(on)
-        self.steer(active, len(z), step)
+        self.steer(active, step)
         return Outcome(loss, residual.detach(), active, on.any(0))
 
     def _gate_and_codes(self, shared: Tensor) -> tuple[Tensor, Tensor]:
@@ -382,8 +387,9 @@ class JumpReLU(Recipe):
             codes, gate = _Jump.apply(pre, threshold[pairs.latent], self.width)  # type: ignore[misc]
             made, fired = sparse.decode_pairs(codes, self.weights["W_dec"], pairs), pairs.fired(codes.detach() > 0)
         residual = (made + self.weights["b_dec"] - z).square().sum()
-        l0 = gate.sum() / len(z)
-        loss = residual / z.numel() + self.sparsity(step, 1.0) * (l0 / self.config.k - 1).square()
+        l0 = self.ranks.total(gate.sum()) / self.config.batch_size
+        sparsity = self.sparsity(step, 1.0) * (l0 / self.config.k - 1).square()
+        loss = residual / self.numbers + sparsity / self.ranks.count
         return Outcome(loss, residual.detach(), torch.count_nonzero(codes.detach()), fired)
 
     @torch.no_grad()

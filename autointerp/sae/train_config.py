@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from autointerp.config import Section, TrackingConfig
 
@@ -59,6 +59,16 @@ class TrainConfig(Section):
     log_every: int = Field(100, ge=1)  # steps
     # the log's rows go there too; None: as the run's. It is not what is trained: no part of a dump, so of no key
     tracking: TrackingConfig | None = Field(None, exclude=True)
+    # processes that share each batch, each with a GPU of its own; auto: as many as there are GPUs, 1 on a CPU. No part
+    # of a key either: the SAE is the same but for the order of sums
+    ranks: int | Literal["auto"] = Field(1, exclude=True)
+
+    @field_validator("ranks", mode="before")
+    @classmethod
+    def some_processes(cls, value: Any) -> Any:
+        if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError(f"{value!r} is neither a number of processes nor auto")
+        return value
 
     @model_validator(mode="after")
     def fits(self) -> TrainConfig:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autointerp.artifacts import Corpus
 from autointerp.config import Config, RedrawnSae, problem
 from autointerp.engine import models
 from autointerp.engine.estimate import Amount, Sizes, sae_of, subject_of
+from autointerp.engine.session import Session
 from autointerp.engine.stage import RUN, Job, Stage, Use
 from autointerp.errors import ConfigError
 from autointerp.evaluation.rows import held_out_from, held_out_of
@@ -21,8 +25,9 @@ from autointerp.stages.corpus import numbers_section
 if TYPE_CHECKING:
     import torch
 
+    from autointerp.activations.stream import CorpusStream
     from autointerp.sae.check import SaeCheck
-    from autointerp.sae.source import ActivationSource
+    from autointerp.sae.source import ActivationSource, StreamSource
     from autointerp.sae.train_config import TrainConfig
 
 log = logging.getLogger("autointerp")
@@ -57,6 +62,8 @@ def train_config(config: Config) -> TrainConfig:
 
     from autointerp.sae.train_config import TrainConfig
 
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ConfigError("start autointerp without torchrun: sae.train.ranks says how many processes it starts")
     tracking = config.tracking
     if tracking is not None:
         tracking = tracking.model_copy(update={"name": f"{tracking.name or config.name}-sae"})
@@ -86,31 +93,49 @@ def train(job: Job) -> None:
 
 def train_streamed(job: Job) -> None:
     """On activations that the subject makes as they are needed; the same documents are held out."""
+    corpus, threshold = job.inputs["corpus"], outliers.threshold(job)
+    source, stream = _stream(job.session, corpus, threshold)
+    _train_on(job, source, stream.held_out(), partial(_stream_of_rank, job.config, corpus, threshold))
+
+
+def _stream(session: Session, folder: Path, outlier_threshold: float | None) -> tuple[StreamSource, CorpusStream]:
+    """Batches of the corpus in `folder` from the session's subject, and the stream that they are of."""
     from autointerp.activations.stream import BUFFER, CorpusStream
     from autointerp.sae.source import StreamSource
 
-    corpus, subject = Corpus(job.inputs["corpus"]), models.subject(job.session, None)
+    corpus, subject = Corpus(folder), models.subject(session, None)
     tokens = corpus.info.n_tokens - corpus.info.n_rows * int(corpus.info.bos_id is not None)
     last = int(corpus.offsets.searchsorted(held_out_from(corpus, held_out_of(tokens))))
     stream = CorpusStream(
         corpus,
         subject.activations,
         last,
-        seed=job.config.seed,
-        batch_tokens=job.config.subject.batch_tokens,
-        device=models.device(job.session),
+        seed=session.config.seed,
+        batch_tokens=session.config.subject.batch_tokens,
+        device=models.device(session),
     )
     source = StreamSource(
         stream.chunk,
         d_in=subject.d_hook,
         rows=stream.rows,
         buffer_chunks=max(1, BUFFER // stream.rows),
-        outlier_threshold=outliers.threshold(job),
+        outlier_threshold=outlier_threshold,
     )
-    _train_on(job, source, stream.held_out())
+    return source, stream
 
 
-def _train_on(job: Job, source: ActivationSource, held_out: torch.Tensor) -> None:
+def _stream_of_rank(config: Config, folder: Path, outlier_threshold: float | None, device: str) -> StreamSource:
+    """The same in a process of its own, which loads the subject on `device`."""
+    config = config.model_copy(update={"subject": config.subject.model_copy(update={"device": device})})
+    return _stream(Session(config, Path(os.devnull)), folder, outlier_threshold)[0]
+
+
+def _train_on(
+    job: Job,
+    source: ActivationSource,
+    held_out: torch.Tensor,
+    opened: Callable[[str], ActivationSource] | None = None,
+) -> None:
     from autointerp.sae.train import train_sae
 
     subject = models.subject(job.session, None)
@@ -125,6 +150,7 @@ def _train_on(job: Job, source: ActivationSource, held_out: torch.Tensor) -> Non
         context_size=job.config.corpus.context,
         prepend_bos=Corpus(job.inputs["corpus"]).info.bos_id is not None,
         device=models.device(job.session),
+        opened=opened,
     )
     job.facts |= {"hook": subject.hook.name} | json.loads((job.folder / "train.json").read_text())["figures"]
 

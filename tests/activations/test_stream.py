@@ -19,7 +19,7 @@ from autointerp.commands.train import train
 from autointerp.config import parse_config
 from autointerp.errors import AutointerpError, ConfigError
 from autointerp.progress import Progress
-from autointerp.sae import ArraySource, StreamSource, TrainConfig, train_sae
+from autointerp.sae import ArraySource, StreamSource, TrainConfig, load_sae, train_sae
 
 BOS = 0
 
@@ -92,7 +92,9 @@ def test_training_from_the_stream_explains_as_much_as_training_from_a_file(tmp_p
     assert abs(explained["streamed"] - explained["stored"]) < 0.02  # benchmarks/training.py --stream has it at size
 
 
-def test_a_run_that_streams_stores_no_activations(stories15m: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_run_that_streams_stores_no_activations_however_many_ranks_train(
+    stories15m: Path, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setenv("AUTOINTERP_CACHE", str(tmp_path / "cache"))
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(f"Once upon a time there was a cat number {n}, who sat on a mat." for n in range(60)))
@@ -106,6 +108,17 @@ def test_a_run_that_streams_stores_no_activations(stories15m: Path, tmp_path: Pa
     assert figures["held_out"]["tokens"] > 0
     assert (folder / "sae_weights.safetensors").exists()
     assert not list((tmp_path / "cache").rglob("activations.npy"))
+    raw["sae"]["train"]["ranks"] = 2
+    monkeypatch.setenv("AUTOINTERP_CACHE", str(tmp_path / "cache of two"))
+    by_two, of_two = train(parse_config(raw), out=tmp_path / "run of two")
+    assert torch.allclose(load_sae(by_two).W_dec, load_sae(folder).W_dec, atol=1e-3)
+    assert of_two["held_out"]["explained_variance"] == pytest.approx(
+        figures["held_out"]["explained_variance"], abs=1e-3
+    )
+    del raw["sae"]["train"]["ranks"]
+    made = (by_two / "sae_weights.safetensors").stat().st_mtime_ns
+    train(parse_config(raw), out=tmp_path / "run of two")  # trained already: ranks are no part of a key
+    assert (by_two / "sae_weights.safetensors").stat().st_mtime_ns == made
 
 
 def test_a_stream_is_for_training() -> None:

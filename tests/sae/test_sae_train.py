@@ -25,7 +25,8 @@ from pydantic import ValidationError
 from autointerp.errors import AutointerpError, ConfigError
 from autointerp.sae import SAE, ArraySource, StreamSource, TrainConfig, check_sae, load_sae, train_sae
 from autointerp.sae.recipes import RECIPES
-from autointerp.sae.train import _ahead, geometric_median
+from autointerp.sae.source import ahead
+from autointerp.sae.train import geometric_median
 
 
 def planted(n: int = 4000, d: int = 32, features: int = 24, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -235,7 +236,7 @@ def test_jumprelu_learns_the_same_from_sparse_products(bandwidth: float, monkeyp
     from autointerp.sae.recipes import RECIPES, JumpReLU
 
     z = torch.randn(64, 16, generator=torch.Generator().manual_seed(1))
-    config = TrainConfig(architecture="jumprelu", d_sae=48, k=4, bandwidth=bandwidth, dtype="float32")
+    config = TrainConfig(architecture="jumprelu", d_sae=48, k=4, bandwidth=bandwidth, dtype="float32", batch_size=64)
     learned = []
     for dense_from in (0.0, 1.0):  # all by dense products, all by sparse ones
         monkeypatch.setattr(JumpReLU, "dense_from", dense_from)
@@ -361,7 +362,7 @@ def test_what_an_architecture_has_not_is_refused(options: dict[str, object]) -> 
 @given(usual=st.floats(0, 20), k=st.integers(1, 12), seed=st.integers(0, 5))
 def test_batchtopk_keeps_the_largest_whatever_its_threshold_was(usual: float, k: int, seed: int) -> None:
     """The running threshold only says where to look first."""
-    config = small(architecture="batchtopk", k=k, d_sae=40)
+    config = small(architecture="batchtopk", k=k, d_sae=40, batch_size=30)
     recipe = RECIPES["batchtopk"](config, 16)
     recipe.initialise(torch.Generator().manual_seed(seed))
     recipe.kept["threshold"] = torch.tensor(usual)
@@ -404,7 +405,7 @@ def test_b_dec_starts_at_the_geometric_median_on_request(tmp_path: Path) -> None
     x = planted(1024)[0]
     x[:100] += 1000  # outliers move the mean, not this
     rows = torch.from_numpy(x)
-    median = geometric_median(rows)
+    median = geometric_median(rows, rows.mean(0))
     distance = lambda at: float((rows - at).norm(dim=1).sum())  # noqa: E731
     assert all(distance(median) <= distance(median + 0.1 * step) for step in torch.randn(20, 32))
     for start, point in (("mean", rows.mean(0)), ("geometric_median", median)):
@@ -466,9 +467,9 @@ def test_a_missing_wandb_is_said_before_anything_is_trained(tmp_path: Path, monk
 def test_batches_read_ahead_are_the_same(monkeypatch) -> None:
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
     source = ArraySource(planted(600)[0])
-    ahead = _ahead(source.batches(0, 0, 100))
-    assert all(torch.equal(next(ahead), batch) for batch, _ in zip(source.batches(0, 0, 100), range(9)))
-    broken = _ahead(Stops(source, 2, 1).batches(0, 0, 100))
+    read = ahead(source.batches(0, 0, 100))
+    assert all(torch.equal(next(read), batch) for batch, _ in zip(source.batches(0, 0, 100), range(9)))
+    broken = ahead(Stops(source, 2, 1).batches(0, 0, 100))
     next(broken), next(broken)
     with pytest.raises(KeyboardInterrupt):
         next(broken)
