@@ -15,7 +15,7 @@ import typer
 from autointerp.commands import decoders
 from autointerp.commands.decoders import Verbose
 from autointerp.commands.shell import STOPPED, failures, logged, overrides
-from autointerp.errors import ConfigError
+from autointerp.errors import AutointerpError, ConfigError, Problems
 from autointerp.redact import redact
 
 app = typer.Typer(
@@ -311,15 +311,20 @@ def sweep(
     config: ConfigArgument,
     set: Set = None,
     out: Out = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", min=1, metavar="N", help="Variants at once, a process each.")
+    ] = 1,
     verbose: Verbose = False,
 ) -> None:
-    """Train and evaluate the variants of a config on the same tokens; ends with their figures side by side."""
+    """Train (or load) and evaluate the variants of a config on the same text; ends with their figures side by side."""
     from autointerp.commands.sweep import sweep as run_sweep
     from autointerp.report.sweep import print_sweep
 
-    swept = run_sweep(config, set=overrides(set), out=out)
+    swept = run_sweep(config, set=overrides(set), out=out, jobs=jobs)
     print_sweep(swept)
     print(f"picture: {swept.folder / 'sweep.png'}")
+    if swept.failures:
+        raise Problems([f"{variant}: {why}" for variant, why in swept.failures.items()], AutointerpError.exit_code)
 
 
 @command("train train-demo --set sae.train.k=16")

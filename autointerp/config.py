@@ -363,21 +363,21 @@ def read_config(path: str | Path) -> tuple[dict[str, Any], Path]:
     if not isinstance(raw, dict):
         raise ConfigError(f"{file}: a config is a mapping of keys, this is {type(raw).__name__}")
     look_in(file.parent)
-    _anchor(raw, file.parent)
+    anchor(raw, file.parent)
     return raw, file
 
 
 def resolve_config(raw: dict[str, Any], overrides: Mapping[str, Any], where: str) -> Config:
     """`raw` (changed in place) with ``{"key.path": value}`` applied, checked."""
     for key, value in overrides.items():
-        _set(raw, key, value)
+        set_key(raw, key, value)
     return parse_config(raw, where=where)
 
 
 _PATHS = (("subject", "model"), ("corpus", "source"), ("sae", "load"), ("composites", "union"))
 
 
-def _anchor(raw: dict[str, Any], folder: Path) -> None:
+def anchor(raw: dict[str, Any], folder: Path) -> None:
     """Paths in the file that lie beside it are made independent of the working directory."""
     places = [(raw.get(section), key) for section, key in _PATHS]
     for kind in ("explainers", "scorers", "controls"):
@@ -425,7 +425,7 @@ def _keys_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     return list(section.model_fields)
 
 
-def _set(raw: dict[str, Any], key: str, value: Any) -> None:
+def set_key(raw: dict[str, Any], key: str, value: Any) -> None:
     """``a.b.0.c`` = value; positions in a list are numbers."""
     *path, last = key.split(".")
     at: Any = raw

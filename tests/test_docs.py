@@ -20,6 +20,7 @@ from autointerp import plugins
 from autointerp.cli import app
 from autointerp.commands import reference
 from autointerp.config import CompositesConfig, Config, FeaturesConfig, parse_config
+from autointerp.report.sweep import Plan
 from autointerp.sae.train_config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
@@ -125,6 +126,8 @@ def test_files_that_are_named_exist(page: Path) -> None:
 @pytest.mark.parametrize("text", blocks("yaml"))
 def test_configs_are_read(text: str) -> None:
     raw = yaml.safe_load(text)
+    if "variants" in raw:
+        Plan.model_validate({key: raw.pop(key) for key in Plan.model_fields if key in raw})
     for section, known in {"features": FeaturesConfig, "composites": CompositesConfig}.items():
         known.model_validate(raw.get(section, {}))
     config = parse_config({**LEAST, **raw})

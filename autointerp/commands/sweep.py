@@ -1,194 +1,200 @@
-"""``autointerp sweep``: train and evaluate variants of one config on the same text, their figures side by side.
+"""``autointerp sweep``: variants of one config on the same text, their figures side by side.
 
-Where a metric is that of a scorer, each variant is run whole: its features explained and the explanations scored."""
+A variant's SAE is trained, or loaded; it is evaluated, and checked for composites. Where a metric is that of a scorer,
+the variant is run whole: its features explained and the explanations scored (`commands.variant`).
+"""
 
 from __future__ import annotations
 
 import copy
 import json
 import logging
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
 from autointerp.artifacts import write_atomically
-from autointerp.config import Config, problem, read_config, resolve_config
-from autointerp.errors import ConfigError
+from autointerp.commands.folder import environment, run_folder
+from autointerp.commands.side_by_side import Outcome, one_cluster, side_by_side
+from autointerp.commands.together import share_passes
+from autointerp.commands.variant import LABELS, Key, Measured, Variant, measure, targets
+from autointerp.config import Config, anchor, problem, read_config, resolve_config, set_key
+from autointerp.errors import AutointerpError, ConfigError, Problems
 from autointerp.registry import did_you_mean
 from autointerp.report.at_url import kept_at_url
 from autointerp.report.sweep import Figure, Plan, Sweep, draw
 
-if TYPE_CHECKING:
-    from autointerp.commands.folder import Run
-
 log = logging.getLogger("autointerp")
 
-CONTROL, GAIN = "_control", "_gain"  # of a scorer's name
 DISTINCT = ("distinct_from_first", "distinct_null")
 OF_COMPOSITES = ("cofire", "cofire_swapped", "share_cofiring", "no_sums_pass", "no_sums_cofire")
-LABELS = (
-    "confirmed",
-    "composite",
-    "possible",
-    "absorption",
-    "duplicate",
-    "subspace",
-    "split_child",
-    "parent_of_children",
-)
 
 
 @kept_at_url
-def sweep(config: str | Path, *, set: Mapping[str, Any] | None = None, out: str | Path | None = None) -> Sweep:
+def sweep(
+    config: str | Path, *, set: Mapping[str, Any] | None = None, out: str | Path | None = None, jobs: int = 1
+) -> Sweep:
     """Run every variant of the file `config` and write ``sweep.json`` and ``sweep.png`` in the sweep's folder.
 
-    The file is a run's config with the keys of `Plan` beside it. Each variant's SAE is left in ``VARIANT SEED/sae``,
-    and where explanations are scored its tables and report in ``VARIANT SEED``.
-    What was done is kept in the store, so a sweep that was stopped goes on.
+    The file is a run's config with the keys of `Plan` beside it. The SAE of a variant that trains one is left in
+    ``VARIANT SEED/sae``, and where explanations are scored its tables and report in ``VARIANT SEED``. SAEs that are
+    loaded are harvested together where they can be. At most `jobs` variants run at once, each in a process of its own
+    from 2 on. What was done is kept in the store, so a sweep that was stopped goes on. A variant that fails is in
+    `Sweep.failures`, and the others are there.
 
     Raises:
         ConfigError: a key is unknown; or, after the first variant, a metric is none that is measured.
+        AutointerpError: no variant could be measured.
     """
-    from autointerp.commands.folder import environment, run_folder
-    from autointerp.commands.run import run, run_targets
-    from autointerp.commands.train import train
+    plan, configs = read_sweep(config, set)
+    _check_composites(plan, configs)
+    folder = run_folder(next(iter(configs.values())), out)
+    variants = {key: Variant(*key, wanted, folder / f"{key[0]} {key[1]}") for key, wanted in configs.items()}
+    after = {key: _waits_for(key, variants) for key in variants}
+    measured: dict[Key, Measured] = {}
+    failures: dict[Key, AutointerpError] = {}
+    with one_cluster([*configs.values()], min(jobs, len(variants))) as (at_once, on_cluster):
+        share_passes((on_cluster(each), targets(each, plan.metrics)) for each in _loaded(variants, after))
 
-    plan, variants = read_sweep(config, set)
-    _check_composites(plan, variants)
-    folder = run_folder(next(iter(variants.values())), out)
-    figures: list[Figure] = []
-    trained: dict[tuple[str, int], Path] = {}
-    for number, ((name, seed), resolved) in enumerate(variants.items(), start=1):
-        log.info("variant %d of %d: %s, seed %d", number, len(variants), name, seed)
-        own = folder / f"{name} {seed}"
-        trained[name, seed], _ = train(resolved, out=own)
-        resolved = _with_sae_of(resolved, seed, trained)
-        checked = ["reencode"] if resolved.composites.enabled else []
-        done = run_targets(resolved, ["evaluate", *checked], out=own)
-        rows = _rows(done["evaluate"] / "evaluation.parquet")
-        if checked:
-            rows += _composites(done["reencode"])
-        if scores := _scores_of(resolved).intersection(plan.metrics):
-            rows += _scores(run(resolved, out=own), scores)
-        mine = [Figure(name, seed, row["metric"], row["value"], row.get("low"), row.get("high")) for row in rows]
-        _check("metrics", plan.metrics, {figure.metric for figure in mine} | {*DISTINCT})
-        places = _rows(done["evaluate"] / "evaluation_positions.parquet")
-        _check("positions", plan.positions, places[0])
-        for metric in plan.positions:
-            mine += [Figure(name, seed, metric, place[metric], position=place["position"]) for place in places]
-        figures += mine
-    figures += _distinct(plan, trained)
-    made = Sweep(folder, plan, tuple(figures))
+        def ready(key: Key) -> Variant:
+            """Raises AutointerpError where what it waits for is not there."""
+            variant = variants[key]
+            for other in after[key]:
+                if other not in measured:
+                    raise AutointerpError(f"composites.union asks for {variants[other]}, which failed")
+                variant = variant.with_union(measured[other].sae)
+            log.info("variant %d of %d: %s", [*variants].index(key) + 1, len(variants), variant)
+            return replace(variant, config=on_cluster(variant.config))
+
+        run = _in_turn if at_once == 1 else side_by_side
+        with closing(run(after, ready, plan.metrics, at_once)) as outcomes:
+            for key, outcome in outcomes:
+                if isinstance(outcome, AutointerpError):
+                    log.error("%s: %s", variants[key], outcome)
+                    failures[key] = outcome
+                else:
+                    log.info("%s: measured", variants[key])
+                    measured[key] = _checked(outcome, plan)
+    if not measured:
+        raise _all_of(failures, variants)
+    figures = [figure for key in variants if key in measured for figure in _figures(key, measured[key], plan)]
+    if {*DISTINCT}.intersection(plan.metrics):
+        figures += _distinct(plan, variants, measured)
+    made = Sweep(folder, plan, tuple(figures), {str(variants[key]): str(error) for key, error in failures.items()})
     write_atomically(folder / "sweep.json", lambda path: path.write_text(_summary(made, str(config), environment())))
     draw(made, folder / "sweep.png")
     return made
 
 
-def read_sweep(config: str | Path, overrides: Mapping[str, Any] | None) -> tuple[Plan, dict[tuple[str, int], Config]]:
-    """The plan of a sweep's file, and the config of each variant and seed."""
+def _in_turn(
+    after: Mapping[Key, Collection[Key]], ready: Callable[[Key], Variant], metrics: tuple[str, ...], _jobs: int
+) -> Generator[tuple[Key, Outcome], None, None]:
+    """In this process, in the file's order."""
+    for key in after:
+        outcome: Outcome
+        try:
+            outcome = measure(ready(key), metrics)
+        except AutointerpError as error:
+            outcome = error
+        yield key, outcome
+
+
+def _figures(key: Key, measured: Measured, plan: Plan) -> Iterator[Figure]:
+    for row in measured.rows:
+        yield Figure(*key, row["metric"], row["value"], row["low"], row["high"])
+    for metric in plan.positions:
+        for place in measured.places:
+            yield Figure(*key, metric, place[metric], position=place["position"])
+
+
+def _loaded(variants: Mapping[Key, Variant], after: Mapping[Key, Collection[Key]]) -> Iterator[Config]:
+    """The configs that load their SAE; with "@NAME" of `composites.union` replaced where that is loaded, too."""
+    for key, variant in variants.items():
+        others = [variants[other].config.sae.load for other in after[key]]
+        if variant.config.sae.load is not None and None not in others:
+            yield (variant.with_union(str(others[0])) if others else variant).config
+
+
+def _all_of(failures: Mapping[Key, AutointerpError], variants: Mapping[Key, Variant]) -> AutointerpError:
+    if len(failures) == 1:
+        return next(iter(failures.values()))
+    lines = [f"{variants[key]}: {error}" for key, error in failures.items()]
+    return Problems(lines, max(error.exit_code for error in failures.values()))
+
+
+def read_sweep(config: str | Path, overrides: Mapping[str, Any] | None) -> tuple[Plan, dict[Key, Config]]:
+    """The plan of a sweep's file, and the config of each variant and seed; of one that trains nothing, of one seed."""
     raw, file = read_config(config)
     own = {key: raw.pop(key) for key in Plan.model_fields if key in raw}
     try:
         plan = Plan.model_validate(own)
     except ValidationError as error:
         raise ConfigError(f"{file}: " + "; ".join(problem(e, Plan) for e in error.errors())) from None
-    configs: dict[tuple[str, int], Config] = {}
+    configs: dict[Key, Config] = {}
     for seed in plan.seeds:
         for name, changes in plan.variants.items():
-            settings = {
-                **changes,
-                **(overrides or {}),
-                "sae.train.seed": seed,
-            }  # last: a variant may set all of sae.train
-            configs[name, seed] = resolve_config(copy.deepcopy(raw), settings, f"{file}, {name}")
+            own = copy.deepcopy(raw)
+            for key, value in changes.items():
+                set_key(own, key, value)
+            anchor(own, file.parent)
+            where = f"{file}, {name}"
+            wanted = resolve_config(copy.deepcopy(own), overrides or {}, where)
+            if wanted.sae.train is not None:
+                seeded = {**(overrides or {}), "sae.train.seed": seed}  # last: a variant may set all of sae.train
+                wanted = resolve_config(own, seeded, where)
+            if wanted.sae.train is not None or seed == plan.seeds[0]:  # else a seed changes nothing
+                configs[name, seed] = wanted
     return plan, configs
 
 
-def _with_sae_of(config: Config, seed: int, trained: Mapping[tuple[str, int], Path]) -> Config:
-    """`config` with "@NAME" of `composites.union` replaced by what that variant trained with this seed."""
-    union = config.composites.union
+def _waits_for(key: Key, variants: Mapping[Key, Variant]) -> set[Key]:
+    """The earlier variant whose SAE is the union dictionary of this one, as "@NAME" of `composites.union` says: the one
+    of its seed, or the only one."""
+    union = variants[key].config.composites.union
     if union is None or not union.startswith("@"):
-        return config
-    folder = trained.get((union[1:], seed))
-    if folder is None:
-        known = [name for name, trained_at in trained if trained_at == seed]
+        return {*()}
+    earlier = [*variants][: [*variants].index(key)]
+    known = {name: (name, seed) for name, seed in earlier if seed == key[1] or not variants[name, seed].is_trained}
+    if union[1:] not in known:
         raise ConfigError(f"composites.union: no earlier variant {union[1:]!r}{did_you_mean(union[1:], known)}")
-    return config.model_copy(update={"composites": config.composites.model_copy(update={"union": str(folder)})})
+    return {known[union[1:]]}
 
 
-def _rows(file: Path) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    return pq.read_table(file).to_pylist()
-
-
-def _composites(folder: Path) -> list[dict[str, Any]]:
-    """Share of the living latents with each label; all are counted: no interval but what the seeds show. `confirmed`
-    ones are composites too. Of composites on whose strong tokens all constituents fire, too: `cofire` is the mean share
-    of such tokens, `share_cofiring` the share of latents with .6 or more. `no_sums_pass`: the share of atomic latents
-    that would pass the re-encode test; `no_sums_cofire`: with .6 or more by their two nearest rows of the union SAE."""
-    from autointerp.composites.evidence import CONFIRM_SHARE, CONFIRM_TOKENS
-
-    table = _rows(folder / "composites.parquet")
-    labels = Counter(row["label"] for row in table if row["label"] != "dead")
-    living = max(labels.total(), 1)
-    labels["composite"] += labels["confirmed"]
-    rows: list[dict[str, Any]] = [{"metric": f"share_{label}", "value": labels[label] / living} for label in LABELS]
-    tested = [
-        row for row in table if row["label"] in ("confirmed", "composite") and (row["tokens"] or 0) >= CONFIRM_TOKENS
-    ]
-    for column in ("cofire", "cofire_swapped"):
-        shares = [row[column] for row in tested if row[column] is not None]
-        rows.append({"metric": column, "value": fmean(shares) if shares else None})
-        if column == "cofire":
-            rows.append({"metric": "share_cofiring", "value": sum(x >= CONFIRM_SHARE for x in shares) / living})
-    facts = json.loads((folder / "manifest.json").read_text())["facts"]
-    for metric, section in (("no_sums_pass", "reencode"), ("no_sums_cofire", "union")):
-        plain = facts.get(section, {}).get("no_sums") or {"n": 0}
-        rows.append({"metric": metric, "value": plain["pass"] / plain["n"] if plain["n"] else None})
-    return rows
-
-
-def _scores_of(config: Config) -> set[str]:
-    """Metrics that need explanations: a scorer's name, its control, and how far the first is ahead of the second."""
-    return {f"{scorer.key}{end}" for scorer in config.scorers for end in ("", CONTROL, GAIN)}
-
-
-def _scores(made: Run, metrics: Iterable[str]) -> list[dict[str, Any]]:
-    """Means over the features, of the first explainer, with bootstrap intervals over features: paired where they are
-    differences. Two SAEs have other features, so between variants nothing is paired."""
-    from autointerp.stats import paired_difference
-
-    features, rows = made.features, []
-    for metric in metrics:
-        scorer = metric.removesuffix(GAIN)
-        value = features[scorer].tolist()
-        gain = paired_difference(value, features[scorer + CONTROL].tolist() if metric != scorer else [0.0] * len(value))
-        rows.append({"metric": metric, "value": gain.mean, "low": gain.low, "high": gain.high})
-    return rows
-
-
-def _distinct(plan: Plan, trained: Mapping[tuple[str, int], Path]) -> list[Figure]:
+def _distinct(plan: Plan, variants: Mapping[Key, Variant], measured: Mapping[Key, Measured]) -> list[Figure]:
     """Share of a variant's latents that the first variant lacks: of another seed where there is one, so that the first
-    variant's own figure is what another seed alone does. `distinct_null`: Gaussian directions of its covariance."""
+    variant's own figure is what another seed alone does. `distinct_null`: Gaussian directions of its covariance. None
+    where the first variant failed or reads vectors of another width."""
     from autointerp.composites.geometry import beside
     from autointerp.composites.maps import whitener
     from autointerp.composites.neighbours import unit
     from autointerp.composites.nulls import random_directions
     from autointerp.sae import load_sae
 
+    def decoder(key: Key) -> Any:
+        return load_sae(measured[key].sae, format=variants[key].config.sae.format).W_dec
+
     first, distinct = next(iter(plan.variants)), []
-    for (name, seed), folder in trained.items():
-        other = plan.seeds[(plan.seeds.index(seed) + 1) % len(plan.seeds)]
-        W, reference = load_sae(str(folder)).W_dec, load_sae(str(trained[first, other])).W_dec
-        null = random_directions(*W.shape, seed=seed, L=whitener(unit(W)))
-        for metric, rows in zip(DISTINCT, (W, null)):
-            distinct.append(Figure(name, seed, metric, beside(rows, reference).distinct))
+    for key in measured:
+        other = plan.seeds[(plan.seeds.index(key[1]) + 1) % len(plan.seeds)]
+        at = (first, other) if (first, other) in variants else (first, plan.seeds[0])
+        W, reference = decoder(key), decoder(at) if at in measured else None
+        values: list[float | None] = [None, None]
+        if reference is not None and W.shape[1] == reference.shape[1]:
+            null = random_directions(*W.shape, seed=key[1], L=whitener(unit(W)))
+            values = [beside(rows, reference).distinct for rows in (W, null)]
+        distinct += [Figure(*key, metric, value) for metric, value in zip(DISTINCT, values)]
     return distinct
+
+
+def _checked(measured: Measured, plan: Plan) -> Measured:
+    _check("metrics", plan.metrics, {row["metric"] for row in measured.rows} | {*DISTINCT})
+    _check("positions", plan.positions, measured.places[0])
+    return measured
 
 
 def _check(key: str, wanted: Iterable[str], known: Collection[str]) -> None:
@@ -197,7 +203,7 @@ def _check(key: str, wanted: Iterable[str], known: Collection[str]) -> None:
             raise ConfigError(f"{key}: the evaluation has no {metric!r}{did_you_mean(metric, sorted(known))}")
 
 
-def _check_composites(plan: Plan, variants: Mapping[tuple[str, int], Config]) -> None:
+def _check_composites(plan: Plan, variants: Mapping[Key, Config]) -> None:
     """Metrics of the composite check need the check, in every variant."""
     asked = [m for m in plan.metrics if m in OF_COMPOSITES or m.removeprefix("share_") in LABELS]
     without = [name for (name, _), config in variants.items() if not config.composites.enabled]
@@ -227,6 +233,8 @@ def _summary(made: Sweep, config: str, environment: Mapping[str, Any]) -> str:
             seeds = [{key: getattr(figure, key) for key in ("seed", "value", "low", "high")} for figure in figures]
             table[variant][metric] = {"mean": fmean(values) if values else None, "seeds": seeds}
     about = {"command": f"autointerp sweep {config}", "variants": made.plan.variants, "figures": table}
+    if made.failures:
+        about["failures"] = made.failures
     if made.plan.positions:
         about["positions"] = {variant: _bands(made, variant) for variant in made.plan.variants}
     about |= environment

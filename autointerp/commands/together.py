@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,11 +19,12 @@ from autointerp.commands.doctor import checked_nodes
 from autointerp.commands.learn import Learner
 from autointerp.commands.run import run_targets, workers
 from autointerp.config import Config, load_config
+from autointerp.engine import models
 from autointerp.engine.dag import Dag
 from autointerp.engine.mirrored import open_store
 from autointerp.engine.session import Session
 from autointerp.engine.stage import Use, plain
-from autointerp.errors import AutointerpError, ConfigError
+from autointerp.errors import AutointerpError
 from autointerp.memory import available, give_back_memory
 from autointerp.stages import passes, stage_of, uses
 
@@ -60,17 +62,22 @@ def share_passes(asked: Iterable[tuple[Config, Sequence[str]]]) -> None:
         harvests = _harvests(config, targets)
         if harvests:
             by_subject.setdefault(passes.common(config), []).append((config, harvests))
+    import torch
+
     with tempfile.TemporaryDirectory() as scratch:  # no language model is asked, so nothing comes into the journal
         for group in by_subject.values():
             if sum(len(harvests) for _, harvests in group) > 1:
                 with Session(group[0][0], Path(scratch) / "usage.jsonl") as session:
                     _share(session, group)
+                del session
+                gc.collect()
+                torch.cuda.empty_cache()  # other processes may come next
 
 
 def _harvests(config: Config, targets: Sequence[str]) -> Mapping[str, Use]:
     try:
         used = uses(config, targets)
-    except ConfigError:
+    except AutointerpError:
         return {}
     return {name: use for name, use in used.items() if passes.shares(use.config(config), use)}
 
@@ -82,14 +89,23 @@ def _share(session: Session, group: Sequence[tuple[Config, Mapping[str, Use]]]) 
             members |= _to_harvest(session, config, harvests)
         except AutointerpError as error:
             passes.leave_out(config, error)
-    free = available()
-    for together in passes.rounds(members.values(), None if free is None else SHARE * free):
+    for together in passes.rounds(members.values(), _room(session)):
         with _locked(together) as left:
             if len(left) > 1:
                 log.info("one pass of %s for %d SAEs", session.config.subject.model, len(left))
                 with workers(session, lambda use: passes.work):
                     passes.work(passes.passing(left, session))
         give_back_memory()
+
+
+def _room(session: Session) -> float | None:
+    """Bytes that the SAEs of one pass may need; None where nothing tells how much there is."""
+    import torch
+
+    free = [each for each in (available(),) if each is not None]
+    if models.device(session).startswith("cuda"):
+        free.append(torch.cuda.mem_get_info(models.device(session))[0])
+    return SHARE * min(free) if free else None
 
 
 def _to_harvest(root: Session, config: Config, harvests: Mapping[str, Use]) -> dict[str, passes.Member]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,7 +21,7 @@ class Plan(Section):
     """What a sweep's file says beside the keys of a run."""
 
     variants: dict[str, dict[str, Any]]  # name -> {"key.path": value}; a value "@NAME" is that variant's SAE
-    seeds: tuple[int, ...] = (0,)  # of the training; each variant once a seed
+    seeds: tuple[int, ...] = (0,)  # of the training; each variant that trains its SAE once a seed
     metrics: tuple[str, ...]  # rows of the table, panels of the picture
     positions: tuple[str, ...] = ()  # metrics drawn by position in the context
 
@@ -51,6 +52,7 @@ class Sweep:
     folder: Path
     plan: Plan
     figures: tuple[Figure, ...]
+    failures: Mapping[str, str] = field(default_factory=dict)  # variant -> why it could not be measured
 
     def of(self, variant: str, metric: str) -> list[Figure]:
         """Over all positions, a figure a seed."""

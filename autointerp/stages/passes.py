@@ -61,7 +61,8 @@ class Member:
         about = json.loads((self.inputs["sae"] / "sae.json").read_text())["cfg"]
         facts = json.loads((self.inputs["sae"] / "manifest.json").read_text())["facts"]
         d_in, latents = about["d_in"], about["d_sae"]
-        firings = self.config.executor.shard_tokens * (facts.get("l0") or USUAL_ACTIVE)
+        tokens = min(self.config.executor.shard_tokens, self.config.corpus.tokens)
+        firings = tokens * (facts.get("l0") or USUAL_ACTIVE)
         activations = self.config.subject.batch_tokens * d_in
         return firings * FIRING + FLOAT * (activations + COPIES * 2 * d_in * latents)
 

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from planted import STORIES
 
 import autointerp as ai
 from autointerp.commands.run import run_targets
+from autointerp.commands.sweep import sweep
 from autointerp.config import Config, parse_config
 from autointerp.engine.executor import Shard
 from autointerp.engine.mirrored import open_store
@@ -215,3 +217,34 @@ def test_saes_share_a_pass_where_they_read_one_text_and_fit_in_memory_together(t
     divided = [[each.inputs["sae"].name for each in together] for together in passes.rounds(members, little)]
     assert divided == [["one0", "one1"], ["one2", "one3"], ["other0", "other1"], ["other2", "other3"]]
     assert [len(together) for together in passes.rounds(members, 1.0)] == [2, 2, 2, 2], "two are no more than one needs"
+
+
+@pytest.mark.weights
+def test_a_sweep_of_loaded_saes_shares_passes_and_keeps_what_did_not_fail(
+    stories15m, saes, alone, together, batches, tmp_path
+) -> None:
+    random_sae(tmp_path / "place" / "narrow", "topk", "blocks.1.hook_resid_post", d=100)
+    raw = config_of(stories15m, saes["topk"]).model_dump(mode="json", exclude_unset=True)
+    raw |= {
+        "variants": {
+            "one": {},
+            "other": {"sae.load": str(saes["jumprelu"]), "composites.union": "@one"},
+            "narrow": {"sae.load": "narrow"},  # beside the file
+            "of it": {"composites.union": "@narrow"},
+        },
+        "seeds": [0, 1],
+        "metrics": ["explained_variance", "share_composite", "distinct_from_first"],
+        "evaluation": {"tokens": 400},
+    }
+    file = tmp_path / "place" / "sweep.yaml"
+    file.write_text(yaml.safe_dump(raw, sort_keys=False))
+    swept = sweep(file, out=tmp_path / "out")
+    assert swept.failures.keys() == {"narrow", "of it"}
+    assert "100" in swept.failures["narrow"]
+    assert harvests().items() <= alone.items()
+    assert {len(hooks) for hooks in batches} == {1}
+    assert [figure.seed for figure in swept.of("one", "explained_variance")] == [0], "nothing here hangs on a seed"
+    assert swept.of("one", "distinct_from_first")[0].value == 0
+    made = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert made["failures"] == swept.failures
+    assert made["figures"]["narrow"]["explained_variance"]["mean"] is None

@@ -117,3 +117,14 @@ def test_a_scorers_metric_runs_each_variant_whole(subject, tmp_path):
     assert (gain.value, gain.low, gain.high) == (0, 0, 0), "and of any other explanation too"
     assert len(ai.open_run(tmp_path / "out" / "k 2 0").features) == 4
     assert found.of("k 2", "detection_control") == [], "only what is asked for"
+
+
+@pytest.mark.weights
+def test_variants_side_by_side_leave_what_they_leave_one_after_the_other(subject, tmp_path, monkeypatch):
+    variants = {name: PLAN["variants"][name] for name in ("k 8", "k 2")}
+    out, file = tmp_path / "out", write(tmp_path, subject=subject, variants=variants, seeds=[0])
+    together = sweep(file, out=out, jobs=2)
+    assert not together.failures
+    assert (out / "k 2 0" / "log.txt").stat().st_size > 0
+    monkeypatch.setattr("autointerp.engine.dag.Dag._execute", lambda *_: pytest.fail("a stage ran again"))
+    assert sweep(file, out=out).figures == together.figures

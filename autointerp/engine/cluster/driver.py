@@ -192,27 +192,12 @@ class Cluster:
     # --- workers
 
     def _room(self) -> int:
-        """Workers that the cluster's nodes have room for, at most `executor.max_workers`."""
-        wanted = self._resources()
-        room = 0
-        for node in ray.nodes():
-            if node["Alive"]:
-                room += int(min(node["Resources"].get(name, 0.0) // need for name, need in wanted.items() if need))
-        if not room:
-            raise AutointerpError(
-                f"no node of the Ray cluster has {wanted['CPU']:g} cores and {wanted['GPU']:g} GPUs for a worker:"
-                " lower executor.num_cpus or executor.num_gpus"
-            )
+        """Workers that there may be, at most `executor.max_workers`."""
+        room = _room(self._config)
         return min(room, self._config.max_workers or room)
 
-    def _resources(self) -> dict[str, float]:
-        gpus = self._config.num_gpus
-        if gpus is None:
-            gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
-        return {"CPU": self._config.num_cpus, "GPU": gpus}
-
     def _hire(self) -> _Hand:
-        name, need = f"worker-{secrets.token_hex(4)}", self._resources()
+        name, need = f"worker-{secrets.token_hex(4)}", _resources(self._config)
         remote: Any = ray.remote(Worker).options(num_cpus=need["CPU"], num_gpus=need["GPU"], max_restarts=0)
         actor = remote.remote(name, self._orders)
         hand = _Hand(name, actor, actor.hello.remote())
@@ -274,6 +259,43 @@ class Cluster:
         self._keeper = None
         if self._connected:
             ray.shutdown()
+
+
+@contextmanager
+def connected(config: ExecutorConfig) -> Iterator[tuple[str, int]]:
+    """For several drivers on one cluster, which is started here where its address is local: its address, and how many
+    workers it has room for."""
+    ours = not ray.is_initialized()
+    if ours:
+        _connect(config)
+    try:
+        yield ray.get_runtime_context().gcs_address, _room(config)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _resources(config: ExecutorConfig) -> dict[str, float]:
+    """Of a worker."""
+    gpus = config.num_gpus
+    if gpus is None:
+        gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
+    return {"CPU": config.num_cpus, "GPU": gpus}
+
+
+def _room(config: ExecutorConfig) -> int:
+    """Workers that the cluster's nodes have room for."""
+    wanted = _resources(config)
+    room = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            room += int(min(node["Resources"].get(name, 0.0) // need for name, need in wanted.items() if need))
+    if not room:
+        raise AutointerpError(
+            f"no node of the Ray cluster has {wanted['CPU']:g} cores and {wanted['GPU']:g} GPUs for a worker:"
+            " lower executor.num_cpus or executor.num_gpus"
+        )
+    return room
 
 
 def _connect(config: ExecutorConfig) -> None:
