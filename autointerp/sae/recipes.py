@@ -116,6 +116,11 @@ class Recipe:
             encoder = torch.cat([encoder, bias[:, None]], 1)
         return z.to(self.dtype) @ encoder.to(self.dtype).T
 
+    @torch.no_grad()
+    def to_choose_by(self, z: Tensor, encoder: Tensor, bias: Tensor) -> Tensor:
+        """z encoderᵀ + bias -> [b, n], in the dtype of large products: which latents fire, not how much."""
+        return torch.addmm(bias.to(self.dtype), z.to(self.dtype), encoder.to(self.dtype).T)
+
     def decoded(self, codes: Tensor, decoder: Tensor) -> tuple[Tensor, Tensor]:
         """codes @ decoder, and the sum of all codes, which is one more column."""
         decoder = torch.cat([decoder, decoder.new_ones(len(decoder), 1)], 1)
@@ -145,8 +150,7 @@ class TopK(Recipe):
 
     def loss(self, z: Tensor, dead: Tensor, step: int) -> Outcome:
         encoder, bias, decoder = (self._begun(name) for name in ("W_enc", "b_enc", "W_dec"))
-        with torch.no_grad():  # to choose latents by
-            pre = torch.addmm(bias.to(self.dtype), z.to(self.dtype), encoder.to(self.dtype).T)
+        pre = self.to_choose_by(z, encoder, bias)
         k = max(1, round(self.config.k * self.learning.stop / self.config.d_sae))
         indices = sparse.topk(pre, k)
         values = sparse.encode(z, encoder, bias, indices, pre).relu()
@@ -202,10 +206,8 @@ class BatchTopK(TopK):
     def _chosen(self, z: Tensor, step: int) -> tuple[sparse.Pairs, Tensor, Tensor]:
         """The batch's largest: where they are, their codes [m] with gradients, and all pre-activations [b, d_sae]."""
         encoder, bias = self.weights["W_enc"], self.weights["b_enc"]
-        with torch.no_grad():  # to choose by
-            pre = torch.addmm(bias.to(self.dtype), z.to(self.dtype), encoder.to(self.dtype).T)
-            flat = self._largest(pre, step)
-            pairs = sparse.Pairs.of(flat, *pre.shape)
+        pre = self.to_choose_by(z, encoder, bias)
+        pairs = sparse.Pairs.of(self._largest(pre, step), *pre.shape)
         if z.is_cuda:  # its dense products are faster than sparse ones
             made = self.product(z, encoder.T) + bias
             return pairs, made[pairs.token, pairs.latent].relu(), pre
@@ -395,9 +397,7 @@ class JumpReLU(Recipe):
     @torch.no_grad()
     def _near(self, z: Tensor, threshold: Tensor) -> sparse.Pairs | None:
         """What fires or is near enough to its threshold to move it; None where that is too much for sparse products."""
-        pre = torch.addmm(
-            self.weights["b_enc"].to(self.dtype), z.to(self.dtype), self.weights["W_enc"].to(self.dtype).T
-        )
+        pre = self.to_choose_by(z, self.weights["W_enc"], self.weights["b_enc"])
         nearest = (threshold - self.width / 2) * 0.99  # lower by more than few bits are rounded
         flat = blocks.above(pre, nearest.to(pre.dtype))
         if len(flat) > self.dense_from * pre.numel():
