@@ -293,16 +293,16 @@ def check_disk(wanted: Iterable[tuple[str, float]]) -> Check:
 def check_mirror(wanted: Iterable[tuple[str, float]], *, probe: bool) -> Iterator[Check]:
     """`wanted` as above, of stages whose files go there. A mirror that fails ends no run; one without a driver would
     never work. `probe`: a small file is written where there is none."""
-    kept_at = mirror()
+    try:
+        kept_at = mirror()
+    except ConfigError as error:
+        yield Check("mirror", "wrong", str(error))
+        return
     if kept_at is None:
         return
-    try:
-        trouble = kept_at.trouble(probe=probe)
-    except ConfigError as error:
-        yield Check("mirror", "wrong", f"AUTOINTERP_MIRROR: {error}")
-        return
+    trouble = kept_at.trouble(probe=probe)
     size = sum(size for _, size in wanted)
-    going = f", about {_size(size)} will go there" if size else ""
+    going = f"; what is to do puts about {_size(size)} there" if size else ""
     yield Check("mirror", "not known" if trouble else "ok", trouble or f"{kept_at.remote.shown}{going}")
 
 

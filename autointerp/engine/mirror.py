@@ -99,7 +99,7 @@ class Mirror:
         try:
             for _ in range(2):  # the byte may have been lost on the way
                 if not self._tried("read", got, False):
-                    raise Unfit(f"the mirror cannot be read: {self._rest('read')}")
+                    raise Unfit(f"the mirror cannot be read: {self.rests('read')}")
                 if read_sha256(file) == sha256:
                     return
         except FileNotFoundError:
@@ -134,33 +134,32 @@ class Mirror:
     # --- what is wrong with it
 
     def trouble(self, *, probe: bool) -> str | None:
-        """Why the mirror cannot be used, None where it can be read and, with `probe`, written: a small file is.
-
-        Raises ConfigError where there is no driver for its URL.
-        """
-        self.remote.check_driver()
+        """Why the mirror cannot be used, None where it can be read and, with `probe`, written: a small file is."""
         uses: dict[How, Callable[[], Any]] = {"read": lambda: self.remote.read(PROBE)}
         if probe:
             uses["written"] = lambda: self.remote.read(PROBE) or self.remote.write(PROBE, PROBED)
         for how, use in uses.items():
             self._tried(how, use, None)
-            if (why := self._rest(how)) is not None:
+            if (why := self.rests(how)) is not None:
                 return f"{self.remote.shown} cannot be {how} ({why}): {OTHERWISE[how]}"
         return None
 
-    def _rest(self, how: How) -> str | None:
-        """Why the mirror is left alone for a while, None where it is not."""
-        until, why = self._rests.get(how, (float("-inf"), ""))
-        return why if self._now() < until else None
+    def rests(self, how: How) -> str | None:
+        """Why the mirror is left alone for a while, None where it is not. One that cannot be read is not written."""
+        for failed in ("read", how):
+            until, why = self._rests.get(failed, (float("-inf"), ""))
+            if self._now() < until:
+                return why
+        return None
 
     def _tried(self, how: How, use: Callable[[], T], otherwise: T) -> T:
         """What `use` returns; `otherwise` where the mirror fails or rests."""
-        if self._rest(how) is not None:
+        if self.rests(how) is not None:
             return otherwise
         try:
             return use()
-        except (Unreachable, ConfigError) as error:
-            told, self._rests[how] = self._rest(how), (self._now() + REST, str(error))
+        except Unreachable as error:
+            told, self._rests[how] = self.rests(how), (self._now() + REST, str(error))
             if told is None:  # by another thread
                 log.warning("the mirror %s cannot be %s (%s): %s", self.remote.shown, how, error, OTHERWISE[how])
             return otherwise
@@ -172,6 +171,14 @@ def mirror_at(url: str) -> Mirror:
 
 
 def mirror() -> Mirror | None:
-    """The one that $AUTOINTERP_MIRROR names, the same for the whole process; None without."""
+    """The one that $AUTOINTERP_MIRROR names, the same for the whole process; None without. Raises ConfigError where
+    there is no driver for its URL."""
     url = mirror_url()
-    return mirror_at(url) if url else None
+    if url is None:
+        return None
+    named = mirror_at(url)
+    try:
+        named.remote.check_driver()
+    except ConfigError as error:
+        raise ConfigError(f"AUTOINTERP_MIRROR: {error}") from None
+    return named

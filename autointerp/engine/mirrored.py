@@ -83,7 +83,7 @@ class MirroredStore(Store):
         write_atomically(coming / "manifest.json", lambda path: path.write_text(text_of(manifest)))
         coming.rename(final)
         self._verified.add((manifest.stage, manifest.key))
-        log.info("%s: %s from the mirror", manifest.stage, _megabytes(sum(manifest.sizes.values())))
+        log.info("%s: %s from the mirror", manifest.stage, _size(sum(manifest.sizes.values())))
         return True
 
     def share(self, manifest: Manifest, *, made: bool = False, kept: bool = True) -> None:
@@ -93,7 +93,11 @@ class MirroredStore(Store):
 
     def _sent(self, manifest: Manifest, made: bool, kept: bool) -> int | None:
         artifact, folder = artifact_name(manifest.stage, manifest.key), self.folder(manifest.stage, manifest.key)
-        if not made and (self._mirror.look(artifact) is not None or self.verify(manifest) is not None):
+        if not made and self._mirror.look(artifact) is not None:
+            return 0
+        if self._mirror.rests("written") is not None:
+            return None
+        if self.verify(manifest) is not None:  # who reads it sets it aside
             return 0
         files = {sha256: folder / name for name, sha256 in manifest.files.items()} if kept else {}
         try:
@@ -128,10 +132,10 @@ def _wait(going: Sequence[Future[int | None]]) -> None:
         log.info("waiting until the mirror has what is new")
     sent = [future.result() for future in going]
     if total := sum(size or 0 for size in sent):
-        log.info("%s went to the mirror", _megabytes(total))
+        log.info("%s went to the mirror", _size(total))
     if None in sent:
         log.warning("%d artifacts are not in the mirror: a later run sends them", sent.count(None))
 
 
-def _megabytes(size: float) -> str:
-    return f"{size / 1e6:,.1f} MB"
+def _size(size: float) -> str:
+    return f"{size / 1e6:,.0f} MB" if size >= 1e7 else f"{size / 1e3:,.0f} kB"
