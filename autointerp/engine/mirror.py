@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
-from autointerp.engine.remote import Remote, Unreachable
+from autointerp.engine.remote import Remote, Unreachable, side_by_side
 from autointerp.errors import ConfigError
 from autointerp.hashing import read_sha256
 from autointerp.resources import mirror_url
@@ -33,7 +33,6 @@ How = Literal["read", "written"]
 MANIFEST = "manifest.json"
 HOLDS = 60.0  # seconds for which a look at the mirror holds
 REST = 600.0  # seconds for which a mirror that failed is left alone
-SIDE_BY_SIDE = 8  # files on their way
 PROBE, PROBED = "README.txt", b"A mirror of autointerp's store, which AUTOINTERP_MIRROR names.\n"
 OTHERWISE: Mapping[How, str] = {
     "read": "the run goes on without it",
@@ -80,8 +79,7 @@ class Mirror:
             for name in map(PurePosixPath, files):
                 if name.is_absolute() or ".." in name.parts:
                     raise Unfit(f"its manifest names a file elsewhere, {name}")
-            with ThreadPoolExecutor(SIDE_BY_SIDE) as threads:
-                list(threads.map(lambda item: self._fetch(artifact, folder / item[0], item[1]), files.items()))
+            side_by_side(lambda item: self._fetch(artifact, folder / item[0], item[1]), files.items())
         except Unfit:
             self.refuse(artifact)
             raise
@@ -122,8 +120,7 @@ class Mirror:
             there = self.remote.listed(artifact)
             sizes = {sha256: file.stat().st_size for sha256, file in files.items()}
             lacking = [sha256 for sha256, size in sizes.items() if sha256 not in there or there[sha256].size != size]
-            with ThreadPoolExecutor(SIDE_BY_SIDE) as threads:
-                list(threads.map(lambda sha256: self.remote.put(files[sha256], f"{artifact}/{sha256}"), lacking))
+            side_by_side(lambda sha256: self.remote.put(files[sha256], f"{artifact}/{sha256}"), lacking)
             if MANIFEST not in there or self.remote.read(f"{artifact}/{MANIFEST}") != manifest:
                 self.remote.write(f"{artifact}/{MANIFEST}", manifest)
             self._looks[artifact] = self._now(), manifest

@@ -81,7 +81,7 @@ class MirroredStore(Store):
             if path.is_file() and str(path.relative_to(coming)) not in manifest.files:  # of an earlier one of this key
                 path.unlink()
         write_atomically(coming / "manifest.json", lambda path: path.write_text(text_of(manifest)))
-        coming.rename(final)
+        self._place(coming, final)
         self._verified.add((manifest.stage, manifest.key))
         log.info("%s: %s from the mirror", manifest.stage, _size(sum(manifest.sizes.values())))
         return True

@@ -6,29 +6,31 @@ Credentials and addresses of services are the driver's own business: it reads it
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import tenacity
 
 from autointerp.errors import AutointerpError, ConfigError
 from autointerp.hashing import digest
-from autointerp.redact import hide, public_url, redact, secrets_of
+from autointerp.redact import hide, redact
 
 NOT_IN_KEYS = "it carries files, and changes none"
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 ATTEMPTS, FIRST, LONGEST = 4, 0.5, 8.0  # tries, seconds before the second one, and before any at most
 FULL = (errno.ENOSPC, errno.EDQUOT)
-FOLDERS = frozenset(
-    {"file", "sftp", "ssh", "smb", "ftp", "hdfs", "webhdfs"}
-)  # where a file wants its folder to be there
-TORN = ".tmp"  # the end of the name of a file that is being written
+SIDE_BY_SIDE = 8  # files on their way
+# where a file wants its folder to be there
+FOLDERS = frozenset({"file", "sftp", "ssh", "smb", "ftp", "hdfs", "webhdfs"})
 TOLD = 200  # characters of a driver's error
 
 
@@ -40,6 +42,13 @@ class Unreachable(AutointerpError):
 class Listed:
     size: int
     mark: str  # changes when the file does
+
+
+def side_by_side(work: Callable[[Item], object], items: Iterable[Item]) -> None:
+    """`work` for each item, several at a time. Where one fails, those that have not begun are left; it is raised."""
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as threads:
+        for _ in threads.map(work, items):
+            pass
 
 
 def is_url(place: object) -> bool:
@@ -56,8 +65,9 @@ class Remote:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        self.shown = public_url(self.url)
-        hide(*secrets_of(self.url))
+        with suppress(ValueError):  # the driver says what is wrong with the URL
+            hide(urlsplit(self.url).password or "")
+        self.shown = redact(self.url)
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
@@ -130,7 +140,8 @@ class Remote:
                 files.makedirs(path.rpartition("/")[0], exist_ok=True)
             if "file" not in names:
                 return write(files, path)
-            temporary = f"{path}.{uuid4().hex[:8]}{TORN}"  # so that it is whole or as it was, as on an object store
+            folder, _, file = path.rpartition("/")  # whole or as it was, as on an object store
+            temporary = f"{folder}/.{file}.{uuid4().hex[:8]}.tmp"
             try:
                 write(files, temporary)
                 files.mv(temporary, path)

@@ -145,16 +145,20 @@ class Store:
         made = Manifest(stage, key, content, files, round(seconds, 3), to_retry, dict(facts), sizes, dict(parts or {}))
         text = text_of(replace(made, check=_check(made)))
         write_atomically(partial / "manifest.json", lambda path: path.write_text(text))
-        if final.exists():  # an earlier attempt with items to retry
-            stale = final.with_name(f"{key}.old")
-            shutil.rmtree(stale, ignore_errors=True)
-            final.rename(stale)
-            partial.rename(final)
-            shutil.rmtree(stale)
-        else:
-            partial.rename(final)
+        self._place(partial, final)
         self._verified.add((stage, key))  # hashed a moment ago
         return Manifest(**json.loads(text))
+
+    @staticmethod
+    def _place(made: Path, final: Path) -> None:
+        if final.exists():  # an earlier attempt with items to retry, or one whose manifest is gone
+            stale = final.with_name(f"{final.name}.old")
+            shutil.rmtree(stale, ignore_errors=True)
+            final.rename(stale)
+            made.rename(final)
+            shutil.rmtree(stale)
+        else:
+            made.rename(final)
 
 
 def _check(manifest: Manifest) -> str:

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, ParamSpec, TypeVar
@@ -20,7 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 from filelock import FileLock, Timeout
 
 from autointerp.artifacts import write_atomically
-from autointerp.engine.remote import Listed, Remote, Unreachable, is_url
+from autointerp.engine.remote import Listed, Remote, Unreachable, is_url, side_by_side
 from autointerp.errors import AutointerpError
 from autointerp.hashing import digest
 from autointerp.resources import cache_dir
@@ -32,7 +31,6 @@ T = TypeVar("T")
 STATE = ".at-url.json"  # what was carried last: name -> its mark at the URL, its size and time here
 JOURNAL = "usage.jsonl"  # what runs alone read
 PROBE = ".writable"
-SIDE_BY_SIDE = 8
 
 
 def copy_of(url: str) -> Path:
@@ -105,8 +103,7 @@ def _fetch(remote: Remote, folder: Path, there: Mapping[str, Listed], journal: b
     before = _state(folder)
     wanted = [name for name, about in there.items() if _new(before, name, about) or not (folder / name).is_file()]
     wanted = [name for name in wanted if _carried(name) and (journal or name != JOURNAL)]
-    with ThreadPoolExecutor(SIDE_BY_SIDE) as threads:
-        list(threads.map(lambda name: _get(remote, name, folder / name), wanted))
+    side_by_side(lambda name: _get(remote, name, folder / name), wanted)
     for name in before.keys() - there.keys():  # removed at the URL since
         (folder / name).unlink(missing_ok=True)
     unchanged = {name: before[name] for name in before.keys() & there.keys() if name not in wanted}
@@ -124,9 +121,8 @@ def _send(remote: Remote, folder: Path) -> None:
     here = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     here = {name: path for name, path in here.items() if _carried(name)}
     changed = [name for name, path in here.items() if before.get(name, {}).get("here") != _stamp(path)]
-    with ThreadPoolExecutor(SIDE_BY_SIDE) as threads:
-        list(threads.map(lambda name: remote.put(here[name], name), [name for name in changed if name != "run.json"]))
-        list(threads.map(remote.remove, [name for name in before if name not in here]))
+    side_by_side(lambda name: remote.put(here[name], name), [name for name in changed if name != "run.json"])
+    side_by_side(remote.remove, [name for name in before if name not in here])
     if "run.json" in changed:
         remote.put(here["run.json"], "run.json")
     _remember(folder, _carried_now(folder, {name: about for name, about in remote.listed().items() if name in here}))

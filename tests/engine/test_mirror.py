@@ -177,6 +177,19 @@ def test_a_torn_or_damaged_artifact_is_not_taken_and_is_made_whole_by_who_makes_
     assert third.worked == []
 
 
+@pytest.mark.parametrize("file", ["out.txt", "manifest.json"])
+def test_what_is_lost_here_comes_from_the_mirror(url: str, file: str, tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "1", url)
+    baked = machine.bread()
+    dough = next(machine.store.root.glob("dough__rye/*/out.txt")).parent
+    (dough / file).unlink()
+    again = Machine(tmp_path / "1", url)
+    again.bread(heat=100)
+    assert again.worked == ["bread"]
+    assert again.bread() == baked
+    assert (dough / "manifest.json").exists()
+
+
 def test_a_manifest_that_names_files_elsewhere_is_not_taken(url: str, tmp_path: Path) -> None:
     first = Machine(tmp_path / "1", url)
     made = first.dag().run()["bread"]
