@@ -117,6 +117,11 @@ def _get(remote: Remote, name: str, file: Path) -> None:
 
 
 def _send(remote: Remote, folder: Path) -> None:
+    with suppress(Timeout), FileLock(folder / ".lock", timeout=0):  # who holds it sends at its own end
+        _send_alone(remote, folder)
+
+
+def _send_alone(remote: Remote, folder: Path) -> None:
     before = _state(folder)
     here = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     here = {name: path for name, path in here.items() if _carried(name)}
@@ -126,7 +131,8 @@ def _send(remote: Remote, folder: Path) -> None:
     if "run.json" in changed:
         remote.put(here["run.json"], "run.json")
     _remember(folder, _carried_now(folder, {name: about for name, about in remote.listed().items() if name in here}))
-    log.info("%d files went to %s", len(changed), remote.shown)
+    if changed:
+        log.info("%d files went to %s", len(changed), remote.shown)
 
 
 def _carried(name: str) -> bool:

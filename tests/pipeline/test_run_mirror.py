@@ -115,7 +115,7 @@ def test_doctor_says_what_a_mirror_is_good_for(
     machine("one")
     state, text = mirror_line()
     assert state == "ok"
-    assert "will go there" in text
+    assert "what is to do puts about" in text
     (tmp_path / "file").touch()
     monkeypatch.setenv("AUTOINTERP_MIRROR", (tmp_path / "file" / "mirror").as_uri())
     state, text = mirror_line()

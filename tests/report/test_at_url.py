@@ -141,6 +141,19 @@ def test_a_copy_in_which_a_run_works_is_left_alone(url: str) -> None:
     assert (fetched(url) / "features").read_text() == "2"
 
 
+def test_a_command_that_finds_another_at_work_sends_nothing_of_its_files(url: str) -> None:
+    @kept_at_url
+    def command(*, out: str) -> None:
+        raise AutointerpError("another process is running")
+
+    copy_of(url).mkdir(parents=True)
+    with FileLock(copy_of(url) / ".lock"):
+        (copy_of(url) / "features").write_text("half")
+        with pytest.raises(AutointerpError, match="another process"):
+            command(out=url)
+    assert at(url) == {}
+
+
 def test_a_url_that_cannot_be_written_is_told_before_the_work(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(self: Remote, name: str, content: bytes) -> None:
         raise Unreachable("access is refused")
