@@ -11,10 +11,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from autointerp.errors import ConfigError
+from autointerp.overrides import set_key
 from autointerp.redact import has_key_prefix, hide, looks_like_key, names_in, secret_name, texts_in
 from autointerp.registry import did_you_mean, look_in
 
 NOT_IN_KEYS = "a stage's key holds the values of its section, not the code that read them"
+
+SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")  # ways of accelerate to place a model's modules
 
 
 class Section(BaseModel):
@@ -27,6 +30,9 @@ class SubjectConfig(Section):
     model: str  # catalogue name, hub id or local folder
     hook: str | None = None  # TransformerLens name or HF module path; None: what the SAE was trained on
     device: str = "auto"  # cpu, cuda, cuda:1; auto: a GPU where there is one
+    # in the place of device, for a model that one GPU does not hold: auto, balanced, balanced_low_0 or sequential, or
+    # where each module lies: {model.layers.0: 0, …}, a GPU's number, cpu or disk (docs/scale.md)
+    device_map: str | dict[str, int | str] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the weights
     revision: str | None = None  # of the hub's repository
     hook_out: str | None = None  # where a transcoder's output belongs; None: what it was trained on
@@ -34,6 +40,18 @@ class SubjectConfig(Section):
     batch_tokens: int = Field(default=8192, ge=1)  # tokens in one forward pass
     # trained; redrawn:SEED: every tensor drawn anew with its own mean and spread; redrawn_blocks:SEED: embeddings kept
     weights: str = Field(default="trained", pattern=r"^(trained|redrawn(_blocks)?:[0-9]+)$")
+
+    @model_validator(mode="after")
+    def lies_in_one_way(self) -> SubjectConfig:
+        where = self.device_map
+        if isinstance(where, str) and where not in SPREAD:
+            raise ValueError(f"device_map {where!r} is neither {', '.join(SPREAD)} nor a mapping of modules to devices")
+        for place in where.values() if isinstance(where, dict) else ():
+            if not re.fullmatch(r"\d+|cpu|disk", str(place)):
+                raise ValueError(f"device_map: {place!r} is no place for a module: give a GPU's number, cpu or disk")
+        if where is not None and (self.device != "auto" or self.compile):
+            raise ValueError("device_map says where the subject lies: leave out device and compile, or device_map")
+        return self
 
 
 class CorpusConfig(Section):
@@ -423,25 +441,3 @@ def _keys_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
         if section is None:
             return []
     return list(section.model_fields)
-
-
-def set_key(raw: dict[str, Any], key: str, value: Any) -> None:
-    """``a.b.0.c`` = value; positions in a list are numbers."""
-    *path, last = key.split(".")
-    at: Any = raw
-    for part, following in zip(path, [*path[1:], last]):
-        if isinstance(at, dict) and at.get(part) is None:
-            at[part] = [] if following.isdigit() else {}
-        at = at[_place(at, part, key)]
-    at[_place(at, last, key)] = value
-
-
-def _place(section: Any, part: str, key: str) -> Any:
-    """`part` as a key of a mapping or a position in a list."""
-    if isinstance(section, dict):
-        return part
-    if not isinstance(section, list):
-        raise ConfigError(f"--set {key}: {part!r} would be inside of {section!r}, which is no section")
-    if not part.isdigit() or int(part) >= len(section):
-        raise ConfigError(f"--set {key}: the list there has {len(section)} items, {part!r} is none of them")
-    return int(part)

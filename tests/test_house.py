@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "autointerp"
 GROUND = (
     "records config registry plugins artifacts tables prompting answers stats progress resources hashing memory"
-    " errors redact tracking"
+    " errors redact tracking overrides"
 )
 FLOORS = (
     set(GROUND.split()),

@@ -23,8 +23,9 @@ from autointerp.commands.folder import environment, run_folder
 from autointerp.commands.side_by_side import Outcome, one_cluster, side_by_side
 from autointerp.commands.together import share_passes
 from autointerp.commands.variant import LABELS, Key, Measured, Variant, measure, targets
-from autointerp.config import Config, anchor, problem, read_config, resolve_config, set_key
+from autointerp.config import Config, anchor, problem, read_config, resolve_config
 from autointerp.errors import AutointerpError, ConfigError, Problems
+from autointerp.overrides import set_key
 from autointerp.registry import did_you_mean
 from autointerp.report.at_url import kept_at_url
 from autointerp.report.sweep import Figure, Plan, Sweep, draw

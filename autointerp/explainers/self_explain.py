@@ -116,9 +116,8 @@ class _Patched:
                 value[:, self._place] = vectors.to(value)
             return value
 
-        bridge: Any = self._subject.bridge
-        with torch.no_grad(), bridge.hooks(fwd_hooks=[(self._subject.hook.name, put)]):
-            rows = bridge.original_model.generate(
+        with torch.no_grad(), self._subject.forward.hooked([(self._subject.hook.name, put)]) as model:
+            rows = model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=tokens,

@@ -70,9 +70,15 @@ def train_config(config: Config) -> TrainConfig:
     if config.subject.hook is None:
         raise ConfigError("subject.hook is missing: an SAE that the run trains needs to know what to read")
     try:
-        return TrainConfig.model_validate({"seed": config.seed, "tracking": tracking, **(config.sae.train or {})})
+        wanted = TrainConfig.model_validate({"seed": config.seed, "tracking": tracking, **(config.sae.train or {})})
     except ValidationError as error:
         raise ConfigError("; ".join(problem(e, TrainConfig, "sae.train.") for e in error.errors())) from None
+    if wanted.ranks != 1 and config.sae.stream and config.subject.device_map is not None:
+        raise ConfigError(
+            "sae.train.ranks with sae.stream loads the subject onto each GPU, and subject.device_map spreads it over"
+            " all: leave out one of the three"
+        )
+    return wanted
 
 
 def work(job: Job) -> None:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,6 +43,9 @@ class Place:
     side: Literal["in", "out"]
 
 
+Change = Callable[[Tensor, Any], Tensor | None]  # what is at a hook point, and the hook -> what is put there
+
+
 class Forward:
     """Reads hook points from one pass over tokens [b, s], rows padded on the right.
 
@@ -51,6 +55,11 @@ class Forward:
     def __init__(self, bridge: TransformerBridge, plain: PlainModel) -> None:
         self.bridge, self.plain = bridge, plain
         self._places: dict[str, Place | None] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where tokens go and what is read comes from."""
+        return next(self.bridge.parameters()).device
 
     def read(self, tokens: Tensor, hooks: Sequence[ResolvedHook]) -> list[Tensor]:
         """[b, s, …] for each of the hooks, in the model's dtype. ConfigError for one that is switched off."""
@@ -71,6 +80,23 @@ class Forward:
             self._places[hook.name] = place
         return self._places[hook.name]
 
+    def run(self, tokens: Tensor, changes: Sequence[tuple[str, Change]]) -> Tensor:
+        """A whole pass over tokens [b, s] that sees, and may change, what is at hook points of full names -> logits."""
+        with torch.no_grad():
+            logits: Any = self.bridge.run_with_hooks(tokens, fwd_hooks=list(changes))
+        return logits
+
+    @contextmanager
+    def hooked(self, changes: Sequence[tuple[str, Change]]) -> Iterator[Any]:
+        """The Hugging Face model, for its `generate`, with the same inside."""
+        bridge: Any = self.bridge
+        with bridge.hooks(fwd_hooks=list(changes)):
+            yield bridge.original_model
+
+    def filled(self, component: Any) -> Any:
+        """A component of the bridge whose weights are wanted, with them."""
+        return component
+
     def way(self, hook: ResolvedHook) -> str:
         """Hook points of one way have in one pass the very numbers that each has in a pass of its own."""
         place = self.place(hook)
@@ -82,7 +108,7 @@ class Forward:
         cfg = self.bridge.cfg
         rows, length = PROBE[0], min(PROBE[1], cfg.n_ctx)
         tokens = torch.randint(cfg.d_vocab, (rows, length), generator=torch.Generator().manual_seed(0))
-        tokens = tokens.to(next(self.bridge.parameters()).device)
+        tokens = tokens.to(self.device)
         expected = self.by_bridge(tokens, [hook])[0].flatten(2)
         value = self.plain.read(tokens, [place]).get(place)
         if value is None or value.flatten(2).shape != expected.shape:
@@ -115,11 +141,12 @@ class _AllRead(Exception):
 class PlainModel:
     """A Hugging Face model that shares its weights with the one that the bridge takes apart."""
 
-    def __init__(self, model: Any) -> None:
-        """model: as loaded, before the bridge puts modules of its own into it."""
+    def __init__(self, model: Any, named: Any = None) -> None:
+        """model: as loaded, before the bridge puts modules of its own into it. named: another model of the same
+        modules, which the bridge takes apart in its place."""
         shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        self.model: Any = copy.deepcopy(model, shared)
-        self._names = {id(module): name for name, module in model.named_modules()}
+        self.model: Any = copy.deepcopy(model, shared) if named is None else model
+        self._names = {id(module): name for name, module in (named or model).named_modules()}
         self._modules = dict(self.model.named_modules())
         self._trunk = {id(module) for module in self.model.base_model.modules()}  # all but the unembedding
         self._compiled: dict[str, Any] = {}
@@ -172,6 +199,32 @@ class PlainModel:
             for handle in handles:
                 handle.remove()
         return values
+
+    def change(self, place: Place, change: Change) -> Any:
+        """Have `change` see each value at a place, and put another one there; the handle's `remove` ends it."""
+        module = self._modules[place.module]
+
+        def after(_module: nn.Module, _given: Any, made: Any) -> Any:
+            whole = isinstance(made, tuple)
+            new = change(made[0] if whole else made, None)
+            return None if new is None else (new, *made[1:]) if whole else new
+
+        def before(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+            first = None if given else next(iter(named))
+            new = change(given[0] if first is None else named[first], None)
+            if new is None:
+                return None
+            return ((new, *given[1:]), named) if first is None else (given, named | {first: new})
+
+        if place.side == "out":
+            return module.register_forward_hook(after)
+        return module.register_forward_pre_hook(before, with_kwargs=True)
+
+    def counterparts(self, component: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+        """The modules in a component that were taken apart, each with the plain model's own."""
+        for module in component.modules():
+            if (name := self._names.get(id(module))) is not None:
+                yield module, self._modules[name]
 
 
 def _is_within(block: str, place: Place) -> bool:

@@ -34,6 +34,7 @@ def load_subject(config: SubjectConfig, folder: Path, hook: str | None) -> Subje
     from transformers import AutoModelForCausalLM
 
     from autointerp.subject.forward import Forward, PlainModel
+    from autointerp.subject.spread import spread
 
     device = config.device
     if device == "auto":
@@ -41,6 +42,9 @@ def load_subject(config: SubjectConfig, folder: Path, hook: str | None) -> Subje
     dtype = getattr(torch, config.dtype)
     tokenizer = load_tokenizer(folder)
     try:
+        if config.device_map is not None:
+            subject = Subject(folder.name, spread(config, folder, tokenizer, device), tokenizer, None)
+            return subject if hook is None else subject.at(hook)
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         if config.weights != "trained":
             redraw(loaded, config.weights)
@@ -81,7 +85,7 @@ class Subject:
 
     @property
     def device(self) -> torch.device:
-        return next(self.bridge.parameters()).device
+        return self.forward.device
 
     @cached_property
     def bos_id(self) -> int | None:
@@ -126,7 +130,7 @@ class Subject:
         """
         import torch
 
-        mlp: Any = self.bridge.blocks[self.hook.layer].mlp
+        mlp = self.forward.filled(self.bridge.blocks[self.hook.layer].mlp)
         rows = getattr(mlp, "W_out", None)
         if rows is None or tuple(rows.shape) != (self.d_hook, self.d_model):
             raise ConfigError(f"the MLP of layer {self.hook.layer} is not one of single neurons: choose another hook")
@@ -163,20 +167,18 @@ class Subject:
         values: dict[str, torch.Tensor] = {}
 
         def keep(name: str, value: torch.Tensor) -> None:
-            values[name] = value.float().flatten(2)
+            values[name] = value.to(self.device, torch.float32, copy=True).flatten(2)
 
         def put(new: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-            return new.to(value.dtype).reshape(value.shape)
+            return new.to(value).reshape(value.shape)
 
         hooks: list[Any] = [(name, lambda value, hook, name=name: keep(name, value)) for name in read]
         hooks += [(name, lambda value, hook, new=new: put(new, value)) for name, new in (patch or {}).items()]
         hooks += [(name, lambda value, hook, new=new: value + put(new, value)) for name, new in (add or {}).items()]
         if at is not None:
-            rows, places = torch.arange(len(tokens), device=self.device)[:, None], at.to(self.device)
-            hooks.append((UNEMBEDS, lambda value, hook: value[rows, places]))
-        with torch.no_grad():
-            logits: Any = self.bridge.run_with_hooks(tokens.to(self.device), fwd_hooks=hooks)
-        return logits, values
+            rows = torch.arange(len(tokens))[:, None]
+            hooks.append((UNEMBEDS, lambda value, hook: value[rows.to(value.device), at.to(value.device)]))
+        return self.forward.run(tokens.to(self.device), hooks), values
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """[n] ids -> n pieces; joined they are the text (with the space SentencePiece puts in front)."""
@@ -200,15 +202,16 @@ class Subject:
         with torch.no_grad():
             directions = directions.to(self.device, torch.float32)
             if self.hook.name.endswith(("attn.hook_z", "attn.o.hook_in")):
-                out: Any = self.bridge.blocks[self.hook.layer].attn.W_O  # [heads, d_head, d_model]
+                attention = self.forward.filled(self.bridge.blocks[self.hook.layer].attn)
+                out: Any = attention.W_O  # [heads, d_head, d_model]
                 directions = directions @ out.flatten(0, 1).float()
             if directions.shape[-1] != self.d_model:
                 return None
-            norm: Any = getattr(self.bridge, "ln_final", None)
+            norm: Any = self.forward.filled(getattr(self.bridge, "ln_final", None))
             if norm is not None:
                 if isinstance(norm.original_component, torch.nn.LayerNorm):
                     directions = directions - directions.mean(-1, keepdim=True)
                 # Gemma keeps the scale less one.
                 scale = norm.original_component.weight.float()
                 directions = directions * (scale + 1.0 if self.bridge.cfg.rmsnorm_uses_offset else scale)
-            return directions @ self.bridge.W_U.float()
+            return directions @ self.forward.filled(self.bridge.unembed).W_U.float()
