@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from autointerp.errors import ConfigError
-from autointerp.overrides import set_key
+from autointerp.overrides import read_yaml, set_key
 from autointerp.redact import has_key_prefix, hide, looks_like_key, names_in, secret_name, texts_in
 from autointerp.registry import did_you_mean, look_in
 
@@ -369,15 +369,10 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
 def read_config(path: str | Path) -> tuple[dict[str, Any], Path]:
     """The keys of a YAML file as they stand there, unchecked, and the file."""
-    import yaml
-
     from autointerp.resources import find_pipeline
 
     file = find_pipeline(str(path))
-    try:
-        raw = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
+    raw = read_yaml(file)
     if not isinstance(raw, dict):
         raise ConfigError(f"{file}: a config is a mapping of keys, this is {type(raw).__name__}")
     look_in(file.parent)

@@ -27,6 +27,9 @@ class Problems(AutointerpError):
         self.lines = tuple(lines)
         self.exit_code = exit_code
 
+    def __reduce__(self) -> tuple[type[Problems], tuple[Sequence[str], int]]:
+        return type(self), (self.lines, self.exit_code)  # an exception is pickled by its one text otherwise
+
 
 class OutOfBudget(AutointerpError):
     """The spending limit of the run is reached. What was answered is kept; a later run goes on."""

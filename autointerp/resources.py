@@ -52,4 +52,4 @@ def mirror_url() -> str | None:
     """Where artifacts are kept a second time, for other machines: $AUTOINTERP_MIRROR, a URL or a folder, or None."""
     import os
 
-    return os.environ.get("AUTOINTERP_MIRROR") or None
+    return os.environ.get("AUTOINTERP_MIRROR", "").strip() or None

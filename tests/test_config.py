@@ -78,6 +78,15 @@ def test_paths_of_a_shipped_pipeline_do_not_hang_on_the_working_directory(
     assert Path(load_config("demo").sae.load or "").is_dir()
 
 
+def test_a_key_that_is_there_twice_is_named_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("a: &a {b: [*a]}\nc:\n- {d: 1}\n- {d: 1, e: 2, d: 3}\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml, line 4: 'd' is there twice"):
+        read_config(file)
+    file.write_text("a: &a {b: 1}\nc: {<<: *a, b: 2}\n")
+    assert read_config(file)[0]["c"] == {"b": 2}
+
+
 def test_a_file_that_is_no_mapping_or_no_yaml_is_named(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     for text in ("- a\n- b", "a: [", ""):

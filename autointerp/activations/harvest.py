@@ -191,6 +191,8 @@ def _harvest(
     """`activations`: of a batch, for each SAE in turn what `_counted` gives."""
     shards: list[_Shard | AutointerpError] = [_begun(each, first, last) for each in wanted]
     for batch in _batches(wanted[0], first, last):
+        if not any(isinstance(shard, _Shard) for shard in shards):
+            break
         if len(batch.kept):
             with torch.inference_mode():
                 for number, acts in enumerate(activations(batch)):

@@ -2,7 +2,8 @@
 
 1. A variant is ready when those that it waits for are done; at most so many run at once.
 2. What they share in the store is made by the first that comes to it: the others wait for its lock.
-3. What a variant logs goes into ``log.txt`` in its folder. Whatever ends the sweep ends its processes.
+3. What a variant logs goes into ``log.txt`` in its folder.
+4. Whatever ends the sweep, a kill too, ends its processes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 
@@ -79,15 +80,17 @@ class _Process:
                 start_new_session=True,  # Ctrl-C comes to the sweep alone, which then ends them once
             )
         assert popen.stdin is not None
-        try:
-            popen.stdin.write(order(variant, metrics))
-            popen.stdin.close()
-        except BrokenPipeError:
-            pass  # it ended at once: its log says why
+        with suppress(BrokenPipeError):  # it ended at once: its log says why
+            popen.stdin.write(order(variant, metrics) + "\n")
+            popen.stdin.flush()  # and left open: it hears when this process ends, however that is
         return cls(variant, popen, place)
 
     @property
     def outcome(self) -> Outcome:
+        """Of a process that has ended."""
+        assert self.popen.stdin is not None
+        with suppress(BrokenPipeError):
+            self.popen.stdin.close()
         left = answer(self.variant.folder)
         if left is not None and self.popen.returncode == 0:
             return left

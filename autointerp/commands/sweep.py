@@ -26,6 +26,7 @@ from autointerp.commands.variant import LABELS, Key, Measured, Variant, measure,
 from autointerp.config import Config, anchor, problem, read_config, resolve_config
 from autointerp.errors import AutointerpError, ConfigError, Problems
 from autointerp.overrides import set_key
+from autointerp.redact import redact
 from autointerp.registry import did_you_mean
 from autointerp.report.at_url import kept_at_url
 from autointerp.report.sweep import Figure, Plan, Sweep, draw
@@ -49,9 +50,11 @@ def sweep(
     `Sweep.failures`, and the others are there.
 
     Raises:
-        ConfigError: a key is unknown; or, after the first variant, a metric is none that is measured.
+        ConfigError: a key is unknown or `jobs` below 1; or, after the first variant, a metric is none that is measured.
         AutointerpError: no variant could be measured.
     """
+    if jobs < 1:
+        raise ConfigError(f"jobs is {jobs}: give a number of variants that run at once, from 1 on")
     plan, configs = read_sweep(config, set)
     _check_composites(plan, configs)
     folder = run_folder(next(iter(configs.values())), out)
@@ -86,7 +89,8 @@ def sweep(
     figures = [figure for key in variants if key in measured for figure in _figures(key, measured[key], plan)]
     if {*DISTINCT}.intersection(plan.metrics):
         figures += _distinct(plan, variants, measured)
-    made = Sweep(folder, plan, tuple(figures), {str(variants[key]): str(error) for key, error in failures.items()})
+    told = {str(variants[key]): redact(str(error)) for key, error in failures.items()}
+    made = Sweep(folder, plan, tuple(figures), told)
     write_atomically(folder / "sweep.json", lambda path: path.write_text(_summary(made, str(config), environment())))
     draw(made, folder / "sweep.png")
     return made

@@ -41,6 +41,7 @@ def harvest_together(
     Configs are as `run` takes them, and `set` is applied to each. A later run of any of them finds its harvest done,
     with the firings and the key that a harvest of its own would have had. A call that was killed goes on where it was.
     Returns for each config why it could not be harvested, None where it was: one that fails takes no other with it.
+    Raises ConfigError for one that cannot be read, before anything is done.
     """
     resolved = [config if isinstance(config, Config) else load_config(config, set) for config in configs]
     share_passes((config, ("harvest",)) for config in resolved)
@@ -93,8 +94,11 @@ def _share(session: Session, group: Sequence[tuple[Config, Mapping[str, Use]]]) 
         with _locked(together) as left:
             if len(left) > 1:
                 log.info("one pass of %s for %d SAEs", session.config.subject.model, len(left))
-                with workers(session, lambda use: passes.work):
-                    passes.work(passes.passing(left, session))
+                try:
+                    with workers(session, lambda use: passes.work):
+                        passes.work(passes.passing(left, session))
+                except AutointerpError as error:
+                    log.warning("the pass has ended, each SAE is harvested alone: %s", error)
         give_back_memory()
 
 

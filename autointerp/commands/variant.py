@@ -1,19 +1,23 @@
 """One variant of a sweep, measured: its SAE trained or loaded, evaluated, checked, where asked its features explained.
 
-``python -m autointerp.commands.variant`` does that in a process of its own: what is asked comes as JSON on stdin, and
-what was measured goes into ``figures.json`` in the variant's folder.
+``python -m autointerp.commands.variant`` does that in a process of its own: what is asked comes as a line of
+JSON on stdin, which stays open as long as the process is wanted, and what was measured goes into ``figures.json`` in
+the variant's folder.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from autointerp.artifacts import write_atomically
@@ -22,6 +26,7 @@ from autointerp.commands.shell import logged
 from autointerp.commands.train import train
 from autointerp.config import Config, parse_config
 from autointerp.errors import AutointerpError
+from autointerp.redact import redact
 from autointerp.registry import look_in, places
 
 if TYPE_CHECKING:
@@ -172,7 +177,8 @@ def answer(folder: Path) -> Measured | AutointerpError | None:
 
 
 def main() -> int:
-    asked = json.loads(sys.stdin.read())
+    asked = json.loads(sys.stdin.readline())
+    Thread(target=_end_with_sweep, daemon=True).start()
     for place in asked["places"]:
         look_in(Path(place))
     variant = Variant(asked["name"], asked["seed"], parse_config(asked["config"]), Path(asked["folder"]))
@@ -182,10 +188,17 @@ def main() -> int:
         except KeyboardInterrupt:
             return 130
         except AutointerpError as error:
-            told = {"failure": str(error), "exit_code": error.exit_code}
+            told = {"failure": redact(str(error)), "exit_code": error.exit_code}
     text = json.dumps(told, indent=1)
     write_atomically(variant.folder / FIGURES, lambda path: path.write_text(text))
     return 0
+
+
+def _end_with_sweep() -> None:
+    """As Ctrl-C does, when the other end of stdin is closed."""
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +22,7 @@ from typing import Any, Literal, TypeVar
 from autointerp.engine.remote import Remote, Unreachable, side_by_side
 from autointerp.errors import ConfigError
 from autointerp.hashing import read_sha256
-from autointerp.resources import mirror_url
+from autointerp.resources import cache_dir, mirror_url
 
 NOT_IN_KEYS = "it keeps what a stage wrote as it was written"
 
@@ -130,6 +131,10 @@ class Mirror:
 
     # --- what is wrong with it
 
+    def check_driver(self) -> None:
+        """Raises ConfigError where there is none for the URL. Some connect when they begin."""
+        self._tried("read", self.remote.check_driver, None)
+
     def trouble(self, *, probe: bool) -> str | None:
         """Why the mirror cannot be used, None where it can be read and, with `probe`, written: a small file is."""
         uses: dict[How, Callable[[], Any]] = {"read": lambda: self.remote.read(PROBE)}
@@ -169,13 +174,15 @@ def mirror_at(url: str) -> Mirror:
 
 def mirror() -> Mirror | None:
     """The one that $AUTOINTERP_MIRROR names, the same for the whole process; None without. Raises ConfigError where
-    there is no driver for its URL."""
+    there is no driver for its URL, or it is this machine's store."""
     url = mirror_url()
     if url is None:
         return None
-    named = mirror_at(url)
+    named, store = mirror_at(url), Path(os.path.abspath(cache_dir() / "store"))
+    if named.remote.local is not None and named.remote.local.is_relative_to(store):
+        raise ConfigError(f"AUTOINTERP_MIRROR: {named.remote.shown} lies in the store that it is to mirror, {store}")
     try:
-        named.remote.check_driver()
+        named.check_driver()
     except ConfigError as error:
         raise ConfigError(f"AUTOINTERP_MIRROR: {error}") from None
     return named

@@ -6,6 +6,7 @@ Credentials and addresses of services are the driver's own business: it reads it
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -64,10 +65,17 @@ class Remote:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
+        kind, named, path = url.rpartition("://")
+        self.url = f"{kind}{named}{path.rstrip('/') or path[:1]}"
         with suppress(ValueError):  # the driver says what is wrong with the URL
             hide(urlsplit(self.url).password or "")
         self.shown = redact(self.url)
+
+    @property
+    def local(self) -> Path | None:
+        """The folder, where it is one of this machine's."""
+        kind, _, path = self.url.rpartition("://")
+        return Path(os.path.abspath(os.path.expanduser(path))) if kind in ("", "file", "local") else None
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
@@ -116,7 +124,8 @@ class Remote:
             return
 
     def listed(self, name: str = "") -> dict[str, Listed]:
-        """The files of a folder and of its folders by their names in it; {} where there are none."""
+        """The files of a folder and of its folders by their names in it; {} where there are none. Raises Unreachable
+        for a file, too."""
 
         def entries(files: Any, path: str) -> dict[str, Any]:
             files.invalidate_cache()  # what others wrote since is seen
@@ -126,7 +135,9 @@ class Remote:
             seen = self._call(entries, name)
         except FileNotFoundError:
             return {}
-        start = len(self._path(name).rstrip("/")) + 1
+        if (whole := self._path(name).rstrip("/")) in seen:
+            raise Unreachable("it is a file, and no folder")
+        start = len(whole) + 1
         return {path[start:]: Listed(int(about["size"]), _mark(about)) for path, about in seen.items()}
 
     def _path(self, name: str) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, ParamSpec, TypeVar
+from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
@@ -35,13 +36,15 @@ PROBE = ".writable"
 
 def copy_of(url: str) -> Path:
     """The folder on this machine that stands for one at a URL."""
-    remote = Remote(url)
-    return cache_dir() / "runs" / digest(remote.url) / (PurePosixPath(remote.url.partition("://")[2]).name or "run")
+    remote, name = Remote(url), ""
+    with suppress(ValueError):  # the driver says what is wrong with the URL
+        name = (remote.local or PurePosixPath(urlsplit(remote.url).path)).name  # the rest may hold credentials
+    return cache_dir() / "runs" / digest(str(remote.local or remote.url)) / (name if name.strip(".") else "run")
 
 
 def fetched(url: str, *, journal: bool = False) -> Path:
-    """The copy of a folder, as it is at the URL now; it is not there where the URL has nothing. `journal`: with what a
-    run needs to go on.
+    """The copy of a folder, as it is at the URL now. `journal`: with what a run needs to go on. Where the URL has
+    nothing the copy, if there is one, stays as it is: it may be all that is left.
 
     Raises AutointerpError where the URL cannot be read, ConfigError where it has no driver.
     """
@@ -49,6 +52,9 @@ def fetched(url: str, *, journal: bool = False) -> Path:
     try:
         there = remote.listed()
         if not there:
+            if (folder / STATE).exists():
+                log.warning("%s holds nothing any more: what it had lies in %s", remote.shown, folder)
+                (folder / STATE).unlink(missing_ok=True)  # so that the next run sends all of it
             return folder
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock", timeout=0):

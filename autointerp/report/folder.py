@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from autointerp.engine.remote import is_url
 from autointerp.errors import AutointerpError, ConfigError
 from autointerp.progress import Standing, read_standing
+from autointerp.redact import redact
 from autointerp.registry import did_you_mean
 from autointerp.tables import FeatureRows
 
@@ -35,9 +36,9 @@ def find_run(run: str | Path) -> Path:
     for folder in candidates:
         if folder.is_dir():
             shown = run if is_url(run) else folder
-            raise AutointerpError(f"{shown} has no features.parquet yet: {_why_no_tables(folder)}")
+            raise AutointerpError(f"{redact(str(shown))} has no features.parquet yet: {_why_no_tables(folder)}")
     known = sorted(path.parent.name for path in Path("results").glob("*/features.parquet"))
-    raise ConfigError(f"no run at {str(run)!r}{did_you_mean(str(run), known)}")
+    raise ConfigError(f"no run at {redact(str(run))!r}{did_you_mean(str(run), known)}")
 
 
 def _copied(url: str) -> Path:

@@ -32,6 +32,14 @@ class Plan(Section):
             raise ValueError("there is none")
         return given
 
+    @field_validator("variants")
+    @classmethod
+    def names_of_folders(cls, given: dict[str, Any]) -> dict[str, Any]:
+        for name in given:
+            if not name.strip() or "/" in name or "\0" in name:
+                raise ValueError(f"{name!r} is no name of a folder, which a variant has")
+        return given
+
 
 @dataclass(frozen=True)
 class Figure:

@@ -464,3 +464,27 @@ def test_processes_that_fetch_the_same_artifact_at_once_both_have_it(tmp_path: P
     assert [each.communicate()[0].strip() for each in taking] == ["True None"] * 2
     left = [path.name for path in (tmp_path / "2" / "store" / "stage").iterdir()]
     assert sorted(left) == ["key", "key.lock"]
+
+
+def test_a_store_does_not_mirror_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOINTERP_CACHE", str(tmp_path))
+    for place in (str(tmp_path / "store"), (tmp_path / "store").as_uri() + "/", f"file://{tmp_path}/x/../store/mirror"):
+        monkeypatch.setenv("AUTOINTERP_MIRROR", place)
+        with pytest.raises(ConfigError, match=r"AUTOINTERP_MIRROR: .* lies in the store that it is to mirror"):
+            mirrors.mirror()
+    monkeypatch.setenv("AUTOINTERP_MIRROR", f" {tmp_path}/mirror ")
+    named = mirrors.mirror()
+    assert named is not None
+    assert named.remote.local == tmp_path / "mirror"
+    monkeypatch.setenv("AUTOINTERP_MIRROR", " ")
+    assert mirrors.mirror() is None
+
+
+def test_a_mirror_whose_driver_connects_when_it_begins_is_told_once_where_it_cannot(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("AUTOINTERP_MIRROR", "ftp://me:wordword@127.0.0.1:9/mirror")
+    for _ in range(2):
+        assert mirrors.mirror() is not None
+    (told,) = caplog.messages
+    assert told.startswith("the mirror ftp://hidden@127.0.0.1:9/mirror cannot be read (Connection refused)")

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 
 from autointerp.commands import side_by_side as module
+from autointerp.commands import variant as process
 from autointerp.commands.side_by_side import LOG, Outcome, side_by_side
 from autointerp.commands.variant import Key, Measured, Variant
 from autointerp.config import parse_config
 from autointerp.errors import AutointerpError
 
 PROCESS = """
-import json, os, sys, time
+import json, os, select, sys, time
 from pathlib import Path
 
-asked = json.loads(sys.stdin.read())
+asked = json.loads(sys.stdin.readline())
 folder = Path(asked["folder"])
 running, name = folder.parent / "running", asked["name"]
 running.mkdir(exist_ok=True)
@@ -29,6 +33,7 @@ until = time.monotonic() + 60
 while name in ("a", "b") and not {"a", "b"} <= set(os.listdir(running)) and time.monotonic() < until:
     time.sleep(0.01)  # both are there at once, or the test fails
 told = {"sae": name, "rows": [], "places": [{"beside": sorted(os.listdir(running)), **dict(os.environ)}]}
+told["places"][0]["stdin ended"] = bool(select.select([0], [], [], 0)[0])
 if name == "crashes":
     os._exit(7)
 if name == "stays":
@@ -66,6 +71,7 @@ def test_as_many_as_asked_for_run_at_once_and_no_more(tmp_path: Path) -> None:
     assert beside.keys() == {"a", "b", "c"}
     assert beside["a"] == beside["b"] == ["a", "b"]
     assert len(beside["c"]) <= 2
+    assert not any(end.places[0]["stdin ended"] for end in outcomes.values() if isinstance(end, Measured))
     assert "begun" in (tmp_path / "c 0" / LOG).read_text()
 
 
@@ -117,3 +123,17 @@ def test_each_has_its_part_of_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert module._share(0, 3) == {"OMP_NUM_THREADS": "5"}
+
+
+def test_a_process_stops_as_by_ctrl_c_when_the_sweep_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs, ours = os.pipe()
+    sent: list[tuple[int, int]] = []
+    with os.fdopen(theirs) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        monkeypatch.setattr(process.os, "kill", lambda *given: sent.append(given))
+        thread = Thread(target=process._end_with_sweep)
+        thread.start()
+        assert not sent
+        os.close(ours)
+        thread.join(60)
+    assert sent == [(os.getpid(), signal.SIGINT)]

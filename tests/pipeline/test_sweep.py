@@ -72,6 +72,7 @@ def test_a_sweep_lays_its_variants_side_by_side_and_does_nothing_twice(subject, 
         ({"variants": {}}, "variants: there is none"),
         ({"variants": {"a": {"sae.train.kk": 3}}}, "unknown key 'sae.train.kk'"),
         ({"metrics": []}, "metrics: there is none"),
+        ({"variants": {"../a": {}}}, "'../a' is no name of a folder"),
         ({"seeds": "many"}, "seeds"),
     ],
 )
@@ -83,6 +84,19 @@ def test_what_is_wrong_in_a_sweeps_file_is_one_clear_line(tmp_path, changes, lin
 
     with pytest.raises(ConfigError, match=line):
         read()
+
+
+def test_two_variants_of_one_name_are_one_clear_line(tmp_path):
+    file = tmp_path / "twice.yaml"
+    file.write_text("name: a\nvariants:\n  k: {}\n  k: {sae.train.k: 2}\nmetrics: [l0]\n")
+    with pytest.raises(ConfigError, match=r"twice.yaml, line 4: 'k' is there twice"):
+        read_sweep(file, None)
+
+
+@pytest.mark.parametrize("jobs", [0, -1])
+def test_no_variant_at_once_is_refused(tmp_path, jobs):
+    with pytest.raises(ConfigError, match=f"jobs is {jobs}: give a number"):
+        sweep(write(tmp_path), jobs=jobs)
 
 
 @pytest.mark.weights

@@ -191,3 +191,40 @@ def test_urls_are_told_apart_and_named_as_they_end() -> None:
     assert copy_of("s3://bucket/runs/mine").name == "mine"
     with pytest.raises(ConfigError):
         fetched("s33://bucket/runs/mine")
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://bucket/runs/..", "s3://me:wordword@bucket", "https://host/run?token=wordword", "s3://[", "memory://"]
+)
+def test_a_copy_lies_in_a_folder_of_its_own_whose_name_holds_no_secret(url: str, cache: Path) -> None:
+    copy = copy_of(url)
+    assert copy.resolve().parent.parent == (cache / "runs").resolve()
+    assert copy.name == "run"
+
+
+def test_a_relative_folder_is_another_in_another_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    here = copy_of("file://mine")
+    assert here == copy_of((tmp_path / "x" / ".." / "mine").as_uri())
+    monkeypatch.chdir(tmp_path.parent)
+    assert copy_of("file://mine") == copy_of((tmp_path.parent / "mine").as_uri()) != here
+
+
+def test_a_run_whose_url_was_emptied_is_sent_whole_again(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    writes(url, features="1", scores="2")
+    for name in ("features", "scores"):
+        Remote(url).remove(name)
+    writes(url, features="3")
+    assert at(url) == {"features": "3", "scores": "2"}
+    assert [message for message in caplog.messages if "holds nothing any more" in message]
+
+
+def test_a_file_in_the_place_of_a_run_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(AutointerpError, match="it is a file, and no folder"):
+        fetched((tmp_path / "file").as_uri())
+
+
+def test_an_error_about_a_url_holds_no_password() -> None:
+    with pytest.raises(ConfigError, match="memory://hidden@nowhere/run"):
+        ai.open_run("memory://me:word@nowhere/run")
