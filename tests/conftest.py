@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ.pop("COLUMNS", None)  # where tests run side by side their controller sets it; a pipe has no width
+os.environ.pop("AUTOINTERP_MIRROR", None)  # one of the machine is not for tests
 # a machine that does other things too is no reason to fail
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared")
@@ -30,6 +31,24 @@ def stories15m() -> Path:
     from autointerp.catalog import resolve
 
     return resolve("stories15m", "model")
+
+
+@pytest.fixture(scope="session")
+def toy(stories15m: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a subject of stories15M's making and tokenizer, untrained and small: 6 layers of 32."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("toy")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6, "num_attention_heads": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(
+            LlamaConfig(vocab_size=32000, max_position_embeddings=256, initializer_range=0.2, **sizes)
+        )
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(stories15m).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

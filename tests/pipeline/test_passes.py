@@ -34,7 +34,7 @@ SAES = {  # the plain model does not have the last one's
 }
 
 
-def random_sae(folder: Path, architecture: str, hook: str, d: int = 288) -> Path:
+def random_sae(folder: Path, architecture: str, hook: str, d: int = 32) -> Path:
     generator = torch.Generator().manual_seed(len(architecture))
     decoder = torch.nn.functional.normalize(torch.randn(WIDTH, d, generator=generator))
     tensors = {
@@ -65,13 +65,13 @@ def together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(stories15m: Path, saes: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def alone(toy: Path, saes: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Key -> content of the harvests, each made by a run of its own."""
     folder = tmp_path_factory.mktemp("alone")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTOINTERP_CACHE", str(folder / "cache"))
         for sae in saes.values():
-            run_targets(config_of(stories15m, sae), ["harvest"], out=folder / sae.name)
+            run_targets(config_of(toy, sae), ["harvest"], out=folder / sae.name)
         return harvests()
 
 
@@ -80,9 +80,9 @@ def config_of(subject: Path, sae: Path, **more: Any) -> Config:
         {
             "name": sae.name,
             "subject": {"model": str(subject), "device": "cpu", "batch_tokens": ROWS * CONTEXT},
-            "corpus": {"source": str(STORIES), "tokens": 5000, "context": CONTEXT},
+            "corpus": {"source": str(STORIES), "tokens": 3000, "context": CONTEXT},
             "sae": {"load": str(sae)},
-            "executor": {"shard_tokens": 2000},
+            "executor": {"shard_tokens": 1200},
             **more,
         }
     )
@@ -116,9 +116,9 @@ def configs_of(subject: Path, saes: dict[str, Path], *names: str) -> list[Config
 
 @pytest.mark.weights
 def test_firings_of_one_pass_are_those_of_each_sae_alone_under_the_same_keys(
-    stories15m, saes, alone, together, batches
+    toy, saes, alone, together, batches
 ) -> None:
-    assert ai.harvest_together(configs_of(stories15m, saes)) == [None] * 4
+    assert ai.harvest_together(configs_of(toy, saes)) == [None] * 4
     assert harvests() == alone
     by_hooks = Counter(map(frozenset, batches))
     assert by_hooks.keys() == {
@@ -127,7 +127,7 @@ def test_firings_of_one_pass_are_those_of_each_sae_alone_under_the_same_keys(
     }
     assert len(set(by_hooks.values())) == 1, "three SAEs at two hook points cost as many passes as one SAE"
     batches.clear()
-    assert ai.harvest_together(configs_of(stories15m, saes)) == [None] * 4
+    assert ai.harvest_together(configs_of(toy, saes)) == [None] * 4
     assert not batches
 
 
@@ -136,10 +136,8 @@ class Killed(BaseException):
 
 
 @pytest.mark.weights
-def test_a_pass_that_was_killed_goes_on_with_what_is_missing(
-    stories15m, saes, alone, together, batches, monkeypatch
-) -> None:
-    run_targets(config_of(stories15m, saes["relu"]), ["harvest"])
+def test_a_pass_that_was_killed_goes_on_with_what_is_missing(toy, saes, alone, together, batches, monkeypatch) -> None:
+    run_targets(config_of(toy, saes["relu"]), ["harvest"])
     per_sae = len(batches)
     batches.clear()
     original = passes.record
@@ -149,7 +147,7 @@ def test_a_pass_that_was_killed_goes_on_with_what_is_missing(
             raise Killed
         original(folder, shard, *given)
 
-    configs = configs_of(stories15m, saes, "topk", "relu", "jumprelu")
+    configs = configs_of(toy, saes, "topk", "relu", "jumprelu")
     monkeypatch.setattr(passes, "record", dying)
     with pytest.raises(Killed):
         ai.harvest_together(configs)
@@ -164,12 +162,12 @@ def test_a_pass_that_was_killed_goes_on_with_what_is_missing(
 
 @pytest.mark.weights
 def test_an_sae_that_does_not_fit_says_so_and_leaves_the_others_in_one_pass(
-    stories15m, saes, alone, together, batches, tmp_path
+    toy, saes, alone, together, batches, tmp_path
 ) -> None:
     narrow = random_sae(tmp_path / "narrow", "topk", "blocks.1.hook_resid_post", d=100)
     nowhere = random_sae(tmp_path / "nowhere", "topk", "blocks.9.hook_resid_post")
-    fit = configs_of(stories15m, saes, "topk", "relu")
-    configs = [config_of(stories15m, narrow), fit[0], config_of(stories15m, nowhere), fit[1]]
+    fit = configs_of(toy, saes, "topk", "relu")
+    configs = [config_of(toy, narrow), fit[0], config_of(toy, nowhere), fit[1]]
     failures = ai.harvest_together(configs)
     assert [failure is None for failure in failures] == [False, True, False, True]
     assert "100" in (failures[0] or "")
@@ -179,7 +177,7 @@ def test_an_sae_that_does_not_fit_says_so_and_leaves_the_others_in_one_pass(
 
 
 @pytest.mark.weights
-def test_what_fails_within_a_pass_fails_alone(stories15m, saes, alone, together, monkeypatch, caplog) -> None:
+def test_what_fails_within_a_pass_fails_alone(toy, saes, alone, together, monkeypatch, caplog) -> None:
     original = SAE.encode_sparse
 
     def fails(self: SAE, x: torch.Tensor) -> Any:
@@ -188,7 +186,7 @@ def test_what_fails_within_a_pass_fails_alone(stories15m, saes, alone, together,
         return original(self, x)
 
     monkeypatch.setattr(SAE, "encode_sparse", fails)
-    assert ai.harvest_together(configs_of(stories15m, saes, "topk", "relu", "jumprelu")) == [
+    assert ai.harvest_together(configs_of(toy, saes, "topk", "relu", "jumprelu")) == [
         None,
         "no room for it",
         None,
@@ -221,10 +219,10 @@ def test_saes_share_a_pass_where_they_read_one_text_and_fit_in_memory_together(t
 
 @pytest.mark.weights
 def test_a_sweep_of_loaded_saes_shares_passes_and_keeps_what_did_not_fail(
-    stories15m, saes, alone, together, batches, tmp_path
+    toy, saes, alone, together, batches, tmp_path
 ) -> None:
     random_sae(tmp_path / "place" / "narrow", "topk", "blocks.1.hook_resid_post", d=100)
-    raw = config_of(stories15m, saes["topk"]).model_dump(mode="json", exclude_unset=True)
+    raw = config_of(toy, saes["topk"]).model_dump(mode="json", exclude_unset=True)
     raw |= {
         "variants": {
             "one": {},

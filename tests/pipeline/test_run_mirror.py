@@ -16,33 +16,48 @@ from autointerp.commands.plan import plan
 from autointerp.commands.prompts import prompts
 from autointerp.config import Config, parse_config
 from autointerp.engine import mirror as mirrors
+from autointerp.engine import remote
 
 FOUR = {"ids": list(range(4)), "min_firings": 30}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def endpoint() -> Iterator[Endpoint]:
     with serving(oracle) as served:
         yield served
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def wanted(stories15m: Path, sae: Path, endpoint: Endpoint) -> Callable[..., Config]:
     return lambda **more: parse_config(config(stories15m, sae, endpoint.url, features=FOUR, **more))
 
 
+def become(patch: pytest.MonkeyPatch, cache: Path, mirror: Path) -> None:
+    """Turn this process into another machine: an empty cache, and nothing remembered of the mirror."""
+    mirrors.mirror_at.cache_clear()
+    patch.setenv("AUTOINTERP_CACHE", str(cache))
+    patch.setenv("AUTOINTERP_MIRROR", mirror.as_uri())
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the mirror lies, and runs' folders at a URL."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="module")
+def first(wanted: Callable[..., Config], shared: Path, tmp_path_factory: pytest.TempPathFactory) -> ai.Run:
+    """What one machine has made, its folder at a URL."""
+    with pytest.MonkeyPatch.context() as patch:
+        become(patch, tmp_path_factory.mktemp("one"), shared / "mirror")
+        return ai.run(wanted(), out=(shared / "mine").as_uri())
+
+
 @pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Turns this process into another machine: an empty cache, and nothing remembered of the mirror."""
-    monkeypatch.setenv("AUTOINTERP_MIRROR", (tmp_path / "mirror").as_uri())
-
-    def become(name: str) -> Path:
-        mirrors.mirror_at.cache_clear()
-        cache = tmp_path / name
-        monkeypatch.setenv("AUTOINTERP_CACHE", str(cache))
-        return cache
-
-    return become
+def cache(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of a second machine."""
+    become(monkeypatch, tmp_path / "two", shared / "mirror")
+    return tmp_path / "two"
 
 
 def statuses(run: ai.Run) -> dict[str, str]:
@@ -50,14 +65,10 @@ def statuses(run: ai.Run) -> dict[str, str]:
 
 
 def test_a_second_machine_runs_the_same_config_and_computes_nothing(
-    wanted: Callable[..., Config], endpoint: Endpoint, machine: Callable[[str], Path], tmp_path: Path
+    first: ai.Run, wanted: Callable[..., Config], endpoint: Endpoint, cache: Path, tmp_path: Path
 ) -> None:
-    machine("one")
-    first = ai.run(wanted(), out=tmp_path / "first")
     assert set(statuses(first).values()) == {"ran"}
     asked = endpoint.received
-
-    cache = machine("two")
     made = plan(wanted(), tmp_path / "second")
     assert {stage.state for stage in made.stages} == {"done"}
     assert not (cache / "store").exists(), "a plan fetches nothing"
@@ -70,11 +81,8 @@ def test_a_second_machine_runs_the_same_config_and_computes_nothing(
 
 
 def test_a_changed_config_fetches_what_its_stages_read(
-    wanted: Callable[..., Config], machine: Callable[[str], Path], tmp_path: Path
+    first: ai.Run, wanted: Callable[..., Config], cache: Path, tmp_path: Path
 ) -> None:
-    machine("one")
-    ai.run(wanted(), out=tmp_path / "first")
-    cache = machine("two")
     other = wanted(scorers=["fuzzing"])
     planned = {stage.name: stage.state for stage in plan(other, tmp_path / "second").stages}
     assert planned["harvest"] == planned["contexts"] == planned["explain/default"] == "done"
@@ -88,16 +96,12 @@ def test_a_changed_config_fetches_what_its_stages_read(
 
 
 def test_a_run_whose_folder_is_at_a_url_is_read_and_gone_on_with_elsewhere(
-    wanted: Callable[..., Config], endpoint: Endpoint, machine: Callable[[str], Path], tmp_path: Path
+    first: ai.Run, wanted: Callable[..., Config], endpoint: Endpoint, cache: Path, shared: Path
 ) -> None:
-    out = (tmp_path / "bucket" / "mine").as_uri()
-    machine("one")
-    first = ai.run(wanted(), out=out)
-    asked, files = endpoint.received, {path.name for path in (tmp_path / "bucket" / "mine").iterdir()}
+    out = (shared / "mine").as_uri()
+    asked, files = endpoint.received, {path.name for path in (shared / "mine").iterdir()}
     assert {"features.parquet", "usage.parquet", "report.html", "run.json", "config.yaml"} <= files
     assert "progress.json" not in files
-
-    machine("two")
     pd.testing.assert_frame_equal(ai.open_run(out).features, first.features)
     again = ai.run(wanted(), out=out)
     assert endpoint.received == asked
@@ -105,14 +109,16 @@ def test_a_run_whose_folder_is_at_a_url_is_read_and_gone_on_with_elsewhere(
 
 
 def test_doctor_says_what_a_mirror_is_good_for(
-    wanted: Callable[..., Config], machine: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    wanted: Callable[..., Config], cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def mirror_line() -> tuple[str, str]:
         mirrors.mirror_at.cache_clear()
         (check,) = (check for check in doctor(wanted()) if check.name == "mirror")
         return check.state, check.text
 
-    machine("one")
+    monkeypatch.setattr(remote, "FIRST", 0.0)
+    monkeypatch.setattr(remote, "LONGEST", 0.0)
+    monkeypatch.setenv("AUTOINTERP_MIRROR", (tmp_path / "mirror").as_uri())
     state, text = mirror_line()
     assert state == "ok"
     assert "what is to do puts about" in text
@@ -127,3 +133,7 @@ def test_doctor_says_what_a_mirror_is_good_for(
     assert text.startswith("AUTOINTERP_MIRROR: nodriver://bucket/mirror")
     monkeypatch.delenv("AUTOINTERP_MIRROR")
     assert not [check for check in doctor(wanted()) if check.name == "mirror"]
+    monkeypatch.setenv("AUTOINTERP_MIRROR", str(cache / "store"))
+    state, text = mirror_line()
+    assert state == "wrong"
+    assert "lies in the store that it is to mirror" in text

@@ -17,19 +17,19 @@ from autointerp.subject import Subject, load_subject
 HALF = "blocks.4.hook_resid_post"  # in a block that lies on disk
 
 
-def offloaded(stories15m: Path, **options: str) -> SubjectConfig:
+def offloaded(toy: Path, **options: str) -> SubjectConfig:
     ends = dict.fromkeys(["model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"], "cpu")
     blocks = {f"model.layers.{layer}": "cpu" if layer < 3 else "disk" for layer in range(6)}
-    return SubjectConfig(model=str(stories15m), device_map=ends | blocks, **options)  # type: ignore[arg-type]
+    return SubjectConfig(model=str(toy), device_map=ends | blocks, **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
-def both(stories15m: Path) -> tuple[Subject, Subject]:
-    """stories15M in memory, and half of it on disk."""
-    whole = load_subject(SubjectConfig(model=str(stories15m), device="cpu"), stories15m, HALF)
+def both(toy: Path) -> tuple[Subject, Subject]:
+    """A subject in memory, and half of it on disk."""
+    whole = load_subject(SubjectConfig(model=str(toy), device="cpu"), toy, HALF)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
-        halved = load_subject(offloaded(stories15m), stories15m, HALF)
+        halved = load_subject(offloaded(toy), toy, HALF)
     assert {tensor.device.type for tensor in halved.forward.plain.model.parameters()} == {"cpu", "meta"}
     return whole, halved
 
@@ -73,7 +73,7 @@ def test_it_is_patched_steered_and_read_on_the_way(both: tuple[Subject, Subject]
 
 @pytest.mark.parametrize("hook", [HALF, "blocks.4.attn.hook_z", "blocks.1.hook_resid_post"])
 def test_it_weighs_directions_as_the_one_in_memory(both: tuple[Subject, Subject], hook: str) -> None:
-    directions = torch.randn(3, 288, generator=torch.Generator().manual_seed(0))
+    directions = torch.randn(3, both[0].d_model, generator=torch.Generator().manual_seed(0))
     whole, halved = (subject.at(hook).logit_weights(directions) for subject in both)
     assert whole is not None
     assert halved is not None
@@ -103,48 +103,49 @@ def test_a_hook_point_that_it_cannot_have_is_one_line(both: tuple[Subject, Subje
         both[1].at(hook).activations(tokens())
 
 
-def test_a_map_of_one_place_is_the_model_itself(both: tuple[Subject, Subject], stories15m: Path) -> None:
-    config = SubjectConfig(model=str(stories15m), device_map={"": "cpu"})
-    subject = load_subject(config, stories15m, HALF)
+def test_a_map_of_one_place_is_the_model_itself(both: tuple[Subject, Subject], toy: Path) -> None:
+    config = SubjectConfig(model=str(toy), device_map={"": "cpu"})
+    subject = load_subject(config, toy, HALF)
     torch.testing.assert_close(subject.activations(tokens()), both[0].activations(tokens()), atol=1e-4, rtol=1e-4)
 
 
-def test_weights_that_the_bridge_splits_may_lie_on_disk(tmp_path: Path, stories15m: Path) -> None:
+def test_weights_that_the_bridge_splits_may_lie_on_disk(tmp_path: Path, toy: Path) -> None:
     """Those of GPT-2's attention are one matrix."""
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=32000, n_positions=64, n_embd=16, n_layer=2, n_head=2))
     model.save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(stories15m).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(toy).save_pretrained(tmp_path)
     ends = dict.fromkeys(
         ["transformer.wte", "transformer.wpe", "transformer.ln_f", "lm_head", "transformer.h.0"], "cpu"
     )
     ways: list[dict[str, object]] = [{"device": "cpu"}, {"device_map": ends | {"transformer.h.1": "disk"}}]
+    loaded = [
+        load_subject(SubjectConfig.model_validate({"model": str(tmp_path)} | way), tmp_path, None) for way in ways
+    ]
     for hook in ("blocks.1.attn.hook_z", "blocks.1.hook_resid_post"):
-        whole, halved = (
-            load_subject(SubjectConfig.model_validate({"model": str(tmp_path)} | way), tmp_path, hook) for way in ways
-        )
+        whole, halved = (subject.at(hook) for subject in loaded)
         torch.testing.assert_close(halved.activations(tokens()), whole.activations(tokens()))
         weights = [subject.logit_weights(torch.eye(16)) for subject in (whole, halved)]
         assert weights[0] is not None
         torch.testing.assert_close(*weights)
 
 
-def test_a_gpu_that_is_not_there_is_one_line(stories15m: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_is_not_there_is_one_line(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ConfigError, match="names GPU 2: 2 can be seen here"):
-        load_subject(SubjectConfig(model=str(stories15m), device_map={"model": 2, "lm_head": 0}), stories15m, None)
+        load_subject(SubjectConfig(model=str(toy), device_map={"model": 2, "lm_head": 0}), toy, None)
 
 
-def test_weights_on_disk_are_not_drawn_anew(stories15m: Path) -> None:
+def test_weights_on_disk_are_not_drawn_anew(toy: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be drawn anew"):
-        load_subject(offloaded(stories15m, weights="redrawn:1"), stories15m, None)
+        load_subject(offloaded(toy, weights="redrawn:1"), toy, None)
 
 
-def test_a_missing_accelerate_is_one_line(stories15m: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_accelerate_is_one_line(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "accelerate", raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install accelerate"):
-        load_subject(offloaded(stories15m), stories15m, None)
+        load_subject(offloaded(toy), toy, None)
 
 
 @pytest.mark.parametrize(
