@@ -445,7 +445,10 @@ def test_who_is_killed_while_sending_leaves_nothing_to_take_and_goes_on_later(tm
         made = later.find("stage", "key")
         assert made is not None
         later.share(made)
-    whole = {name for name in Remote(url).listed("stage/key") if name[0] != "."}  # those: what was half there
+    there, whole = (  # what was half there when it was killed lies beside
+        {name: about for name, about in listed.items() if name[0] != "."}
+        for listed in (there, Remote(url).listed("stage/key"))
+    )
     assert len(whole) == 10
     assert {name for name in there if whole[name].mark == there[name].mark} == {*there}, "nothing went over twice"
     assert process(tmp_path / "2", url, "take").communicate()[0].strip() == "True None"
