@@ -184,7 +184,7 @@ def _distinct(plan: Plan, variants: Mapping[Key, Variant], measured: Mapping[Key
         return load_sae(measured[key].sae, format=variants[key].config.sae.format).W_dec
 
     first, distinct = next(iter(plan.variants)), []
-    for key in measured:
+    for key in (key for key in variants if key in measured):  # they may have ended in another order
         other = plan.seeds[(plan.seeds.index(key[1]) + 1) % len(plan.seeds)]
         at = (first, other) if (first, other) in variants else (first, plan.seeds[0])
         W, reference = decoder(key), decoder(at) if at in measured else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from endpoint import serving
 
 import autointerp as ai
+from autointerp.commands.side_by_side import side_by_side
 from autointerp.commands.sweep import read_sweep, sweep
 from autointerp.errors import ConfigError
 from autointerp.stages.sae import train_config
@@ -134,9 +136,15 @@ def test_a_scorers_metric_runs_each_variant_whole(subject, tmp_path):
 
 
 @pytest.mark.weights
-def test_variants_side_by_side_leave_what_they_leave_one_after_the_other(subject, tmp_path, monkeypatch):
+def test_variants_side_by_side_leave_what_they_leave_one_after_the_other(subject, toy, tmp_path, monkeypatch):
     variants = {name: PLAN["variants"][name] for name in ("k 8", "k 2")}
-    out, file = tmp_path / "out", write(tmp_path, subject=subject, variants=variants, seeds=[0])
+    plan = {"subject": subject | {"model": str(toy)}, "variants": variants, "seeds": [0]}
+    out, file = tmp_path / "out", write(tmp_path, **plan)
+
+    def later_first(*given: Any) -> Generator[Any, None, None]:
+        yield from sorted(side_by_side(*given), key=lambda outcome: outcome[0])  # "k 2" before "k 8"
+
+    monkeypatch.setattr("autointerp.commands.sweep.side_by_side", later_first)
     together = sweep(file, out=out, jobs=2)
     assert not together.failures
     assert (out / "k 2 0" / "log.txt").stat().st_size > 0
