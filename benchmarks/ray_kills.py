@@ -93,6 +93,7 @@ def measured(place: Path, cluster: Any, model: Path, endpoint: Endpoint, drivers
 def write_config(place: Path, model: Path, endpoint: Endpoint, kind: str, address: str) -> Path:
     wanted = config(model, place / "sae", endpoint.url)
     wanted["llm"]["concurrency"] = CONCURRENCY
+    wanted["controls"] = ["other_feature"]  # with all its donors: a stage lasts until a node is killed
     wanted["executor"] = {"kind": kind, "address": address, "num_gpus": 0, "shard_tokens": 8000}
     file = place / f"{kind}.yaml"
     file.write_text(yaml.safe_dump(wanted))
@@ -130,7 +131,7 @@ def with_nodes_killed(place: Path, file: Path, endpoint: Endpoint, cluster: Any)
     while process.poll() is None:
         stage = stage_under_way(place / "nodes")
         if stage is not None and stage not in killed and done_by_workers(stage):
-            time.sleep(chance.uniform(0.5, 4))
+            time.sleep(chance.uniform(0.3, 1.5))
             if stage_under_way(place / "nodes") == stage:
                 killed.append(stage)
                 cluster.remove_node(chance.choice([*cluster.worker_nodes]), allow_graceful=False)
