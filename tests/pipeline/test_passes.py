@@ -198,6 +198,19 @@ def test_what_fails_within_a_pass_fails_alone(toy, saes, alone, together, monkey
     assert len(harvests()) == 2
 
 
+@pytest.mark.weights
+def test_a_pass_that_fails_as_a_whole_leaves_each_sae_to_its_own_harvest(
+    toy, saes, alone, together, monkeypatch, caplog
+) -> None:
+    def fails(_job: Any) -> None:
+        raise AutointerpError("the workers are gone")
+
+    monkeypatch.setattr(passes, "work", fails)
+    assert ai.harvest_together(configs_of(toy, saes, "topk", "relu")) == [None, None]
+    assert "the pass has ended, each SAE is harvested alone: the workers are gone" in caplog.messages
+    assert harvests().items() <= alone.items()
+
+
 def member(folder: Path, name: str, text: str, latents: int) -> passes.Member:
     about = folder / name
     about.mkdir()
