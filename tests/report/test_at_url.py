@@ -24,6 +24,7 @@ from autointerp.report.at_url import STATE, copy_of, fetched, kept_at_url
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("AUTOINTERP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)  # where no results/ has runs that an error would name
     return tmp_path / "cache"
 
 
