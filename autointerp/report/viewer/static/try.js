@@ -59,5 +59,5 @@ export function startTry() {
     if (text.value) run();
     else tried.replaceChildren();
   });
-  if (text.value) run();
+  if (text.value && text.value === text.defaultValue) run(); // the address' text; one that is being typed waits for Try
 }
