@@ -321,8 +321,14 @@ def test_a_text_is_tried_on_the_real_subject(chromium: Any, stories15m: Path, tm
         watched = Watched(chromium, 1280, "light")
         page, expect = watched.page, playwright.expect
         page.goto(f"{home}/feature/10")
-        page.get_by_role("link", name="Try a text on this feature").click()
+        late: list[Any] = []
+        page.route("**/try.js", lambda route: late.append(route), times=1)
+        page.get_by_role("link", name="Try a text on this feature").click(no_wait_after=True)
         page.fill("#text", f"So {words[3]} and then {words[10]} again {words[1]}")
+        late[0].continue_()
+        page.wait_for_load_state()
+        expect(page.get_by_role("button", name="Try", exact=True)).to_be_enabled()  # what was typed too early waits
+        assert page.locator("#tried").inner_text() == ""
         page.get_by_role("button", name="Try", exact=True).click()
         expect(page.locator(".fired a").first).to_have_text("10", timeout=60_000)  # the one that was asked about
         shown = page.locator("#tried > .fired")
