@@ -435,7 +435,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     left.set_yticks(range(len(rows)), names)
     left.invert_yaxis()
     left.axvline(0, color="#222222", linewidth=0.8)
-    left.set_title("above chance, 95 % over features (grey: another feature's explanation)", fontsize=10, loc="left")
+    left.set_title("above chance, 95 % over features\n(grey: another feature's explanation)", fontsize=10, loc="left")
     if shares:
         right.barh(list(shares), list(shares.values()), color="#1f6fb4", alpha=0.7)
         right.invert_yaxis()
