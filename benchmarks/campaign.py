@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 from sklearn.linear_model import LogisticRegression
 
 import autointerp as ai
@@ -48,7 +50,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="reference")
     parser.add_argument("--features", type=int, default=100)
-    parser.add_argument("--explainers", nargs="+", default=["default", "token_stats", "whole_words"])
+    parser.add_argument(
+        "--explainers",
+        nargs="+",
+        default=["default", "token_stats", "whole_words"],
+        help="names, or entries of a config: '{name: whole_words, label: contrast, neighbours: 3}'",
+    )
     parser.add_argument("--judges", nargs="+", default=["qwen2.5-coder-1.5b-instruct", "smollm2-135m"])
     parser.add_argument("--windows", type=int, default=100, help="judged for each feature, half of them firing")
     parser.add_argument("--controls", nargs="*", default=[CONTROL])
@@ -68,7 +75,7 @@ def main() -> None:
             return
     report = summary(run, [label(judge) for judge in options.judges])
     keys = ("config", "features", "explainers", "judges", "windows", "donors")
-    given = " ".join(f"--{key} {' '.join(map(str, np.atleast_1d(getattr(options, key))))}" for key in keys)
+    given = " ".join(f"--{key} {shlex.join(map(str, np.atleast_1d(getattr(options, key))))}" for key in keys)
     about = {"command": f"python benchmarks/campaign.py {given}", "whole": not within.over}
     write(about | report, options.out)
     print((options.out / "campaign.md").read_text())
@@ -86,7 +93,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
         "name": "campaign",
         "features.select": "random",
         "features.count": options.features,
-        "explainers": options.explainers,
+        "explainers": [yaml.safe_load(each) for each in options.explainers],
         "scorers": [*judged, *CEILINGS],
         "contexts.test_activating": options.windows // 2,
         "contexts.test_random": options.windows // 4,

@@ -18,6 +18,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from autointerp.subject.model import load_subject
 MODEL, TEXT, CONTEXT = "smollm2-135m", "imdb", 256
 LRS = (3e-4, 2e-3, 6e-3)  # sae-lens' default, and others that suit so short a training better
 SILENT = 0.10
+ALL_ROWS = "trained on all rows"
 MULTIPLE = SaeConfig.model_fields["outlier_norm"].default
 
 
@@ -70,30 +72,41 @@ def on_all_rows(source: ArraySource, tokens: int) -> dict[str, Any]:
     return {name: figures.get(name) for name in ("explained_variance", "dead_fraction", "warnings")}
 
 
-def measure(rows: np.ndarray, tokens: int) -> dict[str, Any]:
+def measure(rows: np.ndarray, tokens: int, kept: Kept) -> dict[str, Any]:
     outliers, index = find_outliers(rows, MULTIPLE)
     held = held_out_of(len(rows))
     source, held_out = ArraySource(rows, index).hold_out(held)
     held_out, at = held_out.float(), outliers.threshold
-    runs = {"autointerp": ours(source, held_out, tokens, at)}
-    few = 3 * BATCH
-    autocast = max((True, False), key=lambda on: theirs(source, held_out[:BATCH], few, 3e-4, on)["tokens_per_cpu_s"])
+    runs = {"autointerp": kept("autointerp", lambda: ours(source, held_out, tokens, at))}
+
+    def speed(autocast: bool) -> float:
+        return theirs(source, held_out[:BATCH], 3 * BATCH, LRS[0], autocast)["tokens_per_cpu_s"]
+
     for lr in LRS:
-        runs[f"sae-lens, lr {lr:g}"] = theirs(source, held_out, tokens, lr, autocast, at)
+        name = f"sae-lens, lr {lr:g}"
+        runs[name] = kept(name, lambda lr=lr: theirs(source, held_out, tokens, lr, speed(True) >= speed(False), at))
     return {
         "outliers": asdict(outliers),
         "runs": runs,
-        "trained on all rows": on_all_rows(ArraySource(rows[: len(rows) - held]), tokens),
+        ALL_ROWS: kept(ALL_ROWS, lambda: on_all_rows(ArraySource(rows[: len(rows) - held]), tokens)),
     }
 
 
-def kept(folder: Path, block: int, tokens: int) -> dict[str, Any]:
-    """`measure` of one block, kept in its folder: a second call goes on with the next."""
-    file = folder / f"block-{block}" / f"measured-{tokens}.json"
-    if not file.exists():
-        figures = measure(activations(folder, block, tokens), tokens)
-        write_atomically(file, lambda path: path.write_text(json.dumps(figures)))
-    return json.loads(file.read_text())
+class Kept:
+    """The figures of each run of a block, in its folder: a second call goes on with the next.
+
+    To measure a run again, take its entry out of the file.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __call__(self, name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        figures = json.loads(self.file.read_text()) if self.file.exists() else {}
+        if name not in figures:
+            figures[name] = run()
+            write_atomically(self.file, lambda path: path.write_text(json.dumps(figures)))
+        return figures[name]
 
 
 def bars_of(block: int, measured: dict[str, Any]) -> list[dict[str, Any]]:
@@ -126,7 +139,8 @@ def main() -> int:
     args = parser.parse_args()
     blocks: dict[int, Any] = {}
     for block in args.blocks:
-        blocks[block] = kept(args.folder, block, args.tokens)
+        rows = activations(args.folder, block, args.tokens)
+        blocks[block] = measure(rows, args.tokens, Kept(args.folder / f"block-{block}" / f"runs-{args.tokens}.json"))
         share = blocks[block]["outliers"]["variance_share"]
         print(f"block {block}: {blocks[block]['outliers']['outlying']:,} sinks, {share:.1%} of the variance")
         for name, run in blocks[block]["runs"].items():
@@ -135,7 +149,7 @@ def main() -> int:
                 f"  {name:22} explained variance {run['explained_variance']:.4f} ({both:.4f} with sinks),"
                 f" L0 {run['l0']:.1f}, silent {run['dead_fraction']:.1%}"
             )
-        print(f"  on all rows: {blocks[block]['trained on all rows']}", flush=True)
+        print(f"  on all rows: {blocks[block][ALL_ROWS]}", flush=True)
     limits = [bar for block, measured in blocks.items() for bar in bars_of(block, measured)]
     for bar in limits:
         print(f"{bar['what']:52} {bar['value']:8.4f}   limit {bar['limit']:<6} {'met' if bar['met'] else 'MISSED'}")

@@ -74,7 +74,7 @@ def chart(
     outline = f"M0 {HEIGHT}" + "".join(f"V{HEIGHT - HEIGHT * n / most:.1f}h{step:.1f}" for n in controls) + f"V{HEIGHT}"
     marks = [
         Mark(WIDTH * (c.mean.value - low) / (high - low), c.scorer, f"{c.scorer} {number(c.mean.value)}")
-        for c in ceilings
+        for c in summary.on_my_scale(ceilings)
         if c.mean.value is not None and low <= c.mean.value <= high
     ]
     return Chart(

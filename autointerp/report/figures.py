@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 STATUSES = ("ok", "dead", "too_rare", "failed")
 CEILINGS = ("lexical", "lexical_shown", "position", "constant")  # scorers that read no explanation
+SAME_SCALE = 0.1  # apart at most are the chances of a scorer and of a ceiling that it is measured against
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class ScorerSummary:
     def doubt(self) -> str | None:
         """What is wrong with a judge that answers nearly everything alike."""
         return None if self.yes_rate is None else by_habit(self.yes_rate)
+
+    def on_my_scale(self, ceilings: Sequence[ScorerSummary]) -> list[ScorerSummary]:
+        """Those whose chance is this scorer's: an average precision does not stand beside a correlation."""
+        chance = self.chance
+        return [c for c in ceilings if chance is None or c.chance is None or abs(c.chance - chance) <= SAME_SCALE]
 
 
 @dataclass(frozen=True)

@@ -149,8 +149,7 @@ def footer(features: pa.Table) -> list[str]:
     summary = summarise(features)
     counts = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in summary.statuses.items())
     first = f"{summary.n} feature{'s' * (summary.n != 1)}" + (f": {counts}" if counts else "")
-    ceilings = ", ".join(map(ceiling_text, (c for c in summary.ceilings if c.mean.n)))
-    return [first, *(line for s in summary.scorers for line in _mean_lines(s, ceilings))]
+    return [first, *(line for s in summary.scorers for line in _mean_lines(s, summary.ceilings))]
 
 
 def ceiling_text(s: ScorerSummary) -> str:
@@ -167,7 +166,7 @@ def all_asked(s: ScorerSummary) -> str:
     return text if s.as_chance is None else f"{text} ({number(s.as_chance)} if the others count as chance)"
 
 
-def _mean_lines(s: ScorerSummary, ceilings: str) -> Iterator[str]:
+def _mean_lines(s: ScorerSummary, ceilings: Sequence[ScorerSummary]) -> Iterator[str]:
     mean, control, difference = s.mean, s.control, s.difference
     line = f"{s.scorer} {interval(mean.value, mean.low, mean.high)} {all_asked(s)}"
     if s.n_unscored:
@@ -184,8 +183,9 @@ def _mean_lines(s: ScorerSummary, ceilings: str) -> Iterator[str]:
         beside.append(f"paired difference {paired} over {difference.n}")
     if beside:
         yield f"  {', '.join(beside)}"
-    if ceilings and mean.n:
-        yield f"  without a model, windows of the same features: {ceilings}"
+    told = ", ".join(ceiling_text(c) for c in s.on_my_scale(ceilings) if c.mean.n)
+    if told and mean.n:
+        yield f"  without a model, windows of the same features: {told}"
     if s.quantiles:
         yield f"  by quantile of activation, weakest first: {' '.join(map(number, s.quantiles))}"
     if s.doubt:

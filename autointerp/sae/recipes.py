@@ -16,6 +16,8 @@ from autointerp.sae.ranks import ALONE, Ranks
 if TYPE_CHECKING:
     from autointerp.sae.train_config import TrainConfig
 
+_LEAST_LEFT = 1e-6  # of the input: AuxK does not weigh a smaller error as if it were all there is
+
 
 class Outcome(NamedTuple):
     """Of the rows that this rank has of a batch."""
@@ -168,7 +170,11 @@ class TopK(Recipe):
         return tensor if self.learning.stop == len(tensor) else tensor[: self.learning.stop]
 
     def _aux(self, z: Tensor, pre: Tensor, dead: Tensor, error: Tensor) -> Tensor | float:
-        """Σ over d of (error left − what the strongest dead latents make of it)², relative to the input's."""
+        """(error left − what the strongest dead latents make of it)², relative to that error's own square.
+
+        The paper's formula leaves the scale open; its code divides by what is left (openai/sparse_autoencoder,
+        train.py). Relative to the input AuxK would weigh the less, the better the live latents explain.
+        """
         k = self.d_in // 2 if self.config.aux_k is None else self.config.aux_k
         if not (k and self.config.aux_coefficient):
             return 0.0
@@ -180,7 +186,8 @@ class TopK(Recipe):
         chosen = sparse.topk(pre, min(k, len(latents)))
         values = sparse.encode(z, encoder, bias, chosen, pre).relu()
         made = sparse.decode(values, chosen, decoder, self.dtype)
-        return self.config.aux_coefficient * (made + error).square().sum() / self.numbers
+        left = self.ranks.sum(error.square().sum()).clamp_min(_LEAST_LEFT * self.numbers)
+        return self.config.aux_coefficient * (made + error).square().sum() / left
 
 
 class BatchTopK(TopK):

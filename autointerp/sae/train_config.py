@@ -45,7 +45,7 @@ class TrainConfig(Section):
     warmup: int = Field(0, ge=0)  # steps over which lr rises from 0
     decay: float = Field(0.2, ge=0, le=1)  # last share of the steps, over which lr falls to 0
     aux_k: int | None = Field(None, ge=0)  # dead latents that explain the residual; None: d_in / 2; 0: none
-    aux_coefficient: float = Field(1 / 32, ge=0)  # weight of that AuxK loss
+    aux_coefficient: float = Field(1 / 32, ge=0)  # weight of that AuxK loss, over the residual's square
     dead_after: int | None = Field(None, ge=1)  # tokens without firing; None: 10M or a twentieth of `tokens`
     stages: int = Field(1, ge=1)  # of topk: as many parts of the latents, each learned, then frozen, before the next
     penalty: PenaltyConfig | None = None  # on the decoder's geometry

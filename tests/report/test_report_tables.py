@@ -18,10 +18,11 @@ from synthetic import write_run
 
 from autointerp.errors import AutointerpError, ConfigError
 from autointerp.report.columns import features_by
-from autointerp.report.figures import summarise
+from autointerp.report.figures import ranges_of, summarise
 from autointerp.report.folder import RunFolder, find_run
 from autointerp.report.html import write_report
-from autointerp.report.tables import lay_out, print_table
+from autointerp.report.overview import charts
+from autointerp.report.tables import footer, lay_out, print_table
 from autointerp.report.text import interval, number, visible
 from autointerp.report.where import sort, where
 
@@ -267,6 +268,18 @@ def test_what_reads_no_explanation_stands_beside_every_mean(run: Path, features:
     assert sum("lexical .83 (corrected .65)" in line for line in lines) == 2
     page = write_report(run).read_text()
     assert page.count("lexical") >= 3
+
+
+def test_a_ceiling_on_another_scale_stands_beside_no_mean(features: pa.Table):
+    """A correlation has the chance 0, an average precision of windows of which half fire ½."""
+    zero, half = (pa.array([chance] * len(features)) for chance in (0.0, 0.5))
+    at = features.column_names.index("simulation_chance")
+    mixed = features.set_column(at, "simulation_chance", zero).append_column("lexical_chance", half)
+    summary = summarise(mixed)
+    beside = {s.scorer: [c.scorer for c in s.on_my_scale(summary.ceilings)] for s in summary.scorers}
+    assert beside == {"detection": ["lexical"], "simulation": []}
+    assert sum("lexical .83" in line for line in footer(mixed)) == 1
+    assert [len(c.marks) for c in charts(mixed, summary, ranges_of(mixed))] == [1, 0]
 
 
 def test_json_csv_and_parquet_hold_all_columns_and_missing_is_null(run: Path, features: pa.Table, tmp_path: Path):

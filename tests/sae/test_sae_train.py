@@ -137,6 +137,22 @@ def test_auxk_brings_dead_latents_back(tmp_path: Path) -> None:
     assert dead[None] < dead[0]
 
 
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "matryoshka"])
+def test_auxk_weighs_what_dead_latents_miss_by_what_there_is_to_explain(architecture: str) -> None:
+    """Dead latents that explain nothing miss all of it, whether the live ones leave much over or little."""
+    config = small(architecture=architecture)
+    recipe = RECIPES[architecture](config, 32)
+    recipe.initialise(torch.Generator().manual_seed(0))
+    dead = torch.arange(32) >= 16
+    recipe.weights["b_enc"] = -1e3 * dead.float()
+    recipe.to(torch.device("cpu"))
+    alive = torch.zeros(32, dtype=torch.bool)
+    for left_over in (0.01, 1.0):
+        z = 3 * recipe.weights["W_dec"][:3].repeat(100, 1).detach() + left_over * torch.randn(300, 32)
+        added = recipe.loss(z, dead, 0).loss - recipe.loss(z, alive, 0).loss
+        assert added.item() == pytest.approx(config.aux_coefficient, rel=1e-3)
+
+
 @pytest.mark.parametrize("architecture", sorted(RECIPES))
 def test_every_architecture_learns_and_its_checkpoint_says_what_was_trained(tmp_path: Path, architecture) -> None:
     source, held_out = ArraySource(planted(2000)[0]).hold_out(500)
