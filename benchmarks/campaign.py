@@ -74,7 +74,7 @@ def main() -> None:
             print(f"stopped after {options.minutes:g} minutes, and there is no table yet ({error}): run again to go on")
             return
     report = summary(run, [label(judge) for judge in options.judges])
-    keys = ("config", "features", "explainers", "judges", "windows", "donors")
+    keys = ("config", "features", "explainers", "judges", "windows", "controls", "donors")
     given = " ".join(f"--{key} {shlex.join(map(str, np.atleast_1d(getattr(options, key))))}" for key in keys)
     about = {"command": f"python benchmarks/campaign.py {given}", "whole": not within.over}
     write(about | report, options.out)
