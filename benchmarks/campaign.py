@@ -9,10 +9,11 @@ and .png in `--out`:
 
 1. each explainer by each judge: mean, chance-corrected mean, control, and the ceilings and floors without a model;
 2. the first explainer less each other, less its control and less `lexical_shown`, paired by feature;
-3. what each explanation adds to the counts of tokens: `lexical` or `lexical_shown` with the judge's answers beside it,
+3. what each explanation takes of the model, in tokens;
+4. what each explanation adds to the counts of tokens: `lexical` or `lexical_shown` with the judge's answers beside it,
    weighed by a logistic regression on the other features, less the same without them;
-4. how far the judges agree: on features (correlation of their scores) and on windows (kappa);
-5. the variance of a score split over features, windows, explainers and judges (`stats.variance_components`).
+5. how far the judges agree: on features (correlation of their scores) and on windows (kappa);
+6. the variance of a score split over features, windows, explainers and judges (`stats.variance_components`).
 """
 
 from __future__ import annotations
@@ -146,6 +147,7 @@ def summary(run: ai.Run, judges: Sequence[str]) -> dict[str, Any]:
         + [mean_row(scores, explainers[0], s) for s in ceilings],
         "differences": differences(run, present),
         "against ceilings": [against_ceiling(scores, explainers[0], j, c) for j in present for c in ceilings],
+        "explaining": explaining(run),
         "beyond counts": [row for j in present for e in explainers for c in COUNTS for row in beyond(run, e, j, c)],
         "agreement": [agreement(scores, run, *pair) for pair in combinations(present, 2)],
         "variance": variance(halves, explainers, present),
@@ -181,6 +183,13 @@ def mean_of(values: Any) -> dict[str, Any]:
     low, high = stats.mean_interval(kept) or (None, None)
     limits = {"mean": float(np.mean(kept)) if kept else None, "low": low, "high": high}
     return {key: rounded(value) for key, value in limits.items()} | {"n": len(kept), "missing": len(values) - len(kept)}
+
+
+def explaining(run: ai.Run) -> list[dict[str, Any]]:
+    """What an explanation takes of the model, all requests for it: tokens, means over the features."""
+    table: Any = run.explanations
+    tokens = table.groupby("explainer", sort=False)[["prompt_tokens", "completion_tokens"]].mean().fillna(0)
+    return [{"explainer": name} | {key: round(n) for key, n in row.items()} for name, row in tokens.iterrows()]
 
 
 def differences(run: ai.Run, judges: Sequence[str]) -> list[dict[str, Any]]:
@@ -380,6 +389,14 @@ def page(report: Mapping[str, Any]) -> str:
             for row in paired
         ],
     )
+    lines += ["", "Tokens that an explanation takes, of prompts and of answers:", ""]
+    lines += table_lines(
+        ["explainer", "prompts", "answers"],
+        [
+            [row["explainer"], f"{row['prompt_tokens']:,}", f"{row['completion_tokens']:,}"]
+            for row in report["explaining"]
+        ],
+    )
     lines += [
         "",
         "What answers add to counts of tokens, chance-corrected, weighed on the other features:",
@@ -427,7 +444,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     rows = report["means"]
     shares = report["variance"].get("shares of a score on all windows", {})
     panels = 2 if shares else 1
-    size = {"figsize": (7 + 4 * (panels - 1), 0.34 * len(rows) + 1.4), "width_ratios": (2.2, 1)[:panels]}
+    size = {"figsize": (7 + 4 * (panels - 1), 0.42 * len(rows) + 1.4), "width_ratios": (2.2, 1)[:panels]}
     figure, axes = plt.subplots(1, panels, squeeze=False, layout="constrained", **size)
     left, right = axes[0, 0], axes[0, -1]
     for place, row in enumerate(rows):
@@ -438,7 +455,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
             left.plot(point["mean"], place, "o", color=colour, markersize=5)
             if point["low"] is not None:
                 left.hlines(place, point["low"], point["high"], color=colour, alpha=0.5, linewidth=3)
-    names = [" · ".join(filter(None, (row["scorer"], row["explainer"]))) for row in rows]
+    names = ["\n".join(filter(None, (row["explainer"], row["scorer"]))) for row in rows]
     left.set_yticks(range(len(rows)), names)
     left.invert_yaxis()
     left.axvline(0, color="#222222", linewidth=0.8)
@@ -447,7 +464,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
         right.barh(list(shares), list(shares.values()), color="#1f6fb4", alpha=0.7)
         right.invert_yaxis()
         right.set_xlim(0, 1)
-        right.set_title("share of the variance of a score", fontsize=10, loc="left")
+        right.set_title("share of the variance\nof a score", fontsize=10, loc="left")
     for axis in axes[0]:
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(length=0, labelsize=9)

@@ -51,6 +51,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> ai.Run:
                 ]
             own = {"feature": feature, "explainer": explainer, "scorer": "lexical", "corrected": 0.3, "value": 0.6}
             scores.append(own)
+    explanations = [
+        {"feature": f, "explainer": e, "status": "ok", "prompt_tokens": None if e == "token_stats" else 100 + f}
+        for f in range(FEATURES)
+        for e in KNOWS
+    ]
+    write_rows(folder / "explanations.parquet", "explanations", explanations)
     write_rows(folder / "scores.parquet", "scores", scores)
     write_rows(folder / "judgements.parquet", "judgements", judgements)
     write_rows(folder / "features.parquet", "selection", [{"feature": f, "status": "ok"} for f in range(FEATURES)])
@@ -69,6 +75,15 @@ def test_means_count_what_is_missing_and_stand_beside_control_and_ceiling(report
     assert row["corrected, missing as chance"] < row["corrected"]["mean"]
     assert row["control other_feature"]["mean"] == 0
     assert [r["corrected"]["mean"] for r in report["means"] if r["scorer"] == "lexical"] == [0.3]
+
+
+def test_what_an_explanation_takes_stands_beside_what_it_scores(campaign: Any, report: dict[str, Any], tmp_path: Path):
+    assert [(row["explainer"], row["prompt_tokens"]) for row in report["explaining"]] == [
+        ("default", 110),
+        ("token_stats", 0),
+    ]
+    campaign.write({"command": "c", "whole": True} | report, tmp_path)
+    assert "| default | 110 | 0 |" in (tmp_path / "campaign.md").read_text()
 
 
 def test_explainers_and_ceilings_are_paired(report: dict[str, Any]):
