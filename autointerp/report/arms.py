@@ -65,7 +65,7 @@ def _arms(folder: RunFolder, name: str, measure: str | None) -> list[Arm]:
     for row in table.select([column for column in FIXED if column in table.column_names] + kept).to_pylist():
         of_arm = values.setdefault((row["explainer"], row["scorer"]), {})
         of_arm.setdefault(row.get("control"), {})[row["feature"]] = {column: _real(row[column]) for column in kept}
-    sae, judges = _sae(folder), _judges(folder.config)
+    sae, judges = _sae(folder), judges_of(folder.config)
     return [
         Arm(
             name, sae, explainer, scorer, *judges.get(scorer, (scorer, None)), given.get(None, {}),
@@ -79,7 +79,7 @@ def _real(value: Any) -> float | None:
     return None if value is None or value != value else float(value)
 
 
-def _judges(config: Mapping[str, Any]) -> dict[str, tuple[str, str | None]]:
+def judges_of(config: Mapping[str, Any]) -> dict[str, tuple[str, str | None]]:
     """A scorer's label -> its registered name, and its language model where it asks one."""
     usual = (config.get("llm") or {}).get("model")
     judges: dict[str, tuple[str, str | None]] = {}

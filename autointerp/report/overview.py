@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autointerp.report.arms import judges_of
 from autointerp.report.charts import Chart, chart
 from autointerp.report.feature import JUDGED, binary
 from autointerp.report.figures import Mean, ScorerSummary, Summary, mean_of, numbers
@@ -34,13 +35,14 @@ def about(run: RunFolder) -> list[tuple[str, str]]:
     corpus, subject = config.get("corpus") or {}, config.get("subject") or {}
     sae, git = config.get("sae") or {}, info.get("git") or {}
     revision = git.get("revision")
+    judges = {label: model for label, (_, model) in judges_of(config).items()}
     rows = [
         ("Subject", subject.get("model")),
         ("SAE", _sae(sae)),
         ("Hook", subject.get("hook") or "the SAE's own"),
         ("Text", corpus.get("source") and f"{corpus['source']}, {corpus['tokens']:,} tokens"),
-        ("Explainers", _models(config, "explainers", _explainers_models(run))),
-        ("Scorers (judge)", _models(config, "scorers", _scorers_models(run))),
+        ("Explainers", _models(_labels(config, "explainers"), _explainers_models(run))),
+        ("Scorers (judge)", _models(judges, judges)),
         ("Seeds", _pairs(info.get("seeds"))),
         ("autointerp", info.get("autointerp") and f"{info['autointerp']}, Python {info.get('python', '–')}"),
         ("Revision", revision and revision[:12] + (" with uncommitted changes" if git.get("dirty") else "")),
@@ -62,14 +64,13 @@ def _pairs(values: Mapping[str, Any] | None) -> str:
     return ", ".join(f"{name} {value}" for name, value in (values or {}).items())
 
 
-def _models(config: Mapping[str, Any], section: str, asked: Mapping[str, str | None] | None) -> str:
-    """Plug-ins with their models: those in `asked` where it says who asked one, else those of the config."""
-    parts = []
-    for plugin in config.get(section) or []:
-        name = plugin.get("label") or plugin["name"]
-        model = (plugin.get("llm") or config.get("llm") or {}).get("model") if asked is None else asked.get(name)
-        parts.append(f"{name} ({model})" if model else name)
-    return ", ".join(parts)
+def _models(labels: Iterable[str], asked: Mapping[str, str | None]) -> str:
+    """Plug-ins, each with the model that it asks."""
+    return ", ".join(f"{label} ({asked[label]})" if asked.get(label) else label for label in labels)
+
+
+def _labels(config: Mapping[str, Any], section: str) -> list[str]:
+    return [plugin.get("label") or plugin["name"] for plugin in config.get(section) or ()]
 
 
 def _explainers_models(run: RunFolder) -> dict[str, str | None]:
@@ -78,17 +79,6 @@ def _explainers_models(run: RunFolder) -> dict[str, str | None]:
         for row in batch.group_by(["explainer", "model"]).aggregate([]).to_pylist():
             models[row["explainer"]] = models.get(row["explainer"]) or row["model"]
     return models
-
-
-def _scorers_models(run: RunFolder) -> dict[str, str | None] | None:
-    """Scorer -> the model that it asked; None where the run's requests are not told."""
-    models: dict[str, str | None] = {}
-    for batch in run.batches("usage", ["stage", "model"]):
-        for row in batch.group_by(["stage", "model"]).aggregate([]).to_pylist():
-            kind, _, rest = row["stage"].partition("/")
-            if kind == "score":
-                models[rest.partition("/")[0]] = row["model"]
-    return models or None
 
 
 # --- scores -----------------------------------------------------------------------------------

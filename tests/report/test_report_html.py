@@ -99,6 +99,16 @@ def test_the_head_says_what_was_run_and_the_notes_how_far_to_trust_it(page: Page
         assert part in text
 
 
+def test_the_head_names_no_model_for_a_scorer_that_asks_none_though_the_run_sent_no_request(tmp_path: Path):
+    """All stages of a run may have been done before: it has no requests then."""
+    run = write_run(tmp_path / "run")
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("{name: simulation}]", "{name: simulation}, {name: lexical}]"))
+    usage = pq.read_table(run / "usage.parquet")
+    pq.write_table(usage.slice(0, 0), run / "usage.parquet")
+    assert "detection (judge), simulation (tiny), lexical<" in write_report(run).read_text()
+
+
 def test_a_folder_where_a_file_belongs_is_told_and_a_new_folder_is_made(tmp_path: Path):
     run = write_run(tmp_path / "run")
     with pytest.raises(ConfigError, match="is a folder: name a file"):
