@@ -16,7 +16,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 FRONT = "README.md"
-MORE = ("CONTRIBUTING.md", "CHANGELOG.md", "results/README.md", "results/reference/*", "examples/*")
+MORE = ("CONTRIBUTING.md", "CHANGELOG.md", "results/README.md", "results/reference/**/*", "examples/*")
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)\s#]+)")
 
 
