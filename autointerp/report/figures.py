@@ -52,9 +52,9 @@ class ScorerSummary:
         return None if self.yes_rate is None else by_habit(self.yes_rate)
 
     def on_my_scale(self, ceilings: Sequence[ScorerSummary]) -> list[ScorerSummary]:
-        """Those whose chance is this scorer's: an average precision does not stand beside a correlation."""
-        chance = self.chance
-        return [c for c in ceilings if chance is None or c.chance is None or abs(c.chance - chance) <= SAME_SCALE]
+        """Those that have a mean and this scorer's chance: no average precision stands beside a correlation."""
+        told, mine = [c for c in ceilings if c.mean.n], self.chance
+        return [c for c in told if mine is None or c.chance is None or abs(c.chance - mine) <= SAME_SCALE]
 
 
 @dataclass(frozen=True)

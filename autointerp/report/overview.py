@@ -35,13 +35,14 @@ def about(run: RunFolder) -> list[tuple[str, str]]:
     corpus, subject = config.get("corpus") or {}, config.get("subject") or {}
     sae, git = config.get("sae") or {}, info.get("git") or {}
     revision = git.get("revision")
+    explainers = [plugin.get("label") or plugin["name"] for plugin in config.get("explainers") or ()]
     judges = {label: model for label, (_, model) in judges_of(config).items()}
     rows = [
         ("Subject", subject.get("model")),
         ("SAE", _sae(sae)),
         ("Hook", subject.get("hook") or "the SAE's own"),
         ("Text", corpus.get("source") and f"{corpus['source']}, {corpus['tokens']:,} tokens"),
-        ("Explainers", _models(_labels(config, "explainers"), _explainers_models(run))),
+        ("Explainers", _models(explainers, _explainers_models(run))),
         ("Scorers (judge)", _models(judges, judges)),
         ("Seeds", _pairs(info.get("seeds"))),
         ("autointerp", info.get("autointerp") and f"{info['autointerp']}, Python {info.get('python', '–')}"),
@@ -67,10 +68,6 @@ def _pairs(values: Mapping[str, Any] | None) -> str:
 def _models(labels: Iterable[str], asked: Mapping[str, str | None]) -> str:
     """Plug-ins, each with the model that it asks."""
     return ", ".join(f"{label} ({asked[label]})" if asked.get(label) else label for label in labels)
-
-
-def _labels(config: Mapping[str, Any], section: str) -> list[str]:
-    return [plugin.get("label") or plugin["name"] for plugin in config.get(section) or ()]
 
 
 def _explainers_models(run: RunFolder) -> dict[str, str | None]:

@@ -183,7 +183,7 @@ def _mean_lines(s: ScorerSummary, ceilings: Sequence[ScorerSummary]) -> Iterator
         beside.append(f"paired difference {paired} over {difference.n}")
     if beside:
         yield f"  {', '.join(beside)}"
-    told = ", ".join(ceiling_text(c) for c in s.on_my_scale(ceilings) if c.mean.n)
+    told = ", ".join(map(ceiling_text, s.on_my_scale(ceilings)))
     if told and mean.n:
         yield f"  without a model, windows of the same features: {told}"
     if s.quantiles:
