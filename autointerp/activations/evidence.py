@@ -115,7 +115,9 @@ def select_features(table: pd.DataFrame, config: FeaturesConfig, seed: int) -> l
     """The features to explain, of a `firing_table`.
 
     `config.ids` as given, dead ones too; else of those with status ok, rising: `count` at random (a larger
-    count with the same seed holds the smaller's), the `first`, those with most firings (`top`), or `all`.
+    count with the same seed holds the smaller's), the `first`, those with most firings (`top`), or `all`. The seed
+    alone orders the random draw, and the firings only say who is passed over: another machine's last bits, or a few
+    more tokens, exchange single features.
     Raises ConfigError on an id the SAE lacks, AutointerpError where no feature fires often enough.
     """
     import numpy as np
@@ -132,7 +134,8 @@ def select_features(table: pd.DataFrame, config: FeaturesConfig, seed: int) -> l
             f"no feature fires {config.min_firings} times: lower features.min_firings or raise corpus.tokens"
         )
     if config.select == "random":
-        features = np.random.default_rng(seed % 2**64).permutation(features)[: config.count]
+        drawn = np.random.default_rng(seed % 2**64).permutation(len(table))
+        features = drawn[np.isin(drawn, features)][: config.count]
     elif config.select == "top":
         features = features[np.argsort(-ok["firings"].to_numpy(), kind="stable")[: config.count]]
     elif config.select == "first":
