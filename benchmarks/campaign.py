@@ -1,7 +1,8 @@
 """Explainers by judges by controls on many features: how much is an explanation worth, and what does the score hang on?
 
-    python benchmarks/campaign.py [--config reference] [--features 100] [--explainers default token_stats whole_words]
-        [--judges qwen2.5-coder-1.5b-instruct smollm2-135m] [--windows 100] [--minutes 60]
+    python benchmarks/campaign.py [--config reference] [--features 100 | --ids 80 275 …]
+        [--explainers default token_stats whole_words] [--judges qwen2.5-coder-1.5b-instruct smollm2-135m]
+        [--windows 100] [--minutes 60]
 
 One run of the pipeline, RUNS/campaign, in as many parts as it takes: after `--minutes` it stops, writes what there is,
 and the same command goes on where it was. `--base-url` puts all judges behind an endpoint. It leaves campaign.json, .md
@@ -50,7 +51,8 @@ SURE = 0.02  # probabilities are cut this far from 0 and 1
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="reference")
-    parser.add_argument("--features", type=int, default=100)
+    parser.add_argument("--features", type=int, default=100, help="drawn at random")
+    parser.add_argument("--ids", nargs="*", type=int, default=[], help="these features, and none drawn")
     parser.add_argument(
         "--explainers",
         nargs="+",
@@ -75,7 +77,7 @@ def main() -> None:
             print(f"stopped after {options.minutes:g} minutes, and there is no table yet ({error}): run again to go on")
             return
     report = summary(run, [label(judge) for judge in options.judges])
-    keys = ("config", "features", "explainers", "judges", "windows", "controls", "donors")
+    keys = ("config", "ids" if options.ids else "features", "explainers", "judges", "windows", "controls", "donors")
     given = " ".join(f"--{key} {shlex.join(map(str, np.atleast_1d(getattr(options, key))))}" for key in keys)
     about = {"command": f"python benchmarks/campaign.py {given}", "whole": not within.over}
     write(about | report, options.out)
@@ -94,6 +96,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
         "name": "campaign",
         "features.select": "random",
         "features.count": options.features,
+        "features.ids": options.ids or None,
         "explainers": [yaml.safe_load(each) for each in options.explainers],
         "scorers": [*judged, *CEILINGS],
         "contexts.test_activating": options.windows // 2,

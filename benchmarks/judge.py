@@ -2,7 +2,8 @@
 
     python benchmarks/judge.py RUN [--judges qwen2.5-coder-1.5b-instruct …] [--texts 16] [--minutes 15]
 
-RUN is the folder of a campaign on `reference`. Its windows are judged in two ways, by `detection` one at a time:
+RUN is the folder of a campaign on `reference` that has the features of `by_hand.jsonl` (`campaign.py --ids`). Its
+windows are judged in two ways, by `detection` one at a time:
 
 1. Rules. A rule is an explanation whose truth a regular expression decides: one word, three words as a list or as a
    sentence, a category of words, a form such as brackets. Half of the texts follow it, drawn from RUN's silent windows.
@@ -113,13 +114,14 @@ def examples_of(number: int, rule: Rule, texts: Sequence[str], count: int) -> li
     return contexts_of(number, rng.sample(follow, half), rng.sample(break_it, half))
 
 
-async def measure(judge: str, run: Any, contexts: dict[int, list[Context]], options: Any) -> dict[str, Any]:
+async def measure(
+    judge: str, run: Any, contexts: dict[int, list[Context]], by_hand: Sequence[dict[str, Any]], options: Any
+) -> dict[str, Any]:
     ends = time.monotonic() + 60 * options.minutes
     silent = sorted(
         {context.text.strip() for each in contexts.values() for context in each if context.kind == "random"}
     )
     rules = [(i, rule) for i, rule in enumerate(rules_of(silent))]
-    by_hand = [json.loads(line) for line in BY_HAND.read_text(encoding="utf-8").splitlines()]
     asked = argparse.Namespace(judge=judge, base_url=options.base_url, journal=options.journal)
     async with judge_of(asked) as llm:
         score = partial(detection.score, llm=llm, mode="each", seed=0)
@@ -189,7 +191,11 @@ def main() -> None:
     options = parser.parse_args()
     options.journal.parent.mkdir(parents=True, exist_ok=True)
     run, contexts = ai.open_run(options.run), read_contexts(options.run / "contexts.parquet")
-    judges = [asyncio.run(measure(judge, run, contexts, options)) for judge in options.judges]
+    by_hand = [json.loads(line) for line in BY_HAND.read_text(encoding="utf-8").splitlines()]
+    if lacking := [str(row["feature"]) for row in by_hand if row["feature"] not in contexts]:
+        ids = " ".join(str(row["feature"]) for row in by_hand)
+        parser.error(f"{options.run} lacks the features {' '.join(lacking)}: run campaign.py with --ids {ids}")
+    judges = [asyncio.run(measure(judge, run, contexts, by_hand, options)) for judge in options.judges]
     command = f"python benchmarks/judge.py RUN --judges {' '.join(options.judges)} --texts {options.texts}"
     options.out.write_text(json.dumps({"command": command, "judges": rounded(judges)}, indent=1) + "\n")
     for each in judges:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -111,6 +112,15 @@ def test_features_are_selected_as_asked(planted):
     assert select(ids=[3, 2, 3]) == [3, 2]
     with pytest.raises(ConfigError, match=r"features.ids.*0 to 3, not 4"):
         select(ids=[1, 4])
+
+
+def test_a_feature_that_no_longer_fires_often_enough_exchanges_none_but_itself():
+    table = pd.DataFrame({"feature": range(400), "firings": 9, "status": "ok"})
+    config = FeaturesConfig(count=60)
+    drawn = set(select_features(table, config, 3))
+    for gone in [min(drawn), max(drawn), min(set(range(400)) - drawn)]:
+        fewer = table.assign(status=["too_rare" if feature == gone else "ok" for feature in range(400)])
+        assert drawn - set(select_features(fewer, config, 3)) == drawn & {gone}
 
 
 def test_no_feature_that_fires_often_enough_is_one_clear_line(planted):
