@@ -2,7 +2,7 @@
 
     python benchmarks/campaign.py [--config reference] [--features 100 | --ids 80 275 …]
         [--explainers default token_stats whole_words] [--judges qwen2.5-coder-1.5b-instruct smollm2-135m]
-        [--windows 100] [--minutes 60]
+        [--windows 100] [--minutes 60] [--set subject.hook=blocks.26.hook_resid_post …]
 
 One run of the pipeline, RUNS/campaign, in as many parts as it takes: after `--minutes` it stops, writes what there is,
 and the same command goes on where it was. `--base-url` puts all judges behind an endpoint. It leaves campaign.json, .md
@@ -37,6 +37,7 @@ from sklearn.linear_model import LogisticRegression
 
 import autointerp as ai
 from autointerp import stats
+from autointerp.commands.shell import overrides
 from autointerp.errors import AutointerpError
 
 CONTROL = "other_feature"
@@ -63,6 +64,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=100, help="judged for each feature, half of them firing")
     parser.add_argument("--controls", nargs="*", default=[CONTROL])
     parser.add_argument("--donors", type=int, default=3, help="explanations of others that a feature is also judged by")
+    parser.add_argument("--set", nargs="+", default=[], help="KEY=VALUE of the config besides")
     parser.add_argument("--base-url", help="of an OpenAI-compatible endpoint that has all judges")
     parser.add_argument("--minutes", type=float, default=60.0, help="then stop; run again to go on")
     parser.add_argument("--run", type=Path, default=Path("results/campaign"), help="the run's folder")
@@ -78,6 +80,7 @@ def main() -> None:
             return
     report = summary(run, [label(judge) for judge in options.judges])
     keys = ("config", "ids" if options.ids else "features", "explainers", "judges", "windows", "controls", "donors")
+    keys += ("set",) if options.set else ()
     given = " ".join(f"--{key} {shlex.join(map(str, np.atleast_1d(getattr(options, key))))}" for key in keys)
     about = {"command": f"python benchmarks/campaign.py {given}", "whole": not within.over}
     write(about | report, options.out)
@@ -92,7 +95,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
     judged = [
         {"name": "detection", "label": label(judge), "llm": {"model": judge, **where}} for judge in options.judges
     ]
-    return {
+    return overrides(options.set) | {
         "name": "campaign",
         "features.select": "random",
         "features.count": options.features,
