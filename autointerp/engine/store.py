@@ -12,7 +12,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,11 @@ class Store:
             if partial.exists() and not resumable:
                 shutil.rmtree(partial)
             partial.mkdir(exist_ok=True)
-            yield partial
+            try:
+                yield partial
+            finally:  # nothing was written: another process had done it, or the stage failed at once
+                with suppress(OSError):
+                    partial.rmdir()
 
     def complete(
         self,

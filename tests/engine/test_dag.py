@@ -301,3 +301,12 @@ def test_what_a_killed_writer_left_is_no_part_of_an_artifact(tmp_path: Path) -> 
             made.append(store.complete("stage", key, 0.0, 0, {}))
     assert made[0].content == made[1].content
     assert set(made[1].files) == {"table"}
+
+
+def test_only_what_was_written_is_left_for_the_next_attempt(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store.writing("stage", "done-by-another", resumable=True):
+        pass
+    with store.writing("stage", "half", resumable=True) as folder:
+        (folder / "rows").write_text("1")
+    assert [path.name for path in (tmp_path / "stage").glob("*.partial")] == ["half.partial"]
