@@ -43,10 +43,11 @@ from autointerp.errors import AutointerpError
 CONTROL = "other_feature"
 COUNTS = ("lexical_shown", "lexical")  # what an explanation may add to
 CEILINGS = ("lexical", "lexical_shown", "position", "constant")
+SHARES = "shares of a score on all windows"
 HALVES = 2  # groups of windows of a feature, each scored by itself
 DRAWS = 20  # of an order where counts are equal
 FOLDS = 10  # of features: each is weighed as the others' windows say
-SURE = 0.02  # probabilities are cut this far from 0 and 1
+FLOOR = 1e-12  # probabilities are cut this far from 0 and 1
 
 
 def main() -> None:
@@ -156,7 +157,7 @@ def summary(run: ai.Run, judges: Sequence[str]) -> dict[str, Any]:
         "explaining": explaining(run),
         "beyond counts": [row for j in present for e in explainers for c in COUNTS for row in beyond(run, e, j, c)],
         "agreement": [agreement(scores, run, *pair) for pair in combinations(present, 2)],
-        "variance": variance(halves, explainers, present),
+        "variance": list(variance(halves, explainers, present)),
         "packages": run.info["packages"] if (run.folder / "run.json").exists() else {},
         "revision": run.info["git"] if (run.folder / "run.json").exists() else None,
     }
@@ -219,15 +220,13 @@ def against_ceiling(scores: Any, explainer: str, judge: str, ceiling: str) -> di
 
 def beyond(run: ai.Run, explainer: str, judge: str, counts: str) -> list[dict[str, Any]]:
     """What the judge's answers add to the counts, by the explanations themselves and by each control's."""
-    table: Any = run.judgements
-    table = table[table["status"] == "ok"]
-    keys = ["feature", "example"]
+    table, keys = judged(run), ["feature", "example"]
     heard = table[(table["scorer"] == judge) & (table["explainer"] == explainer)]
     counted = table[(table["scorer"] == counts) & table["control"].isna()].drop_duplicates(keys).set_index(keys)
     rows = []
     for control in [None, *heard["control"].dropna().unique()]:
         mine = heard[heard["control"].isna() if control is None else heard["control"] == control]
-        answers = mine.groupby(keys)["probability"].mean().rename("answer")  # of all donors
+        answers = mine.groupby(keys)["evidence"].mean().rename("answer")  # of all donors
         both = counted.join(answers, how="inner").dropna(subset=["answer", "probability"])
         if len(both.groupby("feature")) < 2:
             continue
@@ -243,26 +242,35 @@ def beyond(run: ai.Run, explainer: str, judge: str, counts: str) -> list[dict[st
 def added(table: Any, first: str, second: str) -> stats.Paired:
     """Chance-corrected average precision of `first` and `second` together less that of `first`, by feature.
 
-    `first` has its ties broken at random: any second opinion breaks them, and average precision gains by that alone.
+    `first` is a probability, `second` evidence of any scale. Both count from the feature's own mean, since only the
+    order of its windows counts: a judge's habit of saying Yes changes nothing. Windows that are equal in either stand
+    in the same random orders on both sides, so an answer that is always the same adds 0.
     """
     rng = np.random.default_rng(0)
     features = table.index.get_level_values("feature").to_numpy()
-    order = np.unique(features)
-    fold = rng.permutation(len(order))[np.searchsorted(order, features)] % FOLDS
-    p = table[[first, second]].clip(SURE, 1 - SURE).to_numpy()
-    log_odds = np.log(p / (1 - p))
-    truth = table["truth"].to_numpy() > 0
+    order, place = np.unique(features, return_inverse=True)
+    fold = rng.permutation(len(order))[place] % FOLDS
+    counts, truth = log_odds(table[first].to_numpy()), table["truth"].to_numpy() > 0
+    columns = np.stack([counts, table[second].to_numpy(float)], axis=1)
+    known = (
+        columns
+        - np.stack([np.bincount(place, column)[place] for column in columns.T], 1) / np.bincount(place)[place, None]
+    )
     together = np.zeros(len(table))
     for held in range(min(FOLDS, len(order))):
-        fitted = LogisticRegression().fit(log_odds[fold != held], truth[fold != held])
-        together[fold == held] = fitted.decision_function(log_odds[fold == held])
-    alone = table[first].to_numpy()
+        mine = fold == held
+        together[mine] = LogisticRegression().fit(known[~mine], truth[~mine]).decision_function(known[mine])
     pairs = []
-    for mine in (features == feature for feature in order):
-        broken = [above_chance(truth[mine], alone[mine] + 1e-9 * rng.random(mine.sum())) for _ in range(DRAWS)]
-        value = above_chance(truth[mine], together[mine])
-        pairs.append((value, None if None in broken else float(np.mean(broken))))
+    for mine in (place == number for number in range(len(order))):
+        ties = [1e-9 * rng.random(mine.sum()) for _ in range(DRAWS)]
+        sides = [[above_chance(truth[mine], side[mine] + tie) for tie in ties] for side in (together, counts)]
+        pairs.append([None if None in values else float(np.mean(values)) for values in sides])
     return stats.paired_difference(*zip(*pairs))
+
+
+def log_odds(probability: Any) -> Any:
+    p = np.clip(probability, FLOOR, 1 - FLOOR)
+    return np.log(p) - np.log1p(-p)
 
 
 def above_chance(truth: Any, score: Any) -> float | None:
@@ -293,25 +301,32 @@ def agreement(scores: Any, run: ai.Run, first: str, second: str) -> dict[str, An
 
 
 def of_windows(run: ai.Run, first: str, second: str) -> dict[str, Any]:
+    """Kappa of the answers at ½, and of the most likely windows of each feature and explanation, as many as fire."""
     table = judged(run)
-    keys = ["feature", "explainer", "example"]
-    a, b = (table[table["scorer"] == name].set_index(keys)[["evidence", "truth"]] for name in (first, second))
+    table = table[table["control"].isna()]
+    keys, rng = ["feature", "explainer", "example"], np.random.default_rng(0)
+    a, b = (table[table["scorer"] == name].set_index(keys) for name in (first, second))
     both = a.join(b, rsuffix="_b", how="inner")
-    x, y = both["evidence"].to_numpy(), both["evidence_b"].to_numpy()
-    share = float(both["truth"].mean()) if len(both) else 0.0
+    answers = [both[name].to_numpy() > 0 for name in ("prediction", "prediction_b")]
+    most = [np.zeros(len(both), bool), np.zeros(len(both), bool)]
+    for where in both.groupby(keys[:2]).indices.values():
+        share = (both["truth"].iloc[where] > 0).mean()
+        for side, name in zip(most, ("evidence", "evidence_b")):
+            side[where] = stats.top_share(both[name].iloc[where], share, rng)
     return {
-        "kappa at ½": rounded(stats.kappa(x >= 0.5, y >= 0.5)),
-        "kappa at the base rate": rounded(stats.kappa(stats.top_share(x, share), stats.top_share(y, share))),
-        "pearson of probabilities": rounded(stats.pearson(x, y)),
+        "kappa at ½": rounded(stats.kappa(*answers)),
+        "kappa at the base rate": rounded(stats.kappa(*most)),
         "windows": len(both),
     }
 
 
 def judged(run: ai.Run) -> Any:
-    """What was heard of the explanations themselves, with the judge's evidence."""
+    """What was heard, with the judge's evidence: log odds where it gives probabilities, else 1 for Yes and 0 for No."""
     table: Any = run.judgements
-    table = table[table["control"].isna() & (table["status"] == "ok")]
-    return table.assign(evidence=table["probability"].fillna(table["prediction"]).astype(float))
+    table = table[table["status"] == "ok"]
+    graded = table["probability"].notna()
+    evidence = table["prediction"].astype(float).where(~graded, log_odds(table["probability"].astype(float)))
+    return table.assign(evidence=evidence)
 
 
 # --- what the score hangs on ------------------------------------------------------------------
@@ -321,7 +336,7 @@ def half_scores(run: ai.Run, judges: Sequence[str]) -> dict[Any, float]:
     """(feature, half of its windows, explainer, judge) -> chance-corrected value. The halves are the same windows for
     all explainers and judges, dealt in turn from those that fire and from those that do not."""
     table = judged(run)
-    table = table[table["scorer"].isin(judges)]
+    table = table[table["scorer"].isin(judges) & table["control"].isna()]
     windows = table[["feature", "example", "truth"]].drop_duplicates().sort_values(["feature", "truth", "example"])
     half = windows.groupby(["feature", "truth"]).cumcount() % HALVES
     table = table.merge(windows.assign(half=half)[["feature", "example", "half"]], on=["feature", "example"])
@@ -335,23 +350,20 @@ def half_scores(run: ai.Run, judges: Sequence[str]) -> dict[Any, float]:
 
 def variance(
     halves: Mapping[tuple[int, int, str, str], float], explainers: Sequence[str], judges: Sequence[str]
-) -> Any:
-    """Components and shares of the variance of a score, of the features that have one in every cell."""
+) -> Iterator[dict[str, Any]]:
+    """Components and shares of the variance of a score, for each judge and for all, of the features that have a value
+    in every cell. A judge at chance turns all that features differ in into its interaction with them."""
     features = sorted({key[0] for key in halves})
-    cells = [[(f, h, e, j) for h in range(HALVES) for e in explainers for j in judges] for f in features]
-    whole = [[halves[cell] for cell in mine] for mine in cells if all(cell in halves for cell in mine)]
-    shape = (len(whole), HALVES, len(explainers), len(judges))
-    if min(shape) < 2:
-        return {"shape": shape, "why none": "two of each are needed: features, explainers and judges with all scores"}
-    components = stats.variance_components(np.reshape(whole, shape))
-    return {
-        "shape": shape,
-        "left out": len(features) - len(whole),
-        "components": {" × ".join(sorted(effect)): rounded(value, 5) for effect, value in components.items()},
-        "shares of a score on all windows": {
-            name: rounded(share) for name, share in stats.variance_shares(components, HALVES).items()
-        },
-    }
+    for asked in dict.fromkeys([*((judge,) for judge in judges), tuple(judges)]):
+        cells = [[(f, h, e, j) for h in range(HALVES) for e in explainers for j in asked] for f in features]
+        whole = [[halves[cell] for cell in mine] for mine in cells if all(cell in halves for cell in mine)]
+        row: dict[str, Any] = {"judges": asked, "features": len(whole), "left out": len(features) - len(whole)}
+        if len(whole) > 1:
+            components = stats.variance_components(np.reshape(whole, (len(whole), HALVES, len(explainers), len(asked))))
+            shares = stats.variance_shares(components, HALVES)
+            row["components"] = {" × ".join(sorted(effect)): rounded(value, 5) for effect, value in components.items()}
+            row[SHARES] = {name: rounded(share) for name, share in shares.items()}
+        yield row
 
 
 def rounded(value: Any, digits: int = 4) -> Any:
@@ -419,10 +431,11 @@ def page(report: Mapping[str, Any]) -> str:
         told = {key: value for key, value in row.items() if key != "judges"}
         lines += ["", f"Agreement of {row['judges'][0]} and {row['judges'][1]}:", ""]
         lines += [f"- {key}: {cell(value) if isinstance(value, dict) else value}" for key, value in told.items()]
-    split = report["variance"]
-    lines += ["", "Variance of a score on all windows of a feature:", ""]
-    shares = split.get("shares of a score on all windows", {})
-    lines += [f"- {name}: {100 * share:.0f} %" for name, share in shares.items()] or [f"- {split['why none']}"]
+    for split in report["variance"]:
+        told = f"of {split['features']} features, {split['left out']} left out for want of a score"
+        lines += ["", f"Variance of a score on all windows, by {' and '.join(split['judges'])}, {told}:", ""]
+        shares = split.get(SHARES, {})
+        lines += [f"- {name}: {100 * share:.0f} %" for name, share in shares.items()] or ["- two features are needed"]
     return "\n".join(lines) + "\n"
 
 
@@ -448,7 +461,8 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     rows = report["means"]
-    shares = report["variance"].get("shares of a score on all windows", {})
+    split = report["variance"][0] if report["variance"] else {}  # by the first judge alone
+    shares = split.get(SHARES, {})
     panels = 2 if shares else 1
     size = {"figsize": (7 + 4 * (panels - 1), 0.42 * len(rows) + 1.4), "width_ratios": (2.2, 1)[:panels]}
     figure, axes = plt.subplots(1, panels, squeeze=False, layout="constrained", **size)
@@ -470,7 +484,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
         right.barh(list(shares), list(shares.values()), color="#1f6fb4", alpha=0.7)
         right.invert_yaxis()
         right.set_xlim(0, 1)
-        right.set_title("share of the variance\nof a score", fontsize=10, loc="left")
+        right.set_title(f"share of the variance of a score\n({split['judges'][0]})", fontsize=10, loc="left")
     for axis in axes[0]:
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(length=0, labelsize=9)

@@ -58,7 +58,19 @@ def test_shares_sum_to_one_and_more_windows_weigh_less():
     shares, many = variance_shares(components), variance_shares(components, windows=10)
     assert sum(shares.values()) == pytest.approx(1) == sum(many.values())
     assert shares["judge"] == pytest.approx(1 / 10)
-    assert many["windows"] < shares["windows"]
+    assert many["windows and rest"] < shares["windows and rest"]
+
+
+def test_of_one_judge_the_estimates_are_the_planted_variances_too():
+    rng = np.random.default_rng(0)
+    many = [variance_components(drawn(rng, (30, 3, 4, 1))) for _ in range(600)]
+    wanted = {("feature",): 4.7, ("feature", "windows"): 1.4, ("explainer",): 0.8, ("feature", "explainer"): 1.5}
+    wanted |= {("feature", "windows", "explainer"): 0.2}
+    assert {frozenset(axes) for axes in wanted} == set(many[0])
+    for axes, variance in wanted.items():
+        estimates = np.array([estimate[frozenset(axes)] for estimate in many])
+        assert abs(estimates.mean() - variance) < 4 * estimates.std() / len(many) ** 0.5, axes
+    assert set(variance_shares(many[0])) == {"feature", "explainer", "windows and rest"}
 
 
 @pytest.mark.parametrize(
@@ -93,6 +105,7 @@ def test_spearman_is_scipy_s_and_its_interval_holds_it():
 
 
 def test_the_share_with_most_evidence():
-    assert agreement.top_share([0.9, 0.99, 0.95, 0.2], 0.5).tolist() == [False, True, True, False]
-    assert agreement.top_share([1.0, 1.0], 0.5).tolist() == [True, True]
-    assert agreement.top_share([0.3, 0.1], 0.0).tolist() == [False, False]
+    rng = np.random.default_rng(0)
+    assert agreement.top_share([0.9, 0.99, 0.95, 0.2], 0.5, rng).tolist() == [False, True, True, False]
+    assert agreement.top_share([1.0, 0.0] * 50, 0.25, rng).sum() == 25  # a judge that only says Yes and No
+    assert agreement.top_share([0.3, 0.1], 0.0, rng).tolist() == [False, False]

@@ -2,15 +2,21 @@
 
 The evidence for a window is the largest P(fires | token) of its tokens. An explanation that scores below this has
 said less than a list of words would, and a feature that scores near 1 here is told by one token.
+
+Windows of equal evidence stand in a drawn order. Average precision takes equal scores for one threshold, which costs
+a ranking that knows something: a ceiling with its ties would stand too low beside a judge, whose log odds have none.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Sequence
 
 from autointerp.plugins import scorer
 from autointerp.records import Context, RandomWindows, Score, TokenStat
 from autointerp.scorers.judging import Item, counted, failed, held_out, summarise
+
+_TIE = 1e-12  # less than two shares of fewer than a million occurrences differ by
 
 
 @scorer("lexical", needs={"token_table", "random_windows"})
@@ -40,8 +46,11 @@ async def score_shown(
     shown: Sequence[Context] = (),
     random_windows: RandomWindows | None = None,
 ) -> Score:
-    """Rank windows by the token counts of the windows alone that the explainer saw: the ceiling of word lists from
-    the same evidence. `shown` are the feature's train windows, firing and silent."""
+    """Rank windows by the token counts of `shown` alone, all train windows of the feature, firing and silent.
+
+    An explainer is shown some of these and, with `token_stats`, what all train documents say of a few tokens; so this
+    is a yardstick of about as much evidence, and no limit of what an explainer can know.
+    """
     held_out("lexical_shown", examples)
     return _ranked(examples, _counted(shown), random_windows, "no train windows of the feature")
 
@@ -68,5 +77,6 @@ def _ranked(
     def most(tokens: Sequence[str]) -> float:
         return max((share.get(token, 0.0) for token in tokens), default=0.0)
 
-    got = summarise(items, [(value, value) for value in map(most, (e.tokens for e in examples))])
+    rng = random.Random(f"{examples[0].feature if examples else ''}")
+    got = summarise(items, [(value + _TIE * rng.random(), value) for value in map(most, (e.tokens for e in examples))])
     return counted(got, random_windows, most)

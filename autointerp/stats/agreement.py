@@ -38,16 +38,16 @@ def correlation_interval(value: float | None, n: int) -> tuple[float, float] | N
     return math.tanh(z - half), math.tanh(z + half)
 
 
-def top_share(evidence: ArrayLike, share: float) -> np.ndarray:
-    """Which of the examples [n] are among the `share` with the most evidence; ties at the limit are all in.
+def top_share(evidence: ArrayLike, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Which of the examples [n] are among the `share` with the most evidence; `rng` chooses among equal ones.
 
     Judges whose probabilities are not calibrated agree or not at a threshold that suits each.
     """
     values = np.asarray(evidence, dtype=float)
-    count = max(1, round(share * values.size)) if share > 0 else 0
-    if not values.size or not count:
-        return np.zeros(values.shape, bool)
-    return values >= np.sort(values)[-count]
+    most = np.lexsort((rng.random(values.size), values))[::-1]
+    chosen = np.zeros(values.shape, bool)
+    chosen[most[: round(share * values.size)]] = True
+    return chosen
 
 
 def _ranks(values: ArrayLike) -> np.ndarray:

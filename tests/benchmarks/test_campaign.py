@@ -45,7 +45,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> ai.Run:
                 scores.append(names | {"control": "other_feature", "corrected": 0.0, "value": 0.5})
                 judgements += [
                     names
-                    | {"example": i, "truth": float(t), "probability": float(p), "prediction": 1.0, "status": "ok"}
+                    | {
+                        "example": i,
+                        "truth": float(t),
+                        "probability": float(p),
+                        "prediction": float(p >= 0.5),
+                        "status": "ok",
+                    }
                     for i, (t, p) in enumerate(zip(truth, evidence))
                     if not lost
                 ]
@@ -102,12 +108,13 @@ def test_a_judge_s_habit_of_yes_spoils_kappa_at_a_half_alone(report: dict[str, A
 
 
 def test_the_variance_is_not_the_judges(report: dict[str, Any]):
-    split = report["variance"]
-    assert split["shape"] == (FEATURES - 1, 2, 2, 2)
-    assert split["left out"] == 1
-    shares = split["shares of a score on all windows"]
-    assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
-    assert shares["judge"] < 0.05 < shares["explainer"]
+    *alone, both = report["variance"]
+    assert [len(split["judges"]) for split in (*alone, both)] == [1, 1, 2]
+    for split in (*alone, both):
+        assert (split["features"], split["left out"]) == (FEATURES - 1, 1)
+        shares = split["shares of a score on all windows"]
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
+        assert shares.get("judge", 0) < 0.05 < shares["explainer"]
 
 
 def test_the_files_say_the_same(campaign: Any, report: dict[str, Any], tmp_path: Path):
@@ -120,9 +127,12 @@ def test_the_files_say_the_same(campaign: Any, report: dict[str, Any], tmp_path:
 
 
 def test_settings_name_each_judge_once(campaign: Any):
-    asked = {"features": 7, "windows": 20, "donors": 1, "controls": ["other_feature"]}
+    asked = {"features": 7, "ids": [], "windows": 20, "donors": 1, "controls": ["other_feature"]}
+    asked |= {"set": ["subject.hook=blocks.3.hook_resid_post", "sae={load: other}"]}
     options = SimpleNamespace(base_url="http://h/v1", explainers=["default"], judges=["a/b", "c"], **asked)
     given = campaign.settings(options)
+    assert given["subject.hook"].startswith("blocks.3")
+    assert given["sae"] == {"load": "other"}
     assert [scorer["label"] for scorer in given["scorers"][:2]] == ["detection by b", "detection by c"]
     assert given["scorers"][0]["llm"] == {"model": "a/b", "base_url": "http://h/v1"}
     assert given["controls"] == [{"name": "other_feature", "donors": 1}]
@@ -149,11 +159,16 @@ def test_answers_are_said_to_add_to_counts_what_counts_do_not_tell(campaign: Any
         return 1 / (1 + np.exp(-known * (2 * truth - 1) - rng.normal(0, 1, len(truth))))
 
     counts = evidence(0.5)
-    table = pd.DataFrame(
-        {"truth": truth, "counts": counts, "repeats": counts, "knows": evidence(0.5), "noise": evidence(0.0)},
-        index=keys,
-    )
-    gains = {name: campaign.added(table, "counts", name) for name in ("knows", "repeats", "noise")}
+    log_odds = campaign.log_odds(evidence(0.5))
+    second = {
+        "repeats": campaign.log_odds(counts), "knows": log_odds, "noise": campaign.log_odds(evidence(0.0)),
+        "says Yes": log_odds + 8, "says Yes of some": log_odds + 4 * (keys.get_level_values("feature") % 3),
+        "says the same": np.full(len(truth), 2.0),
+    }  # fmt: skip
+    table = pd.DataFrame({"truth": truth, "counts": counts.round(1)} | second, index=keys)  # with ties
+    gains = {name: campaign.added(table, "counts", name) for name in second}
     assert gains["knows"].low > 0.05
-    assert abs(gains["repeats"].mean) < 0.005
+    assert gains["says Yes"].mean == pytest.approx(gains["knows"].mean) == gains["says Yes of some"].mean
+    assert gains["says the same"].mean == 0
+    assert abs(gains["repeats"].mean) < 0.02  # it breaks ties as it should
     assert abs(gains["noise"].mean) < 0.02

@@ -1,11 +1,15 @@
 """Ceilings and floors: scorers that ask no model."""
 
+from collections import Counter
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from planted_features import OWN, windows
 
+from autointerp import stats
 from autointerp.plugins import bind_options, needs, scorers
-from autointerp.records import RandomWindows, TokenStat
+from autointerp.records import Context, RandomWindows, TokenStat
 from autointerp.scorers import embedding, floors, lexical
 
 
@@ -18,6 +22,27 @@ async def test_a_token_table_tells_a_one_word_feature_wholly():
 async def test_one_occurrence_does_not_stand_before_thirty_eight():
     table = [TokenStat(f" {OWN}", 38, 39, 1.0), TokenStat(" tree", 1, 1, 1.0)]
     assert (await lexical.score("", windows(1), None, token_table=table)).value > 0.99
+
+
+async def test_windows_of_equal_evidence_stand_in_a_drawn_order():
+    """Else a count would rank lower than a judge who knows as much and whose log odds have no ties."""
+    table, rng = [TokenStat("hit", 9, 9, 1.0)], np.random.default_rng(0)
+
+    def told(feature: int) -> list[Context]:
+        """The token stands in three of four firing windows, and in one of four silent ones."""
+        seen, held = Counter(), []
+        for window in windows(feature):
+            seen[window.fires] += 1
+            hit = seen[window.fires] % 4 < 1 + 2 * window.fires
+            held.append(replace(window, tokens=("hit" if hit else "none",)))
+        return held
+
+    got = [await lexical.score("", told(f), None, token_table=table) for f in range(300)]
+    truth = [window.fires for window in told(0)]
+    hit = np.array([window.tokens == ("hit",) for window in told(0)])
+    untied = [stats.average_precision(truth, hit + 1e-3 * rng.random(len(hit))) for _ in range(2000)]
+    assert np.mean([g.value for g in got]) == pytest.approx(np.mean(untied), abs=0.01)
+    assert {j.probability for g in got for j in g.judgements} == {0.0, 0.9}
 
 
 async def test_the_windows_shown_make_a_table_of_their_own():
