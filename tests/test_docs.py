@@ -95,10 +95,11 @@ def test_the_figures_of_the_readme_are_those_of_its_file() -> None:
     pair = (judge, "default", "token_stats", "corrected")
     gap = next(row for row in told["differences"] if (row["scorer"], row["a"], row["b"], row["measure"]) == pair)
     assert f"`default` less `token_stats` is {cell(gap | {'mean': gap['difference']})}" in readme
-    pair = (judge, "contrast", "lexical_shown")
-    added = next(row for row in told["beyond counts"] if (row["scorer"], row["a"], row["b"]) == pair)
-    assert f"neighbours adds {cell(added | {'mean': added['difference']})}" in readme
     assert f"{told['asked']} of its features" in readme
+    assert f"on {means['token_stats']['corrected']['n']} of them" in readme
+    told = json.loads((ROOT / "results/reference/controls-judged.json").read_text())
+    for row in told["controls"]:
+        assert f"{cell(row['corrected'] | {'mean': row['corrected']['difference']})} above a" in readme
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
