@@ -28,7 +28,8 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=64)
     parser.add_argument("--out", type=Path, default=Path("results/reference/outputs.json"))
     arguments = parser.parse_args()
-    figures = measure(arguments.features)
+    command = f"python benchmarks/outputs.py --features {arguments.features}"
+    figures: dict[str, Any] = {"command": command} | measure(arguments.features)
     figures["bars"] = {f"{row['scorer']}, {row['path']}": row["met"] for row in figures["scorers"]}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
