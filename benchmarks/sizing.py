@@ -72,7 +72,9 @@ def speeds() -> dict[str, float]:
         "composites, seconds of two cores a million pairs (composites-speed.json)": check["check_s"]
         / check["n"] ** 2
         * 1e6,
-        "prompt tokens a latent, explained and judged on 100 (cost.json)": _read("cost")["prompt_tokens_mean"],
+        "prompt tokens a latent, explained and judged on 100 (cost.json)": _read("cost")["explain + detection"][
+            "prompt_tokens_mean"
+        ],
     }
 
 
