@@ -14,7 +14,8 @@ How windows are drawn, and why:
 - A silent window holds no firing of the feature at all. Where too few exist, fewer are returned.
 - Of each kind a document gives one window as long as there are other documents. Windows of a feature
   never overlap, of whatever kind. No text comes twice for a feature, in either split, and no window of
-  test holds 16 tokens in a row that one of train holds.
+  test holds 16 tokens in a row that one of train holds. Windows of other features, where they are shown
+  or scored beside a feature's own, keep to this too (`apart`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from autointerp.activations.splits import TokenStrings, content_starts, held_out, token_table
 from autointerp.artifacts import Corpus, Firings, write_atomically
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from autointerp.config import ContextsConfig
+
+_Tokens = TypeVar("_Tokens", bytes, tuple[str, ...])
 
 _CANDIDATES = 2048  # windows considered for the strata of one feature
 _TRIES = 32  # silent candidates drawn for each silent window wanted
@@ -153,8 +156,7 @@ class _Picker:
 
     def _unseen(self, text: bytes) -> bool:
         """Whether a window of test shares no run of tokens with those of train; what these show is kept."""
-        size = self.tokens.itemsize
-        runs = {text[i : i + _RUN * size] for i in range(0, len(text) - _RUN * size + 1, size)}
+        runs = _runs(text, self.tokens.itemsize)
         if self.split == "test":
             return self.taken.shown.isdisjoint(runs)
         self.taken.shown |= runs
@@ -319,6 +321,17 @@ class _Sampler:
         tokens = [tuple(line[:n]) for line, n in zip(words, lengths)]
         activations = [tuple(line[:n]) for line, n in zip(values.tolist(), lengths)]
         return places.tolist(), tokens, activations, windows.row.tolist()
+
+
+def _runs(window: _Tokens, step: int = 1) -> set[_Tokens]:
+    """Each `_RUN` tokens in a row of a window; a token takes `step` places in it."""
+    return {window[i : i + _RUN * step] for i in range(0, len(window) - _RUN * step + 1, step)}
+
+
+def apart(windows: Iterable[Context], other: Iterable[Context]) -> tuple[Context, ...]:
+    """Those of `windows` that have no 16 tokens in a row in common with any of the `other` split."""
+    held = {run for context in other for run in _runs(context.tokens)}
+    return tuple(context for context in windows if held.isdisjoint(_runs(context.tokens)))
 
 
 def _ranges(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

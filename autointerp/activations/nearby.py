@@ -3,13 +3,15 @@
 1. Windows are drawn around the neighbours' firings as a feature's own are (`contexts`), whether or not the neighbours
    are themselves explained: of each about twice its equal share of what a feature has of its own, at least `LEAST`.
 2. Those in which the feature itself fires are left out.
+3. So are windows of train that share 16 tokens in a row with one of the feature's own of test, on which it is scored;
+   and those of test that share them with what an explainer may have been shown: its own and the neighbours' of train.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from autointerp.activations.contexts import sample_contexts
+from autointerp.activations.contexts import apart, sample_contexts
 from autointerp.activations.splits import TokenStrings, content_starts
 from autointerp.artifacts import Corpus, Firings
 from autointerp.config import ContextsConfig
@@ -22,10 +24,17 @@ class NearbyWindows:
     """Draws the windows of neighbours; what it holds does not grow with the features asked for."""
 
     def __init__(
-        self, corpus: Corpus, firings: Firings, token_strings: TokenStrings, config: ContextsConfig, seed: int
+        self,
+        corpus: Corpus,
+        firings: Firings,
+        token_strings: TokenStrings,
+        config: ContextsConfig,
+        seed: int,
+        own: Callable[[Sequence[int]], Mapping[int, Sequence[Context]]],
     ) -> None:
+        """`own`: the windows of some features themselves, of both splits."""
         self._corpus, self._firings, self._strings, self._seed = corpus, firings, token_strings, seed
-        self._config = config
+        self._config, self._own = config, own
         self._starts = content_starts(corpus)
 
     def of(
@@ -36,11 +45,18 @@ class NearbyWindows:
     ) -> dict[int, tuple[Neighbour, ...]]:
         """feature -> its neighbours with windows of `split`, in the order of `nearest` (neighbour, cosine)."""
         wanted = sorted({neighbour for near in nearest.values() for neighbour, _ in near})
-        windows = self._drawn(wanted, split)
+        windows, own = self._drawn(wanted, split), self._own(list(nearest))
+        shown = self._drawn(wanted, "train") if split == "test" else {}
+
+        def of(feature: int, neighbours: Sequence[int]) -> list[tuple[Context, ...]]:
+            other = [context for context in own[feature] if context.split != split]
+            other += [context for neighbour in neighbours for context in shown.get(neighbour, ())]
+            return [apart(each, other) for each in self._silent(feature, [windows[n] for n in neighbours])]
+
         return {
             feature: tuple(
-                Neighbour(neighbour, cosine, (explanations or {}).get(neighbour), shown)
-                for (neighbour, cosine), shown in zip(near, self._silent(feature, [windows[n] for n, _ in near]))
+                Neighbour(neighbour, cosine, (explanations or {}).get(neighbour), contexts)
+                for (neighbour, cosine), contexts in zip(near, of(feature, [n for n, _ in near]))
             )
             for feature, near in nearest.items()
         }

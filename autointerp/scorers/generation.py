@@ -2,12 +2,18 @@
 
 Detection can be passed by an explanation that is too wide for its feature; generation cannot, for it asks whether what
 the explanation names is enough (sensitivity, 2509.23717). Chance is the share of texts about anything in which the
-feature fires: a feature that fires everywhere earns nothing.
+feature fires: where it fires in all of these there is no room above chance, and the corrected value is 0 by
+definition.
+
+The texts written from an explanation count as independent: the interval is Wilson's. Chance is an estimate from as
+many texts, the same ones for all features. The interval of the corrected value is widened by its error; that of a mean
+over features is not, though they share it.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -55,23 +61,43 @@ async def score(
             zip([True] * len(written) + [False] * len(neutral), peaks, [*written, *neutral])
         )
     )
-    hits = sum(peak > threshold for peak in peaks[: len(written)])
-    value = hits / len(written)
-    chance = sum(peak > threshold for peak in peaks[len(written) :]) / len(neutral)
+    hits, false = (sum(peak > threshold for peak in part) for part in (peaks[: len(written)], peaks[len(written) :]))
+    value, chance = hits / len(written), false / len(neutral)
     low, high = stats.share_interval(hits, len(written)) or (None, None)
+    corrected, corrected_low, corrected_high = _corrected(hits, len(written), false, len(neutral))
     truth = [True] * len(written) + [False] * len(neutral)
     metrics = {
         "sensitivity": value,
         "auprc": stats.average_precision(truth, peaks),
         "auroc": stats.auroc(truth, peaks),
-        "corrected_low": stats.chance_corrected(low, chance),
-        "corrected_high": stats.chance_corrected(high, chance),
+        "corrected_low": corrected_low,
+        "corrected_high": corrected_high,
     }
     return Score(
         *(value, low, high, len(written), texts - len(written), len(written) / len(truth), metrics, judgements),
         chance=chance,
-        corrected=stats.chance_corrected(value, chance),
+        corrected=corrected,
     )
+
+
+def _corrected(hits: int, n: int, false: int, m: int) -> tuple[float, float | None, float | None]:
+    """(value − chance) / (1 − chance) of `hits` of `n` texts against `false` of `m`, with a 95 % interval.
+
+    Each limit moves by what its share's own limits (Wilson) move it, the two added in squares (Zou and Donner 2008).
+    0 without an interval where the chance is 1.
+    """
+    value, chance = hits / n, false / m
+    own, other = stats.share_interval(hits, n), stats.share_interval(false, m)
+    if chance >= 1 or own is None or other is None:
+        return 0.0, None, None
+
+    def at(share: float, by_chance: float) -> float:
+        return (share - by_chance) / (1 - by_chance)
+
+    middle = at(value, chance)
+    below = math.hypot(middle - at(own[0], chance), middle - at(value, other[1]))
+    above = math.hypot(at(own[1], chance) - middle, at(value, other[0]) - middle)
+    return middle, middle - below, min(middle + above, 1.0)
 
 
 async def _write(explanation: str | None, count: int, llm: LLM, reask: int) -> tuple[list[str], str]:

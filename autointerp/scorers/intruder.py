@@ -1,19 +1,20 @@
 """Intruder: of a few marked texts, all but one of which the feature fires on as marked, which is the wrong one?
 
 The texts and wrong marks are those of fuzzing. The value is the share of questions answered right; chance is one in
-as many as are shown, and the intruder stands at each place equally often.
+as many as are shown. The intruder stands at each place equally often, and each right text in equally many questions.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 
 from autointerp.plugins import scorer
 from autointerp.records import LLM, Context, Score
 from autointerp.scorers.fuzzing import marks
 from autointerp.scorers.judging import Item, held_out, rng_of
-from autointerp.scorers.picking import Question, check_shown, score_picks
+from autointerp.scorers.picking import Question, check_shown, score_picks, seldom
 
 PROMPTS = ("judge_intruder",)
 
@@ -23,6 +24,8 @@ async def score(
     explanation: str, examples: Sequence[Context], llm: LLM, *, shown: int = 4, reask: int = 1, seed: int
 ) -> Score:
     """Ask about each wrongly marked window beside `shown` − 1 rightly marked ones, of other documents.
+
+    The interval counts questions that show windows of the same document as dependent (`picking`).
 
     Read from the probabilities of the numbers where the model gives them, else from its answer. Where it finds k
     texts equally likely, and the intruder is among them, the answer counts as 1 / k right.
@@ -43,12 +46,14 @@ def _questions(items: Sequence[Item], shown: int, rng: random.Random) -> list[Qu
     wrong = [item for item in items if not item.truth]
     places = [i % shown for i in range(len(wrong))]
     rng.shuffle(places)
-    questions = []
+    questions, times = [], Counter[int]()
     for intruder, place in zip(wrong, places):
-        others = [item for item in right if item.context.document != intruder.context.document]
+        about = intruder.context
+        others = [i for i, item in enumerate(right) if item.context.document != about.document]
         if len(others) >= shown - 1:
-            texts = [item.text for item in rng.sample(others, shown - 1)]
+            chosen = [right[i] for i in seldom(others, shown - 1, times, rng)]
+            texts = [item.text for item in chosen]
             texts.insert(place, intruder.text)
-            about = intruder.context
-            questions.append(Question(tuple(texts), place, about.example, "intruder", about.quantile))
+            shows = frozenset(item.context.document for item in chosen) | {about.document}
+            questions.append(Question(tuple(texts), place, about.example, "intruder", about.quantile, shows))
     return questions

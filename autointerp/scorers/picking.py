@@ -2,13 +2,19 @@
 
 1. A scorer makes `Question`s: options, the place of the one to be picked, and what its judgement says.
 2. `pick` asks about one of them: by the probabilities of the numbers where the model gives them, else by its answer.
-3. `summarise` makes a `Score`: the share of questions answered right. Chance is one in as many as are shown.
+3. `score_picks` makes a `Score`: the share of questions answered right. Chance is one in as many as are shown.
+
+An option that looks like the one to be picked spoils every question that shows it. So each stands in equally many
+(`seldom`), and the interval takes questions that show the same for dependent (`stats.shared_interval`). Where the
+looks of options spread 0 to 2 times as much as the noise of one look, it holds the truth in 94 to 99 % of 10 or 25
+questions about four texts; one for independent questions does in 81 to 98 %.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,6 +35,7 @@ class Question:
     example: int
     kind: str
     quantile: int | None = None
+    shows: frozenset[int] = frozenset()  # what stands in it and may stand in others, by number
 
 
 async def pick(explanation: str, question: Question, llm: LLM, template: str, reask: int) -> Answer:
@@ -80,7 +87,8 @@ async def score_picks(
         why = next((answer for answer in answers if isinstance(answer, str)), lacking)
         return Score(None, None, None, 0, unscored, None, {}, judgements, f"no question could be answered: {why}")
     value, chance = sum(right) / len(right), 1 / shown
-    low, high = stats.share_interval(sum(right), len(right)) or (None, None)
+    shown_by = [question.shows for question, j in zip(questions, judgements) if j.probability is not None]
+    low, high = stats.shared_interval(right, shown_by) or (None, None)
     metrics = {
         "accuracy": value,
         "corrected_low": stats.chance_corrected(low, chance),
@@ -90,6 +98,13 @@ async def score_picks(
     return Score(
         value, low, high, len(right), unscored, chance, metrics, judgements, chance=chance, corrected=corrected
     )
+
+
+def seldom(places: Sequence[int], count: int, times: Counter[int], rng: random.Random) -> list[int]:
+    """`count` of `places`, those that stand in fewest questions so far, by lot among equals; `times` is brought on."""
+    chosen = sorted(rng.sample(places, len(places)), key=times.__getitem__)[:count]
+    times.update(chosen)
+    return chosen
 
 
 def _judgement(question: Question, answer: Answer) -> Judgement:
@@ -110,6 +125,8 @@ def about_effects(
     """`questions` questions: a draw of `part` of the feature's own effects among draws of `shown` − 1 other features'.
 
     The own stands at each place equally often. None where the feature has no effect, or too few others have one.
+    Questions that show the same other feature are dependent; that all show the same own effects is not counted, so the
+    interval of their score is for further draws from these and for further other features.
     """
     if not effects.own or len(effects.others) < shown - 1:
         return []
@@ -117,11 +134,12 @@ def about_effects(
     others = apart if len(apart) >= shown - 1 else effects.others
     places = [i % shown for i in range(questions)]
     rng.shuffle(places)
-    made = []
+    made, times = [], Counter[int]()
     for number, place in enumerate(places):
-        options = [_draw(other, part, rng) for other in rng.sample(others, shown - 1)]
+        chosen = seldom(range(len(others)), shown - 1, times, rng)
+        options = [_draw(others[other], part, rng) for other in chosen]
         options.insert(place, _draw(effects.own, part, rng))
-        made.append(Question(tuple(options), place, number, kind))
+        made.append(Question(tuple(options), place, number, kind, shows=frozenset(chosen)))
     return made
 
 

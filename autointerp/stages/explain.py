@@ -26,6 +26,7 @@ from autointerp.progress import progress
 from autointerp.records import LLM, Explanation, FeatureEvidence
 from autointerp.stages.branches import of_union
 from autointerp.stages.constituents import pair_of, reads
+from autointerp.stages.contexts import windows_of
 from autointerp.stages.given import Maker, giver, makers_of, nearby_windows, nearest_of, stages_of
 from autointerp.stages.plugin_section import code_of, plugin_section
 from autointerp.stages.select import ready
@@ -156,6 +157,7 @@ def _asked_about(job: Job, given: Explaining) -> tuple[list[int], dict[int, str]
 
     if given.of is None:
         return features, {}, evidence_for
+    from autointerp.activations.contexts import apart
     from autointerp.composites.flagged import constituents_of, read_flagged
 
     flagged = read_flagged(job.inputs, given.of, job.config.seed)
@@ -163,7 +165,19 @@ def _asked_about(job: Job, given: Explaining) -> tuple[list[int], dict[int, str]
 
     def with_parts() -> Read:
         read, parts = evidence_for(), constituents_of(flagged, given.pair, job.inputs)
-        return lambda batch: {f: replace(each, constituents=parts(f)) for f, each in read(batch).items()}
+        scored = windows_of(job.inputs["contexts"], "test")
+
+        def with_constituents(batch: Sequence[int]) -> dict[int, FeatureEvidence]:
+            evidence, own = read(batch), scored(batch)
+            return {
+                f: replace(
+                    each,
+                    constituents=tuple(replace(part, contexts=apart(part.contexts, own[f])) for part in parts(f)),
+                )
+                for f, each in evidence.items()
+            }
+
+        return with_constituents
 
     return [f for f in features if f not in skipped], skipped, with_parts
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,11 +137,12 @@ def _neighbours(job: Job, split: Split, explanations: Mapping[int, str | None]) 
 
 
 def nearby_windows(session: Session, inputs: Mapping[str, Path]) -> NearbyWindows:
+    from autointerp.activations.contexts import read_contexts
     from autointerp.activations.nearby import NearbyWindows
 
     corpus, firings = Corpus(inputs["corpus"]), Firings(inputs["harvest"])
-    config = session.config
-    return NearbyWindows(corpus, firings, models.token_strings(session), config.contexts, config.seed)
+    config, own = session.config, partial(read_contexts, inputs["contexts"] / "contexts.parquet")
+    return NearbyWindows(corpus, firings, models.token_strings(session), config.contexts, config.seed, own)
 
 
 def nearest_of(inputs: Mapping[str, Path]) -> Callable[[Sequence[int]], dict[int, list[tuple[int, float]]]]:
@@ -238,7 +240,7 @@ def near_ones(file: Path) -> dict[int, list[int]]:
 
 def _constituents(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:
     """Those of the latents that are flagged and sums of this SAE's alone; () of the others."""
-    from autointerp.activations.contexts import read_contexts
+    from autointerp.activations.contexts import apart, read_contexts
     from autointerp.composites.labels import FLAGGED
 
     names = ["feature", "label", "constituents", "coefficients", "union_constituents"]
@@ -248,14 +250,15 @@ def _constituents(job: Job, split: Split, explanations: Mapping[int, str | None]
     def make(features: Sequence[int]) -> dict[int, tuple[Constituent, ...]]:
         parts = {f: dict(zip(flagged[f]["constituents"], flagged[f]["coefficients"])) for f in features if f in flagged}
         wanted = sorted({part for weights in parts.values() for part in weights})
-        contexts = read_contexts(job.inputs["contexts"] / "contexts.parquet", wanted)
+        contexts = read_contexts(job.inputs["contexts"] / "contexts.parquet", [*wanted, *parts])
 
-        def constituent(part: int, weight: float) -> Constituent:
+        def constituent(feature: int, part: int, weight: float) -> Constituent:
             text = explanations.get(part)
-            firing = tuple(c for c in contexts[part] if c.split == split and c.fires)
+            other = [c for c in contexts[feature] if c.split != split]
+            firing = apart((c for c in contexts[part] if c.split == split and c.fires), other)
             return Constituent(part, weight, text, None if text else "not explained", firing)
 
-        return {f: tuple(constituent(*each) for each in parts.get(f, {}).items()) for f in features}
+        return {f: tuple(constituent(f, *each) for each in parts.get(f, {}).items()) for f in features}
 
     return make
 

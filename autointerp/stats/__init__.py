@@ -16,6 +16,7 @@ from autointerp.stats.calibration import (
     probability_error,
     yes_rate,
 )
+from autointerp.stats.clustered import clustered_chance, shared_interval
 from autointerp.stats.correlation import (
     LEAST_SEQUENCES,
     cosine,
@@ -57,6 +58,7 @@ __all__ = [
     "by_habit",
     "by_quantile",
     "chance_corrected",
+    "clustered_chance",
     "correlation_interval",
     "cosine",
     "fit_calibration",
@@ -70,6 +72,7 @@ __all__ = [
     "probability_error",
     "ratio_interval",
     "share_interval",
+    "shared_interval",
     "spearman",
     "student_t",
     "top_share",

@@ -45,11 +45,14 @@ def binary_chance(truth: ArrayLike, prediction: ArrayLike) -> Mapping[str, float
     }
 
 
-def share_interval(hits: float, n: int) -> tuple[float, float] | None:
-    """A 95 % interval of a share, `hits` of `n` independent trials (Wilson 1927). None without trials."""
+def share_interval(hits: float, n: float, z: float = NORMAL) -> tuple[float, float] | None:
+    """A 95 % interval of a share, `hits` of `n` independent trials (Wilson 1927). None without trials.
+
+    `z` is the quantile that it goes out to.
+    """
     if not n:
         return None
-    share, z = hits / n, NORMAL
+    share = hits / n
     centre, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     whole = 1 + z * z / n
     return min(max((centre - half) / whole, 0.0), share), max(min((centre + half) / whole, 1.0), share)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autointerp.activations.contexts import read_contexts, sample_contexts, write_contexts
+from autointerp.activations.contexts import apart, read_contexts, sample_contexts, write_contexts
 from autointerp.activations.splits import held_out, token_counts
 from autointerp.artifacts import Corpus, CorpusInfo, Firings, save_shard
 from autointerp.config import ContextsConfig
@@ -313,3 +313,13 @@ def test_a_failing_sampler_leaves_no_contexts_behind(tmp_path):
     with pytest.raises(RuntimeError):
         write_contexts(failing(), tmp_path / "contexts.parquet")
     assert not list(tmp_path.iterdir())
+
+
+def test_windows_of_others_that_share_16_tokens_with_the_other_split_are_left_out():
+    def window(text: list[int]) -> Context:
+        return Context(0, 0, "train", "activating", 0, 0, 0, tuple(map(str, text)), (1.0,) * len(text))
+
+    scored = [window([*range(100, 120)]), window([*range(5)])]
+    near, far, short = window([1, 2, *range(104, 120), 3]), window([*range(105, 120), 1, 2]), window([*range(5)])
+    assert apart([near, far, short], scored) == (far, short)
+    assert apart([near], []) == (near,)

@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 
+from autointerp import stats
 from autointerp.errors import ConfigError
 from autointerp.records import Choices, Completion, OutputEffects
 from autointerp.scorers import ablation, output_tokens, steering
@@ -86,6 +87,28 @@ def test_the_own_stands_at_each_place_equally_often() -> None:
     assert Counter(question.place for question in questions) == dict.fromkeys(range(4), 3)
     for question in questions:
         assert ["own" in option for option in question.options] == [i == question.place for i in range(4)]
+
+
+def test_each_other_feature_stands_in_equally_many_questions() -> None:
+    questions = about_effects(EFFECTS, kind="output", questions=8, shown=4, part=3, rng=random.Random(0))
+    assert Counter(other for question in questions for other in question.shows) == dict.fromkeys(range(6), 4)
+    for question in questions:
+        named = {int(option[1]) for option in question.options if "own" not in option}
+        assert named == question.shows
+
+
+async def test_questions_that_fail_for_one_list_are_no_independent_failures(held_out) -> None:
+    """The judge is right except beside one feature: eight questions of twelve, but one thing that went wrong."""
+    judge = Judge("own")
+    judge._fits = lambda messages: [
+        10 * option.count("f0w") + option.count("own")
+        for option in re.findall(r"^\d+\. (.*)$", messages[-1].content, re.MULTILINE)
+    ]
+    score = await output_tokens.score("x", held_out, judge, logit_effects=EFFECTS, questions=12, seed=0)
+    assert score.value == 0.5
+    low, high = stats.share_interval(6, 12)
+    assert score.low < low - 0.05
+    assert score.high > high + 0.05
 
 
 def test_lists_that_share_tokens_with_the_own_are_shown_last() -> None:

@@ -13,7 +13,7 @@ from autointerp import stats
 from autointerp.errors import AutointerpError, ConfigError
 from autointerp.records import Context
 from autointerp.scorers import detection, discrimination, fuzzing, generation, intruder
-from autointerp.scorers.judging import Item, in_proportion, summarise
+from autointerp.scorers.judging import Item, in_proportion, rng_of, summarise
 
 modes = pytest.mark.parametrize("capabilities", [("choices", "slots"), ()])
 
@@ -83,6 +83,14 @@ async def test_guessing_finds_the_intruder_once_in_four():
         await intruder.score("dogs", windows(1), Judge(oracle), shown=10, seed=0)
     first = await intruder.score("dogs", windows(1), Judge(lambda text: 1.0, ()), seed=0)
     assert first.value == pytest.approx(0.25, abs=0.04)  # the first text is the intruder once in four
+
+
+async def test_right_texts_stand_in_equally_many_questions_of_intruder():
+    judge = Judge(oracle)
+    got = await intruder.score("dogs", windows(1), judge, seed=0)
+    times = Counter(text for prompt in judge.asked for text in judge._texts(prompt) if oracle(text))
+    assert got.n_scored == len(judge.asked) > 20
+    assert max(times.values()) - min(times.values()) <= 1
 
 
 @modes
@@ -208,6 +216,22 @@ def test_wrong_marks_fall_on_words_that_look_like_the_right_ones():
     assert set(wrong) <= {"stone", "river"}
 
 
+async def test_a_judge_who_hears_alike_of_both_windows_of_a_pair_but_knows_nothing_scores_0():
+    rng = random.Random(0)
+    scores = []
+    for feature in range(250):
+        examples = windows(feature, 40)
+        of_pair = [rng.random() for _ in examples]
+        heard = {item.text: of_pair[item.pair] for item in fuzzing.marks(examples, rng_of(examples, 0))}
+        scores.append(await fuzzing.score("dogs", examples, Judge(heard.__getitem__), seed=0))
+    error = np.std([s.corrected for s in scores]) / len(scores) ** 0.5
+    assert abs(np.mean([s.corrected for s in scores])) < 3 * error
+    by_item = [stats.average_precision_chance(*zip(*((j.truth, j.probability) for j in s.judgements))) for s in scores]
+    assert np.mean([s.value - chance for s, chance in zip(scores, by_item)]) > 0.01
+    assert np.mean([s.low > s.base_rate for s in scores]) <= 0.025
+    assert all(s.low <= s.value <= s.high for s in scores)
+
+
 def test_windows_that_fire_everywhere_have_no_wrong_marks():
     rng = random.Random(0)
     full = [window(rng, 1, i, "activating") for i in range(4)]
@@ -245,6 +269,26 @@ async def test_a_wrong_explanation_scores_chance_and_an_async_subject_works():
     anything = [f"a zebra {i}" if i % 2 else f"the tree {i}" for i in range(20)]
     got = await generation.score("x", [], Judge(oracle, writes=(anything, anything)), activations=later)
     assert (got.value, got.corrected) == (0.5, 0.0)
+
+
+async def test_a_feature_that_fires_on_anything_has_no_room_above_chance_and_scores_0():
+    texts = [f"a zebra {i}" for i in range(20)]
+    got = await generation.score("x", [], Judge(oracle, writes=(texts, texts)), activations=fires_on_it)
+    assert (got.value, got.chance, got.corrected, got.failure) == (1.0, 1.0, 0.0, None)
+    assert got.metrics["corrected_low"] is got.metrics["corrected_high"] is None
+
+
+async def test_the_interval_of_generation_above_chance_holds_the_error_of_chance():
+    own = [f"a zebra {i}" if i < 12 else f"the house {i}" for i in range(20)]
+    widths = []
+    for fires in (0, 6):
+        anything = [f"one zebra {i}" if i < fires else f"the tree {i}" for i in range(20)]
+        got = await generation.score("x", [], Judge(oracle, writes=(own, anything)), activations=fires_on_it)
+        low, high = got.metrics["corrected_low"], got.metrics["corrected_high"]
+        assert low < got.corrected < high <= 1
+        widths.append((high - low) / ((got.high - got.low) / (1 - got.chance)))
+    assert 1 < widths[0] < 1.1  # that none of 20 texts fires says more of chance than that 6 do
+    assert widths[1] > 1.2
 
 
 async def test_nothing_written_is_a_failure_with_its_reason():
