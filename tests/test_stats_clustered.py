@@ -39,23 +39,23 @@ def test_chance_by_clusters_is_near_the_mean_over_labels_where_some_clusters_lac
 
 
 def test_questions_that_share_nothing_have_wilsons_interval():
-    assert stats.shared_interval([1, 1, 0, 1], [{1}, {2}, {3}, set()]) == stats.share_interval(3, 4)
-    assert stats.shared_interval([], []) is None
+    assert stats.dependent_share_interval([1, 1, 0, 1], [{1}, {2}, {3}, set()]) == stats.share_interval(3, 4)
+    assert stats.dependent_share_interval([], []) is None
 
 
 def test_questions_that_show_the_same_and_end_alike_have_a_wider_interval():
     credits = [1, 1, 1, 0, 0, 0]
-    alike = stats.shared_interval(credits, [{0}, {0}, {0}, {1}, {1}, {1}])
-    mixed = stats.shared_interval(credits, [{0}, {1}, {2}, {0}, {1}, {2}])
+    alike = stats.dependent_share_interval(credits, [{0}, {0}, {0}, {1}, {1}, {1}])
+    mixed = stats.dependent_share_interval(credits, [{0}, {1}, {2}, {0}, {1}, {2}])
     assert alike[1] - alike[0] > 1.2 * (mixed[1] - mixed[0])
     with pytest.raises(ValueError, match="2 credits for 1"):
-        stats.shared_interval([1, 0], [{1}])
+        stats.dependent_share_interval([1, 0], [{1}])
 
 
 @given(st.lists(st.tuples(st.sampled_from([0, 0.25, 0.5, 1]), st.frozensets(st.integers(0, 4))), min_size=1))
 def test_the_interval_of_questions_holds_their_mean_and_stays_within_0_and_1(questions):
     credits, shown = zip(*questions)
-    low, high = stats.shared_interval(credits, shown)
+    low, high = stats.dependent_share_interval(credits, shown)
     assert 0 <= low <= np.mean(credits) + 1e-9
     assert np.mean(credits) - 1e-9 <= high <= 1
 
@@ -73,7 +73,7 @@ def test_the_interval_of_questions_with_texts_in_common_holds_the_truth():
         shown = np.array([rng.permutation(25) for _ in range(3)]).T  # each option in three questions
         credits = right(2 * rng.normal(size=25)[shown])
         for name, interval in (
-            ("shared", stats.shared_interval(credits, [set(row) for row in shown.tolist()])),
+            ("shared", stats.dependent_share_interval(credits, [set(row) for row in shown.tolist()])),
             ("wilson", stats.share_interval(credits.sum(), 25)),
         ):
             held[name] += interval[0] <= truth <= interval[1]

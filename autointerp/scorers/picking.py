@@ -5,7 +5,7 @@
 3. `score_picks` makes a `Score`: the share of questions answered right. Chance is one in as many as are shown.
 
 An option that looks like the one to be picked spoils every question that shows it. So each stands in equally many
-(`seldom`), and the interval takes questions that show the same for dependent (`stats.shared_interval`). Where the
+(`seldom`), and the interval takes questions that show the same for dependent (`stats.dependent_share_interval`). Where the
 looks of options spread 0 to 2 times as much as the noise of one look, it holds the truth in 94 to 99 % of 10 or 25
 questions about four texts; one for independent questions does in 81 to 98 %.
 """
@@ -88,7 +88,7 @@ async def score_picks(
         return Score(None, None, None, 0, unscored, None, {}, judgements, f"no question could be answered: {why}")
     value, chance = sum(right) / len(right), 1 / shown
     shown_by = [question.shows for question, j in zip(questions, judgements) if j.probability is not None]
-    low, high = stats.shared_interval(right, shown_by) or (None, None)
+    low, high = stats.dependent_share_interval(right, shown_by) or (None, None)
     metrics = {
         "accuracy": value,
         "corrected_low": stats.chance_corrected(low, chance),

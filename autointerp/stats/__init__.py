@@ -16,7 +16,7 @@ from autointerp.stats.calibration import (
     probability_error,
     yes_rate,
 )
-from autointerp.stats.clustered import clustered_chance, shared_interval
+from autointerp.stats.clustered import clustered_chance, dependent_share_interval
 from autointerp.stats.correlation import (
     LEAST_SEQUENCES,
     cosine,
@@ -72,7 +72,7 @@ __all__ = [
     "probability_error",
     "ratio_interval",
     "share_interval",
-    "shared_interval",
+    "dependent_share_interval",
     "spearman",
     "student_t",
     "top_share",

@@ -31,7 +31,7 @@ def clustered_chance(truth: ArrayLike, score: ArrayLike, clusters: Sequence[obje
     return float(((own + others) / k).sum() / n)
 
 
-def shared_interval(credits: ArrayLike, shown: Sequence[Collection[object]]) -> tuple[float, float] | None:
+def dependent_share_interval(credits: ArrayLike, shown: Sequence[Collection[object]]) -> tuple[float, float] | None:
     """A 95 % interval of the mean of credits [n], each 0 … 1, of questions that depend where they show the same.
 
     Wilson's interval of n / deff trials (Korn and Graubard 1998; Franco and others 2019), with Student's t of n − 1
