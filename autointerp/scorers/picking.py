@@ -5,8 +5,8 @@
 3. `score_picks` makes a `Score`: the share of questions answered right. Chance is one in as many as are shown.
 
 An option that looks like the one to be picked spoils every question that shows it. So each stands in equally many
-(`seldom`), and the interval takes questions that show the same for dependent (`stats.dependent_share_interval`). Where the
-looks of options spread 0 to 2 times as much as the noise of one look, it holds the truth in 94 to 99 % of 10 or 25
+(`seldom`), and the interval takes questions that show the same for dependent (`stats.dependent_share_interval`). Where
+the looks of options spread 0 to 2 times as much as the noise of one look, it holds the truth in 94 to 99 % of 10 or 25
 questions about four texts; one for independent questions does in 81 to 98 %.
 """
 
