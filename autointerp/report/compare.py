@@ -47,7 +47,7 @@ COLUMNS = {  # of the result, and their types in Arrow's words
     "n": "int64",  # pairs; of unpaired arms null
     "n_a": "int64",  # features of a with a value
     "n_b": "int64",
-    "missing_a": "int64",  # features asked for, of either arm where they are paired, that have no value in a
+    "missing_a": "int64",  # features asked for, in both arms where they are paired, that have no value in a
     "missing_b": "int64",
     "at_chance": "float64",  # the difference where what has no value counts as chance; null where chance is not 0
     "paired": "bool",
@@ -190,7 +190,7 @@ def _row(measure: str, a: Series, b: Series, paired: bool) -> dict[str, Any]:
         missing = {"missing_a": len(a) - len(x), "missing_b": len(b) - len(y)}
         means = {"mean_a": _mean(x), "mean_b": _mean(y), "difference": gap.mean, "low": gap.low, "high": gap.high}
         return counted | means | missing
-    features = sorted(a.keys() | b.keys())
+    features = sorted(a.keys() & b.keys())  # one that a side was never asked for is no failure of it
     x, y = [a.get(f) for f in features], [b.get(f) for f in features]
     gap = paired_difference(x, y)
     both = [(v, w) for v, w in zip(x, y) if v is not None and w is not None]
@@ -204,7 +204,8 @@ def _row(measure: str, a: Series, b: Series, paired: bool) -> dict[str, Any]:
 
 
 def _at_chance(measure: str, a: Sequence[float | None], b: Sequence[float | None]) -> float | None:
-    """The mean difference over all features, one without a value at chance: 0 where it is corrected, ½ of an AUROC."""
+    """The mean difference over the features asked for in both, one without a value at chance: 0 where it is corrected,
+    ½ of an AUROC."""
     if measure.startswith("corrected"):
         chance = 0.0
     elif measure.startswith("auroc"):
@@ -319,5 +320,5 @@ def reading(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if not all(row["paired"] for row in rows):
         notes.append("not paired: the runs have different SAEs or subjects, so their means are compared")
     if any(row["missing_a"] or row["missing_b"] for row in rows):
-        notes.append("no value: features that were asked for and have none, on either side; at_chance counts them")
+        notes.append("no value: features that both sides were asked for and have none, on either side; at_chance counts them")
     return notes

@@ -110,6 +110,18 @@ def better(row: dict[str, Any]) -> dict[str, Any] | None:
     return row and row | {"corrected": row["corrected"] and row["corrected"] + 0.2}
 
 
+def test_features_that_one_run_was_never_asked_for_are_no_failures_of_it(tmp_path: Path):
+    def half(row: dict[str, Any]) -> dict[str, Any] | None:
+        return planted(row) if row["feature"] % 2 else None
+
+    whole = with_scores(tmp_path / "whole", planted, CONFIG.format(sae="one", judge="same"))
+    part = with_scores(tmp_path / "part", half, CONFIG.format(sae="one", judge="same"))
+    row = row_of(compare(whole, part), within="token_stats", control=False, measure="corrected")
+    assert row["difference"] == row["at_chance"] == 0.0
+    assert row["missing_a"] == row["missing_b"] == 1  # feature 17 alone, which has no value in either
+    assert row["n_a"] > row["n"] == row["n_b"]
+
+
 def test_judges_of_two_runs_are_paired_where_the_sae_is_one(tmp_path: Path):
     large = with_scores(tmp_path / "large", better, CONFIG.format(sae="one", judge="large"))
     small = with_scores(tmp_path / "small", planted, CONFIG.format(sae="one", judge="small"))
