@@ -195,6 +195,16 @@ def test_scaling_never_turns_a_ranking_round(rows):
     assert 0 <= p[0] <= p[1] <= p[2] <= 1
 
 
+@pytest.mark.parametrize("wrong_way", [True, False])
+def test_evidence_that_points_the_wrong_way_or_is_the_same_for_all_tells_nothing(wrong_way: bool):
+    truth = [True, False] * 40
+    fitted = stats.fit_calibration(truth, [-float(t) if wrong_way else 0.1 for t in truth])
+    assert fitted is not None
+    assert not fitted.tells
+    assert fitted.probability([-9.0, 0.0, 9.0]).tolist() == [0.5] * 3  # the base rate, whatever it says
+    assert stats.fit_calibration(truth, truth).tells
+
+
 def test_precision_at_the_natural_rate_is_what_counting_gives():
     firing, silent, rate = [1, 1, 0, 1], [1, 0, 0, 0, 0, 0, 0, 0, 0, 0], 0.1
     precision, recall = stats.natural_precision(firing, silent, rate)

@@ -320,5 +320,5 @@ def reading(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if not all(row["paired"] for row in rows):
         notes.append("not paired: the runs have different SAEs or subjects, so their means are compared")
     if any(row["missing_a"] or row["missing_b"] for row in rows):
-        notes.append("no value: features that both sides were asked for and have none, on either side; at_chance counts them")
+        notes.append("no value: features that both sides were asked for and one has none for; at_chance counts them")
     return notes

@@ -189,12 +189,13 @@ def _failed(examples: Sequence[Context]) -> Callable[[str], Score]:
 def _conclude(job: Job, features: int) -> None:
     reasons: list[str] = []
     yes: list[float] = []
-    unscored = saved = asked = 0
+    unscored = saved = asked = untold = 0
     for file in part_files(job.folder, "scores"):
-        wanted = ["value", "failure", "n_scored", "n_unscored", "yes_rate", "n_saved"]
+        wanted = ["value", "failure", "n_scored", "n_unscored", "yes_rate", "n_saved", "yes_rate_calibrated"]
         rows = pq.read_table(file, columns=[c for c in wanted if c in pq.read_schema(file).names]).to_pylist()
         reasons += [row["failure"] for row in rows if row["value"] is None]
         yes += [row["yes_rate"] for row in rows if row["yes_rate"] is not None]
+        untold += sum(row["value"] is not None and row.get("yes_rate_calibrated", 0.0) is None for row in rows)
         unscored += sum(row["n_unscored"] for row in rows)
         asked += sum(row["n_scored"] + row["n_unscored"] for row in rows)
         saved += sum(int(row.get("n_saved") or 0) for row in rows)
@@ -209,6 +210,10 @@ def _conclude(job: Job, features: int) -> None:
         doubt = stats.by_habit(job.facts["yes_rate"])
         if doubt and job.use.given.control is None:
             log.warning("%s: %s", job.use.name, doubt)
+    if untold:
+        job.facts["uncalibrated"] = untold
+        why = "on other features' windows the judge's evidence does not tell true from false"
+        log.warning("%s: no calibrated answers for %d of %d features: %s", job.use.name, untold, features, why)
     if saved:
         job.facts["saved_examples"] = saved
         log.info("%s: intervals were narrow enough without %d of %d examples", job.use.name, saved, saved + asked)
