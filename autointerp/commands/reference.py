@@ -48,7 +48,7 @@ NEEDS: dict[str, str] = {
     "subject": "the loaded subject, an `autointerp.subject.model.Subject`",
     "sae": "the loaded SAE, an `autointerp.sae.model.SAE`",
     "neighbours": "the decoder neighbours, a tuple of `autointerp.records.Neighbour` with windows in which they"
-    " fire and the feature is silent; of a control: feature -> the numbers of its neighbours",
+    " fire and the feature is silent; of a control: feature -> the numbers of all explained features near it",
     "constituents": "what a flagged latent consists of, a tuple of `autointerp.records.Constituent`; an explainer finds"
     " them in `feature.constituents`, and is then asked about composites alone",
     "embedder": "sentence embeddings by a model of the catalogue, an `autointerp.catalog.embed.Embedder`",

@@ -91,15 +91,10 @@ def _candidates(
     rng: random.Random,
 ) -> dict[int, list[int]]:
     """feature -> who may lend to it, best first."""
-    related: dict[int, set[int]] = {feature: {feature} for feature in known}
-    for relation in relations:
-        for feature, others in relation.items():
-            for other in others:
-                related.setdefault(feature, set()).add(other)
-                related.setdefault(other, set()).add(feature)
     texts = {feature: _same(explanations[feature]) for feature in known}
     named = dict(zip(known, _telling_words([explanations[f] for f in known])))
     order = sorted(rng.sample(known, len(known)), key=lambda f: frequencies.get(f) or 0.0)  # at random where unknown
+    related = _related(relations, order)
     chosen: dict[int, list[int]] = {}
     for place, feature in enumerate(order):
         first = min(max(place - _CANDIDATES // 2, 0), max(len(order) - _CANDIDATES, 0))
@@ -110,6 +105,20 @@ def _candidates(
         others.sort(key=lambda o: _apart(frequencies.get(feature), frequencies.get(o)))
         chosen[feature] = others
     return chosen
+
+
+def _related(relations: Sequence[Mapping[int, Sequence[int]]], order: Sequence[int]) -> dict[int, set[int]]:
+    """feature -> itself and those that are related to it either way, of those that are so near in `order` that they are
+    considered: a crowd of thousands takes no more memory than a few."""
+    place = {feature: i for i, feature in enumerate(order)}
+    related = {feature: {feature} for feature in order}
+    for relation in relations:
+        for feature, others in relation.items():
+            for other in others if feature in place else ():
+                if other in place and abs(place[feature] - place[other]) < _CANDIDATES:
+                    related[feature].add(other)
+                    related[other].add(feature)
+    return related
 
 
 def _match(features: Sequence[int], open_to: Mapping[int, Sequence[int]]) -> dict[int, int]:

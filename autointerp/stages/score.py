@@ -69,7 +69,7 @@ def uses(config: Config) -> Iterator[Use]:
                     continue
                 reencode = ("reencode",) if "constituents" in needs(pick) and config.composites.enabled else ()
                 asked = (*stages_of(needs(pick) & {"frequencies"}), *reencode)
-                asked += ("directions",) if "neighbours" in needs(pick) else ()
+                asked += ("near",) if "neighbours" in needs(pick) else ()
                 chosen = bind_options("control", control.name, pick, control.options, config.seed)
                 given = replace(given, control=control.key, pick=pick, pick_options=chosen)
                 names = tuple(dict.fromkeys((*read, *asked)))
