@@ -40,6 +40,22 @@ def test_three_others_lend_and_no_feature_lends_twice_to_one():
         pick(range(30), explanations, donors=0, seed=0)
 
 
+@given(st.dictionaries(st.integers(0, 50), texts), st.integers(0, 5))
+def test_no_feature_is_told_one_text_twice(explanations, seed):
+    for lent in pick(sorted(explanations), explanations, seed=seed).values():
+        assert len({text.lower().rstrip(".") for text in lent}) == len(lent)
+    usual = {i: "commas and periods" if i else "dogs" for i in range(9)} | {9: "Commas and periods."}
+    assert [text.lower().rstrip(".") for text in pick(range(10), usual, seed=seed)[0]] == ["commas and periods"]
+
+
+def test_how_often_words_in_common_are_forgiven_is_logged(caplog):
+    with caplog.at_level("INFO", "autointerp"):
+        lenders(range(3), {0: "the word dog", 1: "two dogs", 2: "names of rivers"}, seed=0)
+        assert not caplog.messages
+        lenders(range(2), {0: "the word dog", 1: "two dogs"}, seed=0)
+    assert "forgiven to 2 of 2 features" in caplog.messages[0]
+
+
 def test_it_is_the_registered_control():
     assert controls.get("other_feature") is pick
 
