@@ -264,6 +264,37 @@ def test_the_interval_of_a_mean_holds_it(values):
     assert np.mean(values) <= high + 1e-12
 
 
+def test_where_nothing_is_shared_the_interval_is_that_of_a_mean():
+    values = np.random.default_rng(0).normal(size=20)
+    alone = stats.mean_interval(values)
+    assert stats.shared_interval(values, np.zeros((20, 0))) == alone
+    assert stats.shared_interval(values, np.full((20, 3), np.nan)) == alone
+    assert stats.shared_interval(values, np.arange(60).reshape(20, 3)) == alone
+    assert stats.shared_interval(values[:1], [[0]]) is None
+    assert stats.shared_interval([0.5, 0.5], [[0], [0]]) == (0.5, 0.5)
+
+
+def test_values_said_twice_are_as_certain_as_said_once():
+    once = np.random.default_rng(0).normal(size=60)
+    low, high = stats.shared_interval(np.repeat(once, 2), np.repeat(np.arange(60), 2)[:, None])
+    expected = stats.mean_interval(once)
+    assert (low, high) == pytest.approx(expected, abs=0.05 * (expected[1] - expected[0]))
+
+
+def test_what_all_share_leaves_no_interval():
+    assert stats.shared_interval(np.arange(9.0), np.zeros((9, 1))) is None
+
+
+@given(
+    st.lists(st.tuples(st.floats(-1, 1), st.lists(st.integers(0, 6), unique=True, max_size=3)), min_size=2, max_size=20)
+)
+def test_what_is_shared_never_makes_a_mean_more_certain(rows):
+    values = [value for value, _ in rows]
+    got = stats.shared_interval(values, [[*things, *[-1] * (3 - len(things))] for _, things in rows])
+    low, high = stats.mean_interval(values)
+    assert got is None or (got[0] <= low + 1e-9 and got[1] >= high - 1e-9)
+
+
 def test_the_interval_of_a_share_is_wilsons():
     low, high = stats.share_interval(8, 10)
     assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-4)

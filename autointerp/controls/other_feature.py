@@ -5,6 +5,8 @@
 2. Who lends: in each round every feature takes another's explanation and lends its own, to a feature of like frequency
    where frequencies are known; a matching with augmenting paths finds such an exchange where there is one.
 3. Where there is none, some lend twice. Where nobody may lend, shared words are forgiven; else there is no control.
+4. Each explanation is lent several times, so features' controls are not independent: scores.parquet says who lent
+   (`lent_by_1`, `lent_by_2` …), and the interval of their mean allows for it (`stats.shared_interval`).
 """
 
 from __future__ import annotations

@@ -96,6 +96,7 @@ def _scoring(job: Job, given: Scoring, explained: Explained) -> tuple[Read[Shown
     read, give = windows_of(job.inputs["contexts"], "test"), giver(job, given.makers, "test", explained.texts)
     llm = asking.client(job.session, given.plugin) if "llm" in needs(given.score) else None
     names = {"explainer": given.explainer, "scorer": given.plugin.key, "control": given.control}
+    whose = {text: feature for feature, text in sorted(explained.texts.items(), reverse=True)} if given.pick else {}
 
     def with_needs(batch: Sequence[int]) -> dict[int, Shown]:
         examples, others = read(batch), give(batch)
@@ -109,13 +110,22 @@ def _scoring(job: Job, given: Scoring, explained: Explained) -> tuple[Read[Shown
             return await guarded(lambda: given.score(text, examples, llm, **options), Score, _failed(examples))
 
         with asking.asked(llm, job.use.name, feature) as meter:
-            scores = await asyncio.gather(*map(by, told(feature)))
+            texts = told(feature)
+            scores = await asyncio.gather(*map(by, texts))
             why = "no other explanation to compare with" if given.control else explained.why_none(feature)
             score = mean_of(scores) if scores else _failed(examples)(why)
+            score = replace(score, metrics={**score.metrics, **lent_by(texts, whose)})
         failed = (score.value is None) + sum(judgement.status == "failed" for judgement in score.judgements)
         return Rows(_rows({"feature": feature} | names, score), meter.retryable_failures, failed)
 
     return with_needs, scored
+
+
+def lent_by(texts: Sequence[str], whose: Mapping[str, int]) -> dict[str, float | None]:
+    """Columns that say which feature lent each text, of several that say the same the first: a mean over features is
+    less certain where one lends to several (`stats.shared_interval`)."""
+    known = (whose[text] for text in texts if text in whose)
+    return {f"lent_by_{number}": float(feature) for number, feature in enumerate(known, start=1)}
 
 
 def mean_of(scores: Sequence[Score]) -> Score:
