@@ -38,7 +38,7 @@ Need = Literal[
     "steered",  # async: OutputEffects, texts that the subject writes while the feature is added
     "ablated",  # async: OutputEffects, tokens that become less likely where the feature is taken off
     "embedder",  # texts -> unit rows [n, d]
-    "neighbours",  # of a scorer or explainer: Neighbour, nearest first; of a control: feature -> neighbours' numbers
+    "neighbours",  # of a scorer or explainer: Neighbour, nearest first; of a control: feature -> all that are near
     "constituents",  # of a flagged latent: Constituent; of a control: feature -> their numbers
     "token_table",  # every token on which the feature fires in train documents: TokenStat
     "shown",  # the feature's train windows, firing and silent

@@ -195,6 +195,16 @@ def test_scaling_never_turns_a_ranking_round(rows):
     assert 0 <= p[0] <= p[1] <= p[2] <= 1
 
 
+@pytest.mark.parametrize("wrong_way", [True, False])
+def test_evidence_that_points_the_wrong_way_or_is_the_same_for_all_tells_nothing(wrong_way: bool):
+    truth = [True, False] * 40
+    fitted = stats.fit_calibration(truth, [-float(t) if wrong_way else 0.1 for t in truth])
+    assert fitted is not None
+    assert not fitted.tells
+    assert fitted.probability([-9.0, 0.0, 9.0]).tolist() == [0.5] * 3  # the base rate, whatever it says
+    assert stats.fit_calibration(truth, truth).tells
+
+
 def test_precision_at_the_natural_rate_is_what_counting_gives():
     firing, silent, rate = [1, 1, 0, 1], [1, 0, 0, 0, 0, 0, 0, 0, 0, 0], 0.1
     precision, recall = stats.natural_precision(firing, silent, rate)
@@ -252,6 +262,37 @@ def test_the_interval_of_a_mean_holds_it(values):
     low, high = stats.mean_interval(values)
     assert low <= np.mean(values) + 1e-12
     assert np.mean(values) <= high + 1e-12
+
+
+def test_where_nothing_is_shared_the_interval_is_that_of_a_mean():
+    values = np.random.default_rng(0).normal(size=20)
+    alone = stats.mean_interval(values)
+    assert stats.shared_interval(values, np.zeros((20, 0))) == alone
+    assert stats.shared_interval(values, np.full((20, 3), np.nan)) == alone
+    assert stats.shared_interval(values, np.arange(60).reshape(20, 3)) == alone
+    assert stats.shared_interval(values[:1], [[0]]) is None
+    assert stats.shared_interval([0.5, 0.5], [[0], [0]]) == (0.5, 0.5)
+
+
+def test_values_said_twice_are_as_certain_as_said_once():
+    once = np.random.default_rng(0).normal(size=60)
+    low, high = stats.shared_interval(np.repeat(once, 2), np.repeat(np.arange(60), 2)[:, None])
+    expected = stats.mean_interval(once)
+    assert (low, high) == pytest.approx(expected, abs=0.05 * (expected[1] - expected[0]))
+
+
+def test_what_all_share_leaves_no_interval():
+    assert stats.shared_interval(np.arange(9.0), np.zeros((9, 1))) is None
+
+
+@given(
+    st.lists(st.tuples(st.floats(-1, 1), st.lists(st.integers(0, 6), unique=True, max_size=3)), min_size=2, max_size=20)
+)
+def test_what_is_shared_never_makes_a_mean_more_certain(rows):
+    values = [value for value, _ in rows]
+    got = stats.shared_interval(values, [[*things, *[-1] * (3 - len(things))] for _, things in rows])
+    low, high = stats.mean_interval(values)
+    assert got is None or (got[0] <= low + 1e-9 and got[1] >= high - 1e-9)
 
 
 def test_the_interval_of_a_share_is_wilsons():

@@ -30,7 +30,7 @@ from autointerp.records import Constituent, Context, Neighbour
 from autointerp.sae.describe import Description, describe
 from autointerp.stages.branches import UNION
 from autointerp.stages.explain import evidence_of, explained
-from autointerp.stages.given import near_ones
+from autointerp.stages.near import Near
 from autointerp.stages.select import choose, selected
 from autointerp.subject.describe import described_subject
 from autointerp.tables import compute
@@ -239,14 +239,9 @@ class Known:
         return list(self.real(spread(population, most)))
 
     def _near(self, features: Sequence[int]) -> dict[int, set[int]]:
-        """feature -> those of the features that are too near to lend to it; none are known before the directions."""
-        near: dict[int, set[int]] = {feature: set() for feature in features}
-        if "directions" in self.inputs:
-            for feature, others in near_ones(self.inputs["directions"] / "neighbours.parquet").items():
-                for other in near.keys() & set(others) if feature in near else ():
-                    near[feature].add(other)
-                    near[other].add(feature)
-        return near
+        """feature -> those of the features that are too near to lend to it; none before that stage has run."""
+        known = Near(self.inputs["near"]) if "near" in self.inputs else {}
+        return {feature: {*features} & {*known.get(feature, ())} for feature in features}
 
     def real(self, features: Sequence[int]) -> Iterator[Sample]:
         """Samples of these features, from the harvest's own text."""

@@ -48,7 +48,7 @@ NEEDS: dict[str, str] = {
     "subject": "the loaded subject, an `autointerp.subject.model.Subject`",
     "sae": "the loaded SAE, an `autointerp.sae.model.SAE`",
     "neighbours": "the decoder neighbours, a tuple of `autointerp.records.Neighbour` with windows in which they"
-    " fire and the feature is silent; of a control: feature -> the numbers of its neighbours",
+    " fire and the feature is silent; of a control: feature -> the numbers of all explained features near it",
     "constituents": "what a flagged latent consists of, a tuple of `autointerp.records.Constituent`; an explainer finds"
     " them in `feature.constituents`, and is then asked about composites alone",
     "embedder": "sentence embeddings by a model of the catalogue, an `autointerp.catalog.embed.Embedder`",
@@ -93,7 +93,8 @@ SCORER = {
     "_chance": "mean value of a judge who knows nothing",
     "_yes_rate": "share of the examples to which the judge says yes",
     "_ece": "expected calibration error of the judge's probabilities",
-    "_control": "the same score of the first control's explanations, the mean over its donors",
+    "_control": "the same score of the first control's explanations, the mean over its donors; `SCORER_lent_by_1` … say"
+    " which features these are",
     "_q1": "the same of the weakest quantile's firing windows beside all silent ones, an AUROC or a correlation",
     "_q2": "and so on",
 }
@@ -242,7 +243,11 @@ def tables_page() -> str:
             parts.append("A row for each feature, with the first explainer's text and each scorer's columns.")
             columns = _feature_columns(beside)
         elif name == "scores":
-            parts.append("A row for each feature, explainer, scorer and control; each scorer's metrics follow.")
+            parts.append(
+                "A row for each feature, explainer, scorer and control; each scorer's metrics follow. Rows of a control"
+                " say in `lent_by_1`, `lent_by_2` … (real) which features lent their explanations; of several that say"
+                " the same, the first."
+            )
         elif name.startswith("control_"):
             own = name.removeprefix("control_")
             text = (

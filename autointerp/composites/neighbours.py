@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 BLOCK = 512  # query rows at a time: 67 MB of cosines in bfloat16 against a chunk of candidates
 MEMORY = 3 * 2**30  # bytes
 _CHUNK = 65_536  # candidates at a time
+_WITHIN = 2048  # rows on either side of a block of cosines in float32: 17 MB
 _QUERIES = 32 * BLOCK  # query rows between two passes over a dictionary in memory: so many have candidates at once
 _GROUP = 32  # columns whose maximum is compared first
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -206,6 +207,36 @@ def top_neighbours(
             raise AutointerpError(f"queries must be row numbers from 0 to {len(Z) - 1}")
         index, cosines = search(Z, allowed, wanted.long().to(Z.device), m, block)
     return index.clone(), cosines.clone()  # outside of inference mode, so that they are as other tensors
+
+
+def all_within(
+    W: np.ndarray | torch.Tensor,
+    least: float,
+    among: Sequence[int],
+    *,
+    device: str | torch.device = "cpu",
+    memory: int = MEMORY,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Each of the rows `among` of W [n, d] with all others among them at a cosine of `least` (above 0) or more: their
+    row numbers [k] int64, in the order of `among`. A block of cosines at a time; zero rows are near none."""
+    import torch
+
+    wanted = torch.as_tensor(among, dtype=torch.long)
+    with full_precision(), torch.inference_mode():
+        Z = Rows([as_matrix(W)], device, memory)
+        place = wanted.to(Z.device)
+        for start in range(0, len(wanted), _WITHIN):
+            rows, columns = [], []
+            Q = Z[place[start : start + _WITHIN]]
+            for first in range(0, len(wanted), _WITHIN):
+                cosines = Q @ Z[place[first : first + _WITHIN]].T
+                row, column = (cosines >= least).nonzero(as_tuple=True)
+                other = row + start != column + first
+                rows.append(row[other].cpu())
+                columns.append(column[other].cpu() + first)
+            row, order = torch.cat(rows).sort(stable=True)
+            others = wanted[torch.cat(columns)[order]].split(row.bincount(minlength=len(Q)).tolist())
+            yield from zip(wanted[start : start + _WITHIN].tolist(), others)
 
 
 def not_zero(Z: Rows) -> torch.Tensor:

@@ -5,10 +5,13 @@
 2. Who lends: in each round every feature takes another's explanation and lends its own, to a feature of like frequency
    where frequencies are known; a matching with augmenting paths finds such an exchange where there is one.
 3. Where there is none, some lend twice. Where nobody may lend, shared words are forgiven; else there is no control.
+4. Each explanation is lent several times, so features' controls are not independent: scores.parquet says who lent
+   (`lent_by_1`, `lent_by_2` …), and the interval of their mean allows for it (`stats.shared_interval`).
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import re
@@ -17,6 +20,8 @@ from collections.abc import Mapping, Sequence
 
 from autointerp.errors import ConfigError
 from autointerp.plugins import control
+
+log = logging.getLogger("autointerp")
 
 _CANDIDATES = 300  # lenders considered for a feature, so that the work grows with the features and not their square
 _COMMON = 0.2  # share of explanations from which a word says nothing
@@ -60,17 +65,19 @@ def lenders(
     frequencies: Mapping[int, float] | None = None,
     seed: int,
 ) -> Mapping[int, tuple[int, ...]]:
-    """Up to `count` other features for each feature, whose explanations it is scored with.
+    """Up to `count` other features for each feature, whose explanations it is scored with, no two of the same text.
 
     `neighbours` and `constituents` count both ways. A feature that nobody may lend to is left out; all are where all
     explanations are one text, or there are fewer than two.
     """
     rng = random.Random(seed)
     known = sorted(set(features) & set(explanations))
-    candidates = _candidates(known, explanations, (neighbours, constituents), frequencies or {}, rng)
+    texts = {feature: _same(explanations[feature]) for feature in known}
+    candidates = _candidates(known, explanations, texts, (neighbours, constituents), frequencies or {}, rng)
     lent: dict[int, list[int]] = {feature: [] for feature in known}
     for _ in range(count):
-        open_to = {f: [o for o in candidates[f] if o not in lent[f]] for f in known}
+        told = {f: {texts[o] for o in others} for f, others in lent.items()}
+        open_to = {f: [o for o in candidates[f] if texts[o] not in told[f]] for f in known}
         matched = _match(rng.sample(known, len(known)), open_to)
         uses = Counter(matched.values())
         for feature in known:
@@ -86,30 +93,48 @@ def lenders(
 def _candidates(
     known: Sequence[int],
     explanations: Mapping[int, str],
+    texts: Mapping[int, str],
     relations: Sequence[Mapping[int, Sequence[int]]],
     frequencies: Mapping[int, float],
     rng: random.Random,
 ) -> dict[int, list[int]]:
-    """feature -> who may lend to it, best first."""
-    related: dict[int, set[int]] = {feature: {feature} for feature in known}
-    for relation in relations:
-        for feature, others in relation.items():
-            for other in others:
-                related.setdefault(feature, set()).add(other)
-                related.setdefault(other, set()).add(feature)
-    texts = {feature: _same(explanations[feature]) for feature in known}
+    """feature -> who may lend to it, best first; `texts` tells which explanations are the same."""
     named = dict(zip(known, _telling_words([explanations[f] for f in known])))
     order = sorted(rng.sample(known, len(known)), key=lambda f: frequencies.get(f) or 0.0)  # at random where unknown
+    related = _related(relations, order)
     chosen: dict[int, list[int]] = {}
+    forgiven = 0
     for place, feature in enumerate(order):
         first = min(max(place - _CANDIDATES // 2, 0), max(len(order) - _CANDIDATES, 0))
         others = [o for o in order[first : first + _CANDIDATES] if o not in related[feature]]
         others = [o for o in others if texts[o] != texts[feature]]
-        others = [o for o in others if not named[o] & named[feature]] or others
+        apart = [o for o in others if not named[o] & named[feature]]
+        forgiven += bool(others and not apart)
+        others = apart or others
         rng.shuffle(others)
         others.sort(key=lambda o: _apart(frequencies.get(feature), frequencies.get(o)))
         chosen[feature] = others
+    if forgiven:
+        log.info(
+            "other_feature: words in common are forgiven to %d of %d features, to which none may lend else",
+            forgiven,
+            len(known),
+        )
     return chosen
+
+
+def _related(relations: Sequence[Mapping[int, Sequence[int]]], order: Sequence[int]) -> dict[int, set[int]]:
+    """feature -> itself and those that are related to it either way, of those that are so near in `order` that they are
+    considered: a crowd of thousands takes no more memory than a few."""
+    place = {feature: i for i, feature in enumerate(order)}
+    related = {feature: {feature} for feature in order}
+    for relation in relations:
+        for feature, others in relation.items():
+            for other in others if feature in place else ():
+                if other in place and abs(place[feature] - place[other]) < _CANDIDATES:
+                    related[feature].add(other)
+                    related[other].add(feature)
+    return related
 
 
 def _match(features: Sequence[int], open_to: Mapping[int, Sequence[int]]) -> dict[int, int]:

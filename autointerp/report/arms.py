@@ -11,6 +11,7 @@ from typing import Any
 from autointerp.errors import AutointerpError, ConfigError
 from autointerp.plugins import needs, scorers
 from autointerp.registry import did_you_mean
+from autointerp.report.figures import LENT_BY
 from autointerp.report.folder import RunFolder
 
 FIXED = ("feature", "explainer", "scorer", "control")
@@ -32,6 +33,13 @@ class Arm:
     judge: str | None  # the language model; None of a scorer that asks none
     own: Values
     controls: Mapping[str, Values] = field(default_factory=dict)
+
+    def told(self, control: str) -> Mapping[int, tuple[int, ...]]:
+        """feature -> itself and those whose explanations the control lent it: what its score less the control's rests
+        on. Itself alone of a run that does not tell who lent."""
+        rows = self.controls[control].items()
+        lent = {f: [v for c, v in row.items() if c.startswith(LENT_BY) and v is not None] for f, row in rows}
+        return {feature: (feature, *map(int, others)) for feature, others in lent.items()}
 
     def shares_features(self, other: Arm) -> bool:
         """Whether a feature's number means the same feature in both: one SAE of one subject."""
@@ -60,6 +68,7 @@ def _arms(folder: RunFolder, name: str, measure: str | None) -> list[Arm]:
         known = [column for column in table.column_names if column not in (*FIXED, "failure")]
         raise ConfigError(f"{folder.path} has no measure {measure!r}{did_you_mean(measure, known)}")
     columns = ["value", "corrected", *([measure] if measure else []), *filter(FIFTH.match, table.column_names)]
+    columns += [column for column in table.column_names if column.startswith(LENT_BY)]
     kept = [column for column in dict.fromkeys(columns) if column in table.column_names]
     values: dict[tuple[str, str], dict[str | None, dict[int, Any]]] = {}
     for row in table.select([column for column in FIXED if column in table.column_names] + kept).to_pylist():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
@@ -20,13 +20,14 @@ from autointerp.report.arms import FIFTH, Arm, Values, arms_of, columns_of
 from autointerp.report.folder import find_run, so_far
 from autointerp.report.tables import print_data
 from autointerp.report.text import aligned, number, visible
-from autointerp.stats import paired_difference, unpaired_difference
+from autointerp.stats import paired_difference, shared_interval, unpaired_difference
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 By = Literal["explainer", "judge", "run"]
 Series = Mapping[int, float | None]  # feature -> value; None where it has none
+Shared = Mapping[int, Sequence[int]]  # feature -> numbers of the explanations that its value rests on
 
 COLUMNS = {  # of the result, and their types in Arrow's words
     "scorer": "string",
@@ -47,7 +48,7 @@ COLUMNS = {  # of the result, and their types in Arrow's words
     "n": "int64",  # pairs; of unpaired arms null
     "n_a": "int64",  # features of a with a value
     "n_b": "int64",
-    "missing_a": "int64",  # features asked for, of either arm where they are paired, that have no value in a
+    "missing_a": "int64",  # features asked for, in both arms where they are paired, that have no value in a
     "missing_b": "int64",
     "at_chance": "float64",  # the difference where what has no value counts as chance; null where chance is not 0
     "paired": "bool",
@@ -155,7 +156,8 @@ def _contrasts(held: tuple[str, str], named: Mapping[str, Arm], measure: str | N
         for control, values in arm.controls.items():
             sides = {"a": name, "b": control, "control": True}
             for column in wanted:
-                yield about | sides | _row(column, _series(arm.own, column), _series(values, column), True)
+                own, theirs = _series(arm.own, column), _series(values, column)
+                yield about | sides | _row(column, own, theirs, True, arm.told(control))
     (base, first), *others = named.items()
     for name, arm in others:
         paired = first.shares_features(arm)
@@ -165,7 +167,8 @@ def _contrasts(held: tuple[str, str], named: Mapping[str, Arm], measure: str | N
         for control in first.controls:
             if control in arm.controls:
                 gain, other = _gain(first, control, headline), _gain(arm, control, headline)
-                yield about | sides | _row(f"{headline} less {control}", gain, other, paired)
+                both = _either(first.told(control), arm.told(control))
+                yield about | sides | _row(f"{headline} less {control}", gain, other, paired, both)
 
 
 def _quantile(column: str) -> int:
@@ -181,7 +184,13 @@ def _gain(arm: Arm, control: str, column: str) -> Series:
     return {f: None if (v := own[f]) is None or (c := other.get(f)) is None else v - c for f in own}
 
 
-def _row(measure: str, a: Series, b: Series, paired: bool) -> dict[str, Any]:
+def _either(a: Shared, b: Shared) -> Shared:
+    """What a difference of two arms rests on: explanations of either, numbered apart."""
+    return {f: [*(2 * x for x in a[f]), *(2 * x + 1 for x in b[f])] for f in a.keys() & b.keys()}
+
+
+def _row(measure: str, a: Series, b: Series, paired: bool, shared: Shared | None = None) -> dict[str, Any]:
+    """`shared`: of paired arms, where features' differences are not independent of each other."""
     quantile = _quantile(measure) if FIFTH.match(measure) else None
     counted = {"n_a": _present(a), "n_b": _present(b), "paired": paired, "measure": measure, "quantile": quantile}
     if not paired:
@@ -190,13 +199,18 @@ def _row(measure: str, a: Series, b: Series, paired: bool) -> dict[str, Any]:
         missing = {"missing_a": len(a) - len(x), "missing_b": len(b) - len(y)}
         means = {"mean_a": _mean(x), "mean_b": _mean(y), "difference": gap.mean, "low": gap.low, "high": gap.high}
         return counted | means | missing
-    features = sorted(a.keys() | b.keys())
+    features = sorted(a.keys() & b.keys())  # one that a side was never asked for is no failure of it
     x, y = [a.get(f) for f in features], [b.get(f) for f in features]
     gap = paired_difference(x, y)
+    known = [f for f, v, w in zip(features, x, y) if v is not None and w is not None]
     both = [(v, w) for v, w in zip(x, y) if v is not None and w is not None]
+    low, high = gap.low, gap.high
+    if shared is not None and both:
+        rest_on = list(zip_longest(*(shared.get(feature, ()) for feature in known), fillvalue=-1))
+        low, high = shared_interval([v - w for v, w in both], list(zip(*rest_on))) or (None, None)
     return counted | {
         "mean_a": _mean([v for v, _ in both]), "mean_b": _mean([w for _, w in both]), "difference": gap.mean,
-        "low": gap.low, "high": gap.high, "wins": gap.wins, "losses": gap.losses,
+        "low": low, "high": high, "wins": gap.wins, "losses": gap.losses,
         "ties": gap.n - gap.wins - gap.losses, "n": gap.n,
         "missing_a": sum(v is None for v in x), "missing_b": sum(w is None for w in y),
         "at_chance": _at_chance(measure, x, y),
@@ -204,7 +218,8 @@ def _row(measure: str, a: Series, b: Series, paired: bool) -> dict[str, Any]:
 
 
 def _at_chance(measure: str, a: Sequence[float | None], b: Sequence[float | None]) -> float | None:
-    """The mean difference over all features, one without a value at chance: 0 where it is corrected, ½ of an AUROC."""
+    """The mean difference over the features asked for in both, one without a value at chance: 0 where it is corrected,
+    ½ of an AUROC."""
     if measure.startswith("corrected"):
         chance = 0.0
     elif measure.startswith("auroc"):
@@ -319,5 +334,5 @@ def reading(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if not all(row["paired"] for row in rows):
         notes.append("not paired: the runs have different SAEs or subjects, so their means are compared")
     if any(row["missing_a"] or row["missing_b"] for row in rows):
-        notes.append("no value: features that were asked for and have none, on either side; at_chance counts them")
+        notes.append("no value: features that both sides were asked for and one has none for; at_chance counts them")
     return notes

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from autointerp.stats import by_habit, mean_interval
+from autointerp.stats import by_habit, mean_interval, shared_interval
 from autointerp.tables import compute
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 STATUSES = ("ok", "dead", "too_rare", "failed")
 CEILINGS = ("lexical", "lexical_shown", "position", "constant")  # scorers that read no explanation
+LENT_BY = "lent_by_"  # columns of scores.parquet: which feature lent a control an explanation, the first, the second …
 SAME_SCALE = 0.1  # apart at most are the chances of a scorer and of a ceiling that it is measured against
 
 
@@ -102,12 +103,23 @@ def _floats(array: pa.Array) -> np.ndarray:
     return values
 
 
-def mean_of(values: np.ndarray, most: float = 1.0) -> Mean:
-    """Mean of `values` [n] that are `most` at most, NaN left out, with its `stats.mean_interval`."""
+def lenders_of(table: pa.Table, before: str = "") -> np.ndarray:
+    """The features whose explanations a control lent, [n, w], NaN for none; `before` are the columns' first letters.
+    [n, 0] of a table that does not tell."""
     import numpy as np
 
-    values = values[~np.isnan(values)]
-    low, high = mean_interval(values) or (None, None)
+    names = [name for name in table.column_names if name.startswith(before + LENT_BY)]
+    return np.stack([np.zeros(len(table)), *(numbers(table, name) for name in names)], axis=1)[:, 1:]
+
+
+def mean_of(values: np.ndarray, most: float = 1.0, shared: np.ndarray | None = None) -> Mean:
+    """Mean of `values` [n] that are `most` at most, NaN left out, with its `stats.mean_interval`, or with the
+    `stats.shared_interval` of values that rest on what others rest on too, [n, w]."""
+    import numpy as np
+
+    known = ~np.isnan(values)
+    values = values[known]
+    low, high = (mean_interval(values) if shared is None else shared_interval(values, shared[known])) or (None, None)
     high = None if high is None else min(high, most)
     return Mean(float(values.mean()) if len(values) else None, low, high, len(values))
 
@@ -131,6 +143,7 @@ def _summary(features: pa.Table, scorer: str) -> ScorerSummary:
         return numbers(features, f"{scorer}{suffix}")
 
     value, control, mean = column(""), column("_control"), mean_of(column(""))
+    lenders, own = lenders_of(features, f"{scorer}_"), numbers(features, "feature")
     chance = mean_of(column("_chance")).value
     quantiles: list[float | None] = []
     while f"{scorer}_q{len(quantiles) + 1}" in features.column_names:
@@ -144,8 +157,8 @@ def _summary(features: pa.Table, scorer: str) -> ScorerSummary:
         None if chance is None or mean.value is None else (mean.value * mean.n + chance * without) / len(features),
         chance,
         mean_of(column("_corrected")),
-        mean_of(control),
-        mean_of(value - control, 2.0),
+        mean_of(control, shared=lenders),
+        mean_of(value - control, 2.0, np.column_stack([own, lenders])),
         mean_of(column("_yes_rate")).value,
         mean_of(column("_ece")).value,
         quantiles,

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from autointerp.report.arms import judges_of
 from autointerp.report.charts import Chart, chart
+from autointerp.report.columns import measures_of
 from autointerp.report.feature import JUDGED, binary
-from autointerp.report.figures import Mean, ScorerSummary, Summary, mean_of, numbers
+from autointerp.report.figures import LENT_BY, Mean, ScorerSummary, Summary, lenders_of, mean_of, numbers
 from autointerp.report.folder import RunFolder
 from autointerp.report.text import interval, number
 from autointerp.stats import Paired, paired_difference
@@ -88,13 +89,15 @@ def charts(features: pa.Table, summary: Summary, ranges: Mapping[str, tuple[floa
 
 @dataclass(frozen=True)
 class Scores:
-    """scores.parquet as columns: rows with codes for explainer, scorer and control. About 40 bytes a row."""
+    """scores.parquet as columns: rows with codes for explainer, scorer and control. About 40 bytes a row, and 8 for
+    each of a control's lenders."""
 
     feature: np.ndarray  # [n] int64
     value: np.ndarray  # [n] float64, NaN where there is none
     base_rate: np.ndarray
     names: list[tuple[str, str, str | None]]  # explainer, scorer and control of each code, in the order of the rows
     code: np.ndarray  # [n] int32
+    lenders: np.ndarray  # [n, w] float64, of a control: the features whose explanations it lent
 
     def of(self, explainer: str, scorer: str, control: bool = False) -> np.ndarray:
         """Which rows are of an explainer and a scorer, [n] bool."""
@@ -110,14 +113,18 @@ def scores_of(run: RunFolder) -> Scores:
     import numpy as np
 
     columns: dict[str, list[np.ndarray]] = {"feature": [], "value": [], "base_rate": [], "code": []}
+    lenders = [np.zeros((0, len(lent := [name for name in measures_of(run) if name.startswith(LENT_BY)])))]
     codes: dict[tuple[str, str, str | None], int] = {}
-    for batch in run.batches("scores", ["feature", "explainer", "scorer", "control", "value", "base_rate"]):
+    for batch in run.batches("scores", ["feature", "explainer", "scorer", "control", "value", "base_rate", *lent]):
         for name in ("feature", "value", "base_rate"):
             columns[name].append(numbers(batch, name))
         keys = zip(*(batch[name].to_pylist() for name in ("explainer", "scorer", "control")))
+        lenders.append(lenders_of(batch))
         columns["code"].append(np.array([codes.setdefault(key, len(codes)) for key in keys], np.int32))
     whole = {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in columns.items()}
-    return Scores(whole["feature"], whole["value"], whole["base_rate"], list(codes), whole["code"])
+    return Scores(
+        whole["feature"], whole["value"], whole["base_rate"], list(codes), whole["code"], np.concatenate(lenders)
+    )
 
 
 def notes(scores: Scores, scorers: Sequence[ScorerSummary], yes_or_no: Collection[str]) -> list[str]:
@@ -175,7 +182,8 @@ def explainers(scores: Scores) -> list[ExplainerRow]:
     rows = []
     for scorer, explainer in sorted({(scorer, explainer) for explainer, scorer, _ in scores.names}):
         own, first = scores.of(explainer, scorer), scores.of(names[0], scorer)
-        control = mean_of(scores.value[scores.of(explainer, scorer, control=True)])
+        told = scores.of(explainer, scorer, control=True)
+        control = mean_of(scores.value[told], shared=scores.lenders[told])
         ahead = None if explainer == names[0] else _ahead(scores, own, first)
         rows.append(ExplainerRow(explainer, scorer, mean_of(scores.value[own]), control, ahead))
     return rows

@@ -198,7 +198,8 @@ def summarise(
     """The average precision of the evidence, its 95 % interval over documents, chance, and the further metrics.
 
     `calibration` holds (truth, evidence) pairs of the same judge on other features: precision, recall and F1 are
-    given at ½ and, suffixed ``_calibrated``, at ½ of the probability scaled by them. `natural_rate` is the share
+    given at ½ and, suffixed ``_calibrated``, at ½ of the probability scaled by them; these are None where the judge's
+    evidence does not tell the pairs' true examples from the others. `natural_rate` is the share
     of windows of running text in which the feature fires: precision and average precision at it are suffixed
     ``_natural`` and come from firing and random windows alone. Scores by quantile, q1 the weakest, are AUROC and
     recall of its firing examples. ``corrected_low`` and ``corrected_high`` are the interval against the base rate.
@@ -236,13 +237,16 @@ def summarise(
     if answers:
         sure = [float(answer) if j.probability is None else j.probability for answer, (_, _, j) in zip(yes, heard)]
         yes_rate, error = stats.yes_rate(sure), stats.probability_error(truth, sure)
-        scaled = _scaled(evidence, calibration)
         metrics |= {
             **stats.binary_metrics(truth, yes),
             **{f"{name}_chance": of_chance for name, of_chance in stats.binary_chance(truth, yes).items()},
-            **_calibrated(truth, scaled),
-            **_natural(judged, evidence, {"": yes, "_calibrated": [p >= 0.5 for p in scaled]}, natural_rate),
         }
+        told = {"": yes}
+        if calibration:
+            scaled = _scaled(evidence, calibration)
+            told["_calibrated"] = [p >= 0.5 for p in scaled]
+            metrics |= _calibrated(truth, scaled)
+        metrics |= _natural(judged, evidence, told, natural_rate)
     return Score(
         *(value, low, high, len(heard), unscored, base_rate, metrics, judgements),
         chance=chance,
@@ -322,26 +326,26 @@ def _by_quantile(items: Sequence[Item], evidence: Sequence[float], yes: Sequence
 
 
 def _scaled(evidence: Sequence[float], pairs: Pairs) -> list[float]:
-    """P(true) of the evidence by the calibration pairs; empty where these do not tell."""
-    fitted = stats.fit_calibration([t for t, _ in pairs], [e for _, e in pairs]) if pairs else None
-    return [] if fitted is None else fitted.probability(evidence).tolist()
+    """P(true) of the evidence by the calibration pairs; empty where these do not tell, so that no answer is made up."""
+    fitted = stats.fit_calibration([t for t, _ in pairs], [e for _, e in pairs])
+    return fitted.probability(evidence).tolist() if fitted is not None and fitted.tells else []
 
 
 def _calibrated(truth: Sequence[bool], scaled: Sequence[float]) -> dict[str, float | None]:
-    if not scaled:
-        return {}
-    at_half = stats.binary_metrics(truth, [p >= 0.5 for p in scaled])
+    """Their columns, each None where nothing could be scaled."""
+    known = truth if scaled else []
+    at_half = stats.binary_metrics(known, [p >= 0.5 for p in scaled])
     return {
         **{f"{name}_calibrated": value for name, value in at_half.items()},
         "yes_rate_calibrated": stats.yes_rate(scaled),
-        "ece_calibrated": stats.probability_error(truth, scaled),
+        "ece_calibrated": stats.probability_error(known, scaled),
     }
 
 
 def _natural(
     items: Sequence[Item], evidence: Sequence[float], answers: Mapping[str, Sequence[bool]], rate: float | None
 ) -> dict[str, float | None]:
-    """Reweighted to running text; `answers` by the suffix of their columns."""
+    """Reweighted to running text; `answers` by the suffix of their columns, which are None where there are none."""
     if rate is None:
         return {}
     firing = [i for i, item in enumerate(items) if item.truth]
@@ -353,8 +357,7 @@ def _natural(
         ),
     }
     for suffix, yes in answers.items():
-        if yes:
-            metrics[f"precision_natural{suffix}"], metrics[f"recall_natural{suffix}"] = stats.natural_precision(
-                [yes[i] for i in firing], [yes[i] for i in silent], rate
-            )
+        hits, misses = ([yes[i] for i in those] if yes else [] for those in (firing, silent))
+        precision, recall = stats.natural_precision(hits, misses, rate)
+        metrics |= {f"precision_natural{suffix}": precision, f"recall_natural{suffix}": recall}
     return metrics

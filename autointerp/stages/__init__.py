@@ -35,6 +35,7 @@ IN_ORDER = (
     "causal",
     "select",
     "directions",
+    "near",
     "histograms",
     "contexts",
     "evaluate",

@@ -16,7 +16,8 @@ from autointerp.engine.session import Session
 from autointerp.engine.stage import Job
 from autointerp.plugins import Need, given_by_keyword
 from autointerp.records import Constituent, Context, Split
-from autointerp.tables import FeatureRows, compute
+from autointerp.stages.near import NEAR, Near
+from autointerp.tables import FeatureRows
 
 if TYPE_CHECKING:
     from autointerp.activations.natural import RunningText
@@ -38,8 +39,6 @@ STAGES: Mapping[Need, tuple[str, ...]] = {
     "random_windows": ("corpus", "harvest"),
     "frequencies": ("select",),
 }
-
-NEAR = 0.3  # cosine from which a control may not lend: the nearest of thousands of random directions are below it
 
 Values = Callable[[Sequence[int]], Mapping[int, Any]]  # features -> the value for each
 Maker = Callable[[Job, Split, Mapping[int, "str | None"]], Values]
@@ -218,7 +217,7 @@ def for_control(job: Job, pick: Callable[..., Any]) -> dict[str, Any]:
     """What a control asks for, of all features."""
     wanted, values = given_by_keyword(pick), {}
     if "neighbours" in wanted:
-        values["neighbours"] = near_ones(job.inputs["directions"] / "neighbours.parquet")
+        values["neighbours"] = Near(job.inputs["near"])
     if "constituents" in wanted and "reencode" in job.inputs:
         table = pq.read_table(job.inputs["reencode"] / "composites.parquet", columns=["feature", "constituents"])
         values["constituents"] = {f: parts for f, parts in zip(*(c.to_pylist() for c in table.columns)) if parts}
@@ -226,16 +225,6 @@ def for_control(job: Job, pick: Callable[..., Any]) -> dict[str, Any]:
         table = pq.read_table(job.inputs["select"] / "selection.parquet", columns=["feature", "frequency"])
         values["frequencies"] = dict(zip(*(column.to_pylist() for column in table.columns)))
     return values
-
-
-def near_ones(file: Path) -> dict[int, list[int]]:
-    """feature -> its neighbours of a cosine of `NEAR` or more, of the features that have any."""
-    table = pq.read_table(file, columns=["feature", "neighbour", "cosine"])
-    near: dict[int, list[int]] = {}
-    table = table.filter(compute().greater_equal(table["cosine"], NEAR))
-    for feature, neighbour in zip(*(table[name].to_pylist() for name in ("feature", "neighbour"))):
-        near.setdefault(feature, []).append(neighbour)
-    return near
 
 
 def _constituents(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:

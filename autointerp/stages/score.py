@@ -69,7 +69,7 @@ def uses(config: Config) -> Iterator[Use]:
                     continue
                 reencode = ("reencode",) if "constituents" in needs(pick) and config.composites.enabled else ()
                 asked = (*stages_of(needs(pick) & {"frequencies"}), *reencode)
-                asked += ("directions",) if "neighbours" in needs(pick) else ()
+                asked += ("near",) if "neighbours" in needs(pick) else ()
                 chosen = bind_options("control", control.name, pick, control.options, config.seed)
                 given = replace(given, control=control.key, pick=pick, pick_options=chosen)
                 names = tuple(dict.fromkeys((*read, *asked)))
@@ -96,6 +96,7 @@ def _scoring(job: Job, given: Scoring, explained: Explained) -> tuple[Read[Shown
     read, give = windows_of(job.inputs["contexts"], "test"), giver(job, given.makers, "test", explained.texts)
     llm = asking.client(job.session, given.plugin) if "llm" in needs(given.score) else None
     names = {"explainer": given.explainer, "scorer": given.plugin.key, "control": given.control}
+    whose = {text: feature for feature, text in sorted(explained.texts.items(), reverse=True)} if given.pick else {}
 
     def with_needs(batch: Sequence[int]) -> dict[int, Shown]:
         examples, others = read(batch), give(batch)
@@ -109,13 +110,22 @@ def _scoring(job: Job, given: Scoring, explained: Explained) -> tuple[Read[Shown
             return await guarded(lambda: given.score(text, examples, llm, **options), Score, _failed(examples))
 
         with asking.asked(llm, job.use.name, feature) as meter:
-            scores = await asyncio.gather(*map(by, told(feature)))
+            texts = told(feature)
+            scores = await asyncio.gather(*map(by, texts))
             why = "no other explanation to compare with" if given.control else explained.why_none(feature)
             score = mean_of(scores) if scores else _failed(examples)(why)
+            score = replace(score, metrics={**score.metrics, **lent_by(texts, whose)})
         failed = (score.value is None) + sum(judgement.status == "failed" for judgement in score.judgements)
         return Rows(_rows({"feature": feature} | names, score), meter.retryable_failures, failed)
 
     return with_needs, scored
+
+
+def lent_by(texts: Sequence[str], whose: Mapping[str, int]) -> dict[str, float | None]:
+    """Columns that say which feature lent each text, of several that say the same the first: a mean over features is
+    less certain where one lends to several (`stats.shared_interval`)."""
+    known = (whose[text] for text in texts if text in whose)
+    return {f"lent_by_{number}": float(feature) for number, feature in enumerate(known, start=1)}
 
 
 def mean_of(scores: Sequence[Score]) -> Score:
@@ -189,12 +199,13 @@ def _failed(examples: Sequence[Context]) -> Callable[[str], Score]:
 def _conclude(job: Job, features: int) -> None:
     reasons: list[str] = []
     yes: list[float] = []
-    unscored = saved = asked = 0
+    unscored = saved = asked = untold = 0
     for file in part_files(job.folder, "scores"):
-        wanted = ["value", "failure", "n_scored", "n_unscored", "yes_rate", "n_saved"]
+        wanted = ["value", "failure", "n_scored", "n_unscored", "yes_rate", "n_saved", "yes_rate_calibrated"]
         rows = pq.read_table(file, columns=[c for c in wanted if c in pq.read_schema(file).names]).to_pylist()
         reasons += [row["failure"] for row in rows if row["value"] is None]
         yes += [row["yes_rate"] for row in rows if row["yes_rate"] is not None]
+        untold += sum(row["value"] is not None and row.get("yes_rate_calibrated", 0.0) is None for row in rows)
         unscored += sum(row["n_unscored"] for row in rows)
         asked += sum(row["n_scored"] + row["n_unscored"] for row in rows)
         saved += sum(int(row.get("n_saved") or 0) for row in rows)
@@ -209,6 +220,10 @@ def _conclude(job: Job, features: int) -> None:
         doubt = stats.by_habit(job.facts["yes_rate"])
         if doubt and job.use.given.control is None:
             log.warning("%s: %s", job.use.name, doubt)
+    if untold:
+        job.facts["uncalibrated"] = untold
+        why = "on other features' windows the judge's evidence does not tell true from false"
+        log.warning("%s: no calibrated answers for %d of %d features: %s", job.use.name, untold, features, why)
     if saved:
         job.facts["saved_examples"] = saved
         log.info("%s: intervals were narrow enough without %d of %d examples", job.use.name, saved, saved + asked)

@@ -43,6 +43,7 @@ _SHOWN = {
     *("yes_rate", "ece", "n_scored", "n_unscored", "failure"),
 }
 _QUANTILE = re.compile(r"(auroc|pearson)_q\d+$")
+_LENT = re.compile(r"lent_by_\d+$")
 
 Frame: TypeAlias = Any  # a pandas.DataFrame: its own types call every second column an array
 
@@ -201,7 +202,7 @@ def explained_by(features: Frame, tables: Path, explainer: str, scorers: Sequenc
     mine = _of(explainer, tables / "explanations.parquet", shown, columns)
     features = features.merge(mine.rename(columns={"status": "_explained"}), on="feature", how="left")
     known = pq.read_schema(tables / "scores.parquet").names
-    columns = [name for name in known if name in _SHOWN or _QUANTILE.match(name)]
+    columns = [name for name in known if name in _SHOWN or _QUANTILE.match(name) or _LENT.match(name)]
     scores = _of(explainer, tables / "scores.parquet", shown, columns)
     for scorer in scorers:
         features = features.merge(_wide(scores, scorer), on="feature", how="left")
@@ -220,7 +221,7 @@ def _of(explainer: str, file: Path, features: Sequence[int], columns: Sequence[s
 
 def _wide(scores: Frame, scorer: str) -> Frame:
     """One scorer's columns of features.parquet: value, interval, counts, chance, the judge's habits, the value by
-    quantile, and the control's value."""
+    quantile, and the control's value with the features that lent their explanations."""
     import pandas as pd
 
     rows = scores[scores["scorer"] == scorer]
@@ -247,8 +248,9 @@ def _wide(scores: Frame, scorer: str) -> Frame:
     first = controls["control"].iloc[0] if len(controls) else None
     if first is None:
         return wide.assign(**{f"{scorer}_control": pd.Series(dtype="float64")})
-    control = controls.loc[controls["control"] == first, ["feature", "value"]]
-    control = control.rename(columns={"value": f"{scorer}_control"})
+    lent = {name: f"{scorer}_{name}" for name in rows.columns if _LENT.match(name)}
+    control = controls.loc[controls["control"] == first, ["feature", "value", *lent]]
+    control = control.rename(columns={"value": f"{scorer}_control", **lent})
     return wide.merge(control, on="feature", how="left")
 
 

@@ -23,6 +23,7 @@ from autointerp.stats.correlation import (
     pearson,
     pooled_pearson_interval,
 )
+from autointerp.stats.lending import shared_interval
 from autointerp.stats.means import (
     Paired,
     Unpaired,
@@ -73,6 +74,7 @@ __all__ = [
     "probability_error",
     "ratio_interval",
     "share_interval",
+    "shared_interval",
     "spearman",
     "student_t",
     "top_share",

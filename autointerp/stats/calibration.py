@@ -45,12 +45,17 @@ def probability_error(truth: ArrayLike, probability: ArrayLike, bins: int = 10) 
 class Calibration:
     """P(true | evidence) = 1 / (1 + exp(−(slope · evidence + offset))), fitted to judged examples of known truth."""
 
-    slope: float
+    slope: float  # 0: the evidence tells nothing, and every probability is the base rate
     offset: float
     n: int
 
+    @property
+    def tells(self) -> bool:
+        """Whether a Yes can be read off: else it would be the same for all, by which class has one example more."""
+        return self.slope > 0
+
     def probability(self, evidence: ArrayLike) -> Floats:
-        """Calibrated probabilities [n] of evidence [n]; ½ and more is a Yes."""
+        """Calibrated probabilities [n] of evidence [n]; ½ and more is a Yes, where the evidence `tells`."""
         at = self.slope * np.clip(np.asarray(evidence, dtype=float), -_FAR, _FAR) + self.offset
         return 1 / (1 + np.exp(-np.clip(at, -_FAR, _FAR)))
 
@@ -59,16 +64,20 @@ def fit_calibration(truth: ArrayLike, evidence: ArrayLike) -> Calibration | None
     """Platt's scaling: logistic regression of truth on evidence, with his smoothed targets (Platt 1999).
 
     The slope is never negative: a judge whose evidence points the wrong way is not turned round, it gets the base
-    rate. The pairs should be of other features than those scored. None where a class is missing.
+    rate and does not `tell`; nor does one whose evidence is the same for all. The pairs should be of other features
+    than those scored. None where a class is missing.
     """
     t, e = np.asarray(truth, dtype=bool), np.clip(np.asarray(evidence, dtype=float), -_FAR, _FAR)
     n_true, n_false = int(t.sum()), int((~t).sum())
     if not n_true or not n_false:
         return None
     target = np.where(t, (n_true + 1) / (n_true + 2), 1 / (n_false + 2))
-    centre, scale = float(e.mean()), float(e.std()) or 1.0
+    base_rate = Calibration(0.0, math.log((n_true + 1) / (n_false + 1)), len(e))
+    centre, scale = float(e.mean()), float(e.std())
+    if scale <= 1e-9:  # rounding, which is no evidence
+        return base_rate
     design = np.stack([(e - centre) / scale, np.ones(len(e))], axis=1)
-    weight = np.array([0.0, math.log((n_true + 1) / (n_false + 1))])
+    weight = np.array([0.0, base_rate.offset])
     ridge = 1e-6 * np.eye(2) * len(e)
     for _ in range(50):  # Newton; convex, so it ends
         p = 1 / (1 + np.exp(-np.clip(design @ weight, -_FAR, _FAR)))
@@ -80,7 +89,7 @@ def fit_calibration(truth: ArrayLike, evidence: ArrayLike) -> Calibration | None
             break
     slope = float(weight[0]) / scale
     if slope <= 0:
-        return Calibration(0.0, math.log((n_true + 1) / (n_false + 1)), len(e))
+        return base_rate
     return Calibration(slope, float(weight[1]) - slope * centre, len(e))
 
 

@@ -44,6 +44,18 @@ def test_the_oracle_detects_every_feature_and_its_control_none(finished) -> None
     assert (features["detection_low"] < 1.0).all(), "twenty right answers are no proof of perfection"
 
 
+def test_a_control_says_who_lent_and_no_other_row_does(finished) -> None:
+    run, words, *_ = finished
+    lent = run.scores.filter(regex=r"^lent_by_\d$")
+    assert list(lent.columns) == ["lent_by_1", "lent_by_2", "lent_by_3"]
+    controls = run.scores["control"].notna()
+    assert lent[~controls].isna().all(axis=None)
+    for feature, others in zip(run.scores["feature"][controls], lent[controls].to_numpy()):
+        assert len({feature, *others}) == 4
+        assert {*others} <= {*words}
+    assert run.features["detection_lent_by_3"].notna().all()
+
+
 def test_the_oracle_simulates_every_feature(finished) -> None:
     run, *_ = finished
     assert run.features["simulation"].min() >= 0.95

@@ -80,6 +80,30 @@ def test_each_stands_against_its_control_too(run: Path):
     assert gain["difference"] == pytest.approx(0.1)
 
 
+def test_a_control_whose_explanations_are_lent_to_several_is_less_certain(tmp_path: Path):
+    """Three features are lent one explanation each, and what it is worth as a control is the same for all of them."""
+
+    def told(row: dict[str, Any]) -> dict[str, Any] | None:
+        row, lender = planted(row) or {}, float(row["feature"] // 21)
+        worth = 0.1 * (lender % 3) * (row.get("explainer") == "default")
+        if row and row["control"]:
+            return row | {"lent_by_1": lender, "corrected": worth}
+        return row and row | {"lent_by_1": None}
+
+    def untold(row: dict[str, Any]) -> dict[str, Any] | None:
+        row = told(row) or {}
+        row.pop("lent_by_1", None)
+        return row or None
+
+    widths = []
+    for name, change in (("told", told), ("untold", untold)):
+        rows = compare(with_scores(tmp_path / name, change))
+        mine = [row_of(rows, a="default", control=True, measure="corrected")]
+        mine.append(row_of(rows, b="token_stats", measure="corrected less other_feature"))
+        widths.append([row["high"] - row["low"] for row in mine])
+    assert all(known > 1.3 * unknown for known, unknown in zip(*widths))
+
+
 def test_quantiles_have_rows_of_their_own(run: Path):
     rows = [row for row in compare(run) if row["quantile"] and not row["control"]]
     assert [(row["quantile"], round(row["difference"], 6)) for row in rows] == [(1, 0.1), (2, 0.3)]
@@ -108,6 +132,18 @@ scorers: [detection]
 def better(row: dict[str, Any]) -> dict[str, Any] | None:
     row = planted(row) or {}
     return row and row | {"corrected": row["corrected"] and row["corrected"] + 0.2}
+
+
+def test_features_that_one_run_was_never_asked_for_are_no_failures_of_it(tmp_path: Path):
+    def half(row: dict[str, Any]) -> dict[str, Any] | None:
+        return planted(row) if row["feature"] % 2 else None
+
+    whole = with_scores(tmp_path / "whole", planted, CONFIG.format(sae="one", judge="same"))
+    part = with_scores(tmp_path / "part", half, CONFIG.format(sae="one", judge="same"))
+    row = row_of(compare(whole, part), within="token_stats", control=False, measure="corrected")
+    assert row["difference"] == row["at_chance"] == 0.0
+    assert row["missing_a"] == row["missing_b"] == 1  # feature 17 alone, which has no value in either
+    assert row["n_a"] > row["n"] == row["n_b"]
 
 
 def test_judges_of_two_runs_are_paired_where_the_sae_is_one(tmp_path: Path):

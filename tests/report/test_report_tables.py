@@ -252,6 +252,17 @@ def test_the_summary_pairs_score_and_control(features: pa.Table):
     assert detection.n_unscored == 20 + 4
 
 
+def test_a_control_s_interval_allows_for_who_lent_to_several(features: pa.Table):
+    control = features["detection_control"].to_pylist()
+    order = sorted((f for f, value in enumerate(control) if value is not None), key=lambda f: control[f])
+    lender = [None if value is None else float(order.index(f) // 3) for f, value in enumerate(control)]
+    told = summarise(features.append_column("detection_lent_by_1", pa.array(lender, pa.float64()))).scorers[0]
+    alone = summarise(features).scorers[0]
+    assert told.mean == alone.mean
+    assert told.control.value == alone.control.value
+    assert told.control.high - told.control.low > 1.2 * (alone.control.high - alone.control.low)
+
+
 def test_means_are_over_all_features_asked_for(features: pa.Table):
     detection = summarise(features).scorers[0]
     assert (detection.asked, detection.mean.n, detection.chance, detection.quantiles) == (12, 8, 0.54, [0.6, 0.7])

@@ -129,6 +129,22 @@ async def test_train_windows_of_other_features_make_precision_mean_something():
     assert got.metrics["auprc_natural"] == 1.0
 
 
+@pytest.mark.parametrize("n_true", [83, 84, 85])
+async def test_a_judge_who_cannot_tell_train_windows_apart_gets_no_calibrated_answers(n_true):
+    """With as many true pairs as false ones or one more all would be yes, with one less all no."""
+    told = [(True, 0.0)] * 84 + [(False, 1.0)] * 84
+    ranked = await detection.score("dogs", windows(9), Judge(oracle), calibration=told, natural_rate=0.02, seed=0)
+    pairs = [(True, 1.0)] * n_true + [(False, 1.0)] * 84
+    got = await detection.score("dogs", windows(9), Judge(oracle), calibration=pairs, natural_rate=0.02, seed=0)
+    uncalibrated = {name for name, value in got.metrics.items() if name.endswith("_calibrated") and value is None}
+    assert {"f1_calibrated", "yes_rate_calibrated", "ece_calibrated", "precision_natural_calibrated"} <= uncalibrated
+    assert uncalibrated == {name for name in ranked.metrics if name.endswith("_calibrated")}
+    assert ranked.metrics["f1_calibrated"] is None
+    assert got.metrics["f1"] == got.metrics["recall_natural"] == 1.0
+    assert not any(name.endswith("_calibrated") for name in (await detection.score(
+        "dogs", windows(9), Judge(oracle), natural_rate=0.02, seed=0)).metrics)  # fmt: skip
+
+
 @pytest.mark.parametrize("scorer", [detection, fuzzing, discrimination])
 @pytest.mark.parametrize("capabilities", [("choices", "slots"), ()])
 async def test_asking_stops_when_the_interval_is_narrow_enough(scorer, capabilities):
