@@ -181,14 +181,29 @@ def mean_row(scores: Any, explainer: str, scorer: str) -> dict[str, Any]:
         "corrected, missing as chance": rounded(float(own.fillna(0.0).mean())),
         "yes_rate": rounded(float(series(scores, explainer, scorer, column="yes_rate").mean())),
         "ece": rounded(float(series(scores, explainer, scorer, column="ece").mean())),
-        **{f"control {control}": mean_of(series(scores, explainer, scorer, control)) for control in controls},
+        **{
+            f"control {control}": mean_of(
+                series(scores, explainer, scorer, control), lenders(scores, explainer, scorer, control)
+            )
+            for control in controls
+        },
     }
 
 
-def mean_of(values: Any) -> dict[str, Any]:
-    kept = values.dropna().tolist()
-    low, high = stats.mean_interval(kept) or (None, None)
-    limits = {"mean": float(np.mean(kept)) if kept else None, "low": low, "high": high}
+def lenders(scores: Any, explainer: str, scorer: str, control: str) -> Any:
+    """Feature -> the features whose explanations the control lent it."""
+    rows = scores[(scores["explainer"] == explainer) & (scores["scorer"] == scorer) & (scores["control"] == control)]
+    return rows.set_index("feature").filter(regex=r"^lent_by_\d+$")
+
+
+def mean_of(values: Any, shared: Any = None) -> dict[str, Any]:
+    """With an interval that allows for what the values of several features rest on, where `shared` tells."""
+    kept = values.dropna()
+    if shared is None or not shared.shape[1]:
+        low, high = stats.mean_interval(kept) or (None, None)
+    else:
+        low, high = stats.shared_interval(kept, shared.reindex(kept.index)) or (None, None)
+    limits = {"mean": float(kept.mean()) if len(kept) else None, "low": low, "high": high}
     return {key: rounded(value) for key, value in limits.items()} | {"n": len(kept), "missing": len(values) - len(kept)}
 
 
