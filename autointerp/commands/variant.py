@@ -144,17 +144,15 @@ def _scores_of(config: Config) -> set[str]:
 
 
 def _scores(made: Run, metrics: Iterable[str]) -> list[dict[str, Any]]:
-    """Means over the features, of the first explainer, with bootstrap intervals over features: paired where they are
-    differences. Two SAEs have other features, so between variants nothing is paired."""
-    from autointerp.stats import paired_difference
+    """Means over the features, of the first explainer, with their intervals: paired where they are differences. Two
+    SAEs have other features, so between variants nothing is paired."""
+    from autointerp.report.figures import summarise
+    from autointerp.report.folder import RunFolder
 
-    features, rows = made.features, []
-    for metric in metrics:
-        scorer = metric.removesuffix(GAIN)
-        value = features[scorer].tolist()
-        gain = paired_difference(value, features[scorer + CONTROL].tolist() if metric != scorer else [0.0] * len(value))
-        rows.append({"metric": metric, "value": gain.mean, "low": gain.low, "high": gain.high})
-    return rows
+    summary, means = summarise(RunFolder(made.folder).features), {}
+    for s in [*summary.scorers, *summary.ceilings]:
+        means |= {s.scorer: s.mean, s.scorer + CONTROL: s.control, s.scorer + GAIN: s.difference}
+    return [{"metric": m, "value": means[m].value, "low": means[m].low, "high": means[m].high} for m in metrics]
 
 
 def order(variant: Variant, metrics: Sequence[str]) -> str:

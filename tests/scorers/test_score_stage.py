@@ -1,0 +1,44 @@
+"""What the stage `score` tells when it is done."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from autointerp.engine.stage import Job, Use
+from autointerp.scorers import detection
+from autointerp.stages import score
+from autointerp.tables import write_rows
+
+
+def concluded(folder: Path, rows: list[dict[str, Any]]) -> Job:
+    given, session = SimpleNamespace(score=detection.score, control=None), None
+    job = Job(session, Use("score/detection/default", given=given), folder, {})  # type: ignore[arg-type]
+    write_rows(folder / "part-00000.scores.parquet", "scores", rows, {name for row in rows for name in row} & METRICS)
+    score._conclude(job, len(rows))
+    return job
+
+
+METRICS = {"yes_rate_calibrated"}
+ROW = {"n_scored": 9, "n_unscored": 0, "yes_rate": 0.5}
+
+
+def test_how_many_features_have_no_calibrated_answers_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [ROW | {"feature": f, "value": 0.5, "yes_rate_calibrated": 0.5 if f else None} for f in range(3)]
+    lost = {"feature": 3, "value": None, "failure": "HTTP 500", "n_scored": 0, "n_unscored": 9}
+    with caplog.at_level("WARNING", "autointerp"):
+        job = concluded(tmp_path, [*rows, lost])
+    assert job.facts["uncalibrated"] == 1
+    assert sum("no calibrated answers for 1 of 4 features" in line for line in caplog.messages) == 1
+    assert pq.read_table(tmp_path / "scores.parquet")["yes_rate_calibrated"].null_count == 2
+
+
+def test_where_no_judge_is_calibrated_nothing_is_said_of_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", "autointerp"):
+        job = concluded(tmp_path, [ROW | {"feature": f, "value": 0.5} for f in range(3)])
+    assert "uncalibrated" not in job.facts
+    assert not caplog.messages
