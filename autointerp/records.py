@@ -157,7 +157,8 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One scorer's verdict on one explanation, with a 95 % interval; None where nothing could be scored.
+    """One scorer's verdict on one explanation, with a 95 % interval; None where nothing could be scored. A value of
+    too few examples or documents has no interval.
 
     `chance` is the mean `value` of a judge who knows nothing, by permutation of the labels; `corrected` is
     (value − chance) / (1 − chance), the headline: 0 at chance, 1 at best.

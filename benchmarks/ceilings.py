@@ -106,9 +106,10 @@ def tables(
     return made
 
 
-def summary(values: list[float]) -> dict[str, float | int]:
-    low, high = stats.mean_interval(values) or (0.0, 0.0)
-    return {"mean": round(float(np.mean(values)), 4), "low": round(low, 4), "high": round(high, 4), "n": len(values)}
+def summary(values: list[float]) -> dict[str, float | int | None]:
+    bounds = stats.mean_interval(values)
+    low, high = (None, None) if bounds is None else (round(limit, 4) for limit in bounds)
+    return {"mean": round(float(np.mean(values)), 4), "low": low, "high": high, "n": len(values)}
 
 
 async def measure(options: argparse.Namespace) -> dict[str, Any]:

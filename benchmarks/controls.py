@@ -26,9 +26,10 @@ def main() -> None:
     arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
     for row in info["controls"]:
         value = row["value"]
+        limits = "" if value["low"] is None else f" [{value['low']:+.3f}, {value['high']:+.3f}]"
         print(
             f"{row['scorer']}: run {value['run']:.3f} less {row['control']} {value['control']:.3f}:"
-            f" {value['difference']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
+            f" {value['difference']:+.3f}{limits}"
         )
 
 

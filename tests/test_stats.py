@@ -65,7 +65,7 @@ def test_cosine_is_none_for_a_zero_vector():
 def test_the_interval_of_average_precision_holds_the_value(rows):
     truth, score = zip(*rows)
     interval = stats.average_precision_interval(truth, score)
-    if all(truth) or not any(truth):
+    if min(sum(truth), len(truth) - sum(truth)) < 2:  # one example shows no spread
         assert interval is None
         return
     low, high = interval
@@ -91,6 +91,104 @@ def test_examples_of_one_document_count_as_less_than_as_many_documents():
     assert joined[1] - joined[0] > 1.3 * (apart[1] - apart[0])
     with pytest.raises(ValueError, match="documents"):
         stats.average_precision_interval([1, 0], [1, 0], documents=[1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from([0.0, 0.4, 0.7, 1.0]), st.integers(0, 12)), min_size=2))
+def test_a_class_of_few_documents_has_no_interval_and_any_other_holds_the_value(rows):
+    truth, score, documents = zip(*rows)
+    interval = stats.average_precision_interval(truth, score, documents=documents)
+    for fires in (True, False):
+        held = [document for t, _, document in rows if t == fires]
+        if len({*held}) < max(min(4, len(held)), 2):
+            assert interval is None
+    if interval is not None:
+        assert 0 <= interval[0] <= stats.average_precision(truth, score) <= interval[1] <= 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(judged)
+def test_examples_that_are_their_own_documents_need_not_say_so(rows):
+    truth, score = zip(*rows)
+    own = stats.average_precision_interval(truth, score, documents=range(len(rows)))
+    assert own == stats.average_precision_interval(truth, score)
+
+
+def in_documents(count, both=False):
+    """Documents of 100 windows: the firing half lies in `count`, each silent one in its own or in the same."""
+    firing = [i % count for i in range(50)]
+    return firing + (firing if both else [*range(100, 150)])
+
+
+def half_shared(documents, rng):
+    """Standard normal, half of whose variance the windows of a document share."""
+    _, place = np.unique(documents, return_inverse=True)
+    return 0.5**0.5 * (rng.normal(size=place.max() + 1)[place] + rng.normal(size=len(place)))
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_fewer_documents_make_a_wider_interval_and_too_few_none(both):
+    rng = np.random.default_rng(0)
+    truth = np.repeat([1, 0], 50)
+    widths = []
+    for count in (50, 25, 10, 5):
+        documents = in_documents(count, both)
+        drawn = [half_shared(documents, rng) + truth for _ in range(40)]
+        limits = [stats.average_precision_interval(truth, score, documents=documents) for score in drawn]
+        widths.append(np.mean([high - low for low, high in limits]))
+    assert widths == sorted(widths)
+    assert widths[-1] > 1.5 * widths[0]
+    for count in (1, 2, 3):
+        assert stats.average_precision_interval(truth, rng.normal(size=100), documents=in_documents(count)) is None
+        sequences = list(rng.normal(size=(100, 5)))
+        of = {"strata": truth.tolist(), "documents": in_documents(count, both)}
+        assert stats.pooled_pearson_interval(sequences, sequences, **of) is None
+
+
+@pytest.mark.parametrize("count", [5, 10])
+@pytest.mark.parametrize("both", [False, True])
+def test_intervals_of_windows_in_few_documents_cover_the_truth(count, both):
+    rng = np.random.default_rng(count)
+    many, truth, documents = np.repeat([1, 0], 200_000), np.repeat([1, 0], 50), in_documents(count, both)
+    true = sk.average_precision_score(many, rng.normal(size=400_000) + many)
+    held = [
+        low <= true <= high
+        for low, high in (
+            stats.average_precision_interval(truth, half_shared(documents, rng) + truth, documents=documents)
+            for _ in range(600)
+        )
+    ]
+    assert 0.93 <= np.mean(held) <= 0.99
+
+
+def test_a_judge_who_errs_about_whole_documents_is_not_vouched_for_by_its_windows():
+    """Two answers in ten are wrong, and those of a document alike: of five documents, often none is."""
+    rng = np.random.default_rng(0)
+    truth, documents = np.repeat([1, 0], 50), in_documents(5, both=True)
+    held = []
+    for _ in range(600):
+        wrong = (rng.random((5, 2)) < 0.2)[documents, truth]
+        low, high = stats.average_precision_interval(truth, np.where(wrong, 1 - truth, truth), documents=documents)
+        held.append(low <= 0.8**2 + 0.2 / 2 <= high)
+    assert np.mean(held) >= 0.93
+
+
+@pytest.mark.parametrize("count", [5, 25])
+def test_correlations_of_sequences_in_few_documents_cover_the_truth(count):
+    def drawn(documents, fires):
+        shared = [half_shared(documents, rng)[:, None] for _ in range(2)]
+        x = 0.7 * shared[0] + rng.normal(size=(len(fires), 8)) + fires[:, None]
+        return x, 0.5 * x + 0.5 * shared[1] + 0.7 * rng.normal(size=x.shape)
+
+    rng = np.random.default_rng(count)
+    x, y = drawn(np.arange(100_000), np.arange(100_000) % 2)
+    true, fires, documents = stats.pearson(x.ravel(), y.ravel()), np.repeat([1, 0], 50), in_documents(count)
+    held = []
+    for _ in range(300):
+        x, y = drawn(documents, fires)
+        low, high = stats.pooled_pearson_interval(list(x), list(y), strata=fires.tolist(), documents=documents)
+        held.append(low <= true <= high)
+    assert np.mean(held) >= 0.93
 
 
 COVERED = [
@@ -259,7 +357,11 @@ def test_the_interval_of_a_mean_covers_it(n):
 
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=20))
 def test_the_interval_of_a_mean_holds_it(values):
-    low, high = stats.mean_interval(values)
+    interval = stats.mean_interval(values)
+    if interval is None:
+        assert np.ptp(values) < 1e-11
+        return
+    low, high = interval
     assert low <= np.mean(values) + 1e-12
     assert np.mean(values) <= high + 1e-12
 
@@ -271,7 +373,7 @@ def test_where_nothing_is_shared_the_interval_is_that_of_a_mean():
     assert stats.shared_interval(values, np.full((20, 3), np.nan)) == alone
     assert stats.shared_interval(values, np.arange(60).reshape(20, 3)) == alone
     assert stats.shared_interval(values[:1], [[0]]) is None
-    assert stats.shared_interval([0.5, 0.5], [[0], [0]]) == (0.5, 0.5)
+    assert stats.shared_interval([0.5, 0.5], [[0], [0]]) is None
 
 
 def test_values_said_twice_are_as_certain_as_said_once():
@@ -291,8 +393,18 @@ def test_what_all_share_leaves_no_interval():
 def test_what_is_shared_never_makes_a_mean_more_certain(rows):
     values = [value for value, _ in rows]
     got = stats.shared_interval(values, [[*things, *[-1] * (3 - len(things))] for _, things in rows])
-    low, high = stats.mean_interval(values)
-    assert got is None or (got[0] <= low + 1e-9 and got[1] >= high - 1e-9)
+    alone = stats.mean_interval(values)
+    assert got is None or (got[0] <= alone[0] + 1e-9 and got[1] >= alone[1] - 1e-9)
+
+
+@pytest.mark.parametrize("values", [[1, 1], [1.0] * 40, [0.1 + 0.2, 0.3, 0.3], [0.0, 0.0]])
+def test_equal_values_show_no_spread_and_have_no_interval(values):
+    assert stats.mean_interval(values) is None
+    same = stats.paired_difference(values, [0.25] * len(values))
+    assert (same.mean, same.low, same.high) == (pytest.approx(values[0] - 0.25), None, None)
+    apart = stats.unpaired_difference(values, [0.25] * 3)
+    assert (apart.mean, apart.low, apart.high) == (pytest.approx(values[0] - 0.25), None, None)
+    assert stats.unpaired_difference(values, [0.2, 0.3]).low is not None
 
 
 def test_the_interval_of_a_share_is_wilsons():

@@ -195,7 +195,8 @@ def summarise(
     natural_rate: float | None = None,
     answers: bool = True,
 ) -> Score:
-    """The average precision of the evidence, its 95 % interval over documents, chance, and the further metrics.
+    """The average precision of the evidence, its 95 % interval over documents (None where a class lies in too few),
+    chance, and the further metrics.
 
     `calibration` holds (truth, evidence) pairs of the same judge on other features: precision, recall and F1 are
     given at ½ and, suffixed ``_calibrated``, at ½ of the probability scaled by them; these are None where the judge's
@@ -212,13 +213,13 @@ def summarise(
     truth, evidence = [item.truth for item, _, _ in heard], [verdict[0] for _, verdict, _ in heard]
     unscored = len(asked) - len(heard)
     base_rate = sum(truth) / len(truth) if truth else None
-    interval = stats.average_precision_interval(truth, evidence, documents=[i.context.document for i, _, _ in heard])
-    if interval is None or base_rate is None:
+    if base_rate in (None, 0.0, 1.0):
         why = Counter(verdict for _, verdict in asked if isinstance(verdict, str)).most_common(1)
         lacking = "no example" if not truth else "no silent example" if all(truth) else "no firing example"
         failure = f"{lacking} could be judged" + (f": {why[0][0]}" if why else "")
         return Score(None, None, None, len(heard), unscored, base_rate, {}, judgements, failure)
-    low, high = interval
+    documents = [item.context.document for item, _, _ in heard]
+    low, high = stats.average_precision_interval(truth, evidence, documents=documents) or (None, None)
     yes = [j.prediction == 1 for _, _, j in heard] if answers else []
     value = stats.average_precision(truth, evidence)
     chance = stats.average_precision_chance(truth, evidence)

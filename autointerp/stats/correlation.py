@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from autointerp.stats.student import NORMAL, clustered_variance, places, student_t
+from autointerp.stats.student import NORMAL, places, spread
 
 Floats = NDArray[np.float64]
 LEAST_SEQUENCES = 10  # fewer give no interval: their spread says too little of the truth's
@@ -40,12 +40,13 @@ def pooled_pearson_interval(
 
     1. Each sequence is left out in turn; the deviations of Fisher's z are centred in each stratum (how many
        sequences fire is our choice, not chance) and added within a document: tokens of one are not independent.
-    2. The lower limit takes Student's t, with as many degrees as the smallest stratum has sequences less one. A
-       variance is added to it for what was not seen: the drop in z that one further sequence would cause, true as
-       the strongest and predicted as a silent one.
-    3. The upper limit takes the normal quantile.
+    2. The lower limit takes Student's t, with as many degrees as the smallest stratum has documents less one. A
+       variance is added to it for what was not seen: the drop in z that one further document of sequences would
+       cause, true as the strongest and predicted as silent ones.
+    3. The upper limit takes the normal quantile, wider by as much as t is for having fewer documents than sequences.
 
-    The interval always holds the value. None below `LEAST_SEQUENCES` sequences, and where no correlation is defined.
+    The interval always holds the value. None below `LEAST_SEQUENCES` sequences, where no correlation is defined, and
+    where a stratum has one sequence or lies in too few documents to say (`student.spread`).
     """
     if len(truths) < LEAST_SEQUENCES:
         return None
@@ -58,13 +59,13 @@ def pooled_pearson_interval(
     z = math.atanh(min(max(value, -_NEAR_ONE), _NEAR_ONE))
     deviation = np.arctanh(np.clip(without, -_NEAR_ONE, _NEAR_ONE))
     sizes = np.bincount(place)
-    deviation -= (np.bincount(place, weights=deviation) / sizes)[place]
-    deviation *= np.sqrt((sizes - 1) / sizes)[place]
-    variance = clustered_variance(deviation, documents)
-    drop = max(z - float(np.arctanh(_pearson_of_sums((total + _miss(sums))[None]))[0]), 0.0)
-    wider = math.sqrt(variance + _UNSEEN * ((1.02 - value**2) * drop) ** 2)
-    low = math.tanh(z - student_t(max(int(sizes.min()) - 1, 1)) * wider)
-    high = math.tanh(z + NORMAL * math.sqrt(variance))
+    told = spread(deviation * ((sizes - 1) / sizes)[place], place, documents)
+    if told is None:
+        return None
+    drop = max(z - float(np.arctanh(_pearson_of_sums((total + told.each * _miss(sums))[None]))[0]), 0.0)
+    wider = math.sqrt(told.variance + _UNSEEN * ((1.02 - value**2) * drop) ** 2)
+    low = math.tanh(z - told.t * wider)
+    high = math.tanh(z + told.upper * NORMAL * math.sqrt(told.variance))
     return min(low, value), max(high, value)
 
 

@@ -25,8 +25,8 @@ def shared_interval(values: ArrayLike, shared: ArrayLike) -> tuple[float, float]
     """
     x = np.asarray(values, dtype=float)
     base = mean_interval(x)
-    if base is None or base[0] == base[1]:
-        return base
+    if base is None:
+        return None
     things = _numbered(np.nan_to_num(np.asarray(shared, dtype=float), nan=-1))
     n, mean = len(x), float(x.mean())
     u = x - mean

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from autointerp.stats.student import clustered_variance, student_t
+from autointerp.stats.student import places, student_t
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,11 @@ class Unpaired:
 
 
 def mean_interval(values: ArrayLike) -> tuple[float, float] | None:
-    """A 95 % interval of the mean of independent values [n], one a feature. None for fewer than two.
+    """A 95 % interval of the mean of independent values [n], one a feature.
+
+    None for fewer than two, and where all are equal: they show no spread to tell the mean's error by, which is not
+    an error of 0. Scores saturate (average precision at 1), so eight features at 1 are no rarity, and of n equal ones
+    a share of up to 1 − .025^(1/n) of all features may differ: 37 % for 8, 12 % for 30.
 
     Student's t, moved by half of Johnson's correction for skewness (Johnson 1978: s·g₁·(1 + 2t²) / (6√n)); the
     whole of it follows single far values and covers heavy tails in 90 % of samples of 30, none of it a skewed
@@ -46,7 +50,7 @@ def mean_interval(values: ArrayLike) -> tuple[float, float] | None:
         return None
     mean, spread = float(x.mean()), float(x.std(ddof=1))
     if spread <= max(1e-12 * abs(mean), 1e-100):
-        return mean, mean
+        return None
     t, error = student_t(len(x) - 1), spread / math.sqrt(len(x))
     skewness = float(np.mean(((x - mean) / x.std()) ** 3))
     moved = skewness * error * (1 + 2 * t * t) / (6 * math.sqrt(len(x))) / 2
@@ -57,7 +61,7 @@ def mean_interval(values: ArrayLike) -> tuple[float, float] | None:
 def paired_difference(a: Sequence[float | None], b: Sequence[float | None]) -> Paired:
     """Mean of a − b with its `mean_interval` over features, and how often each is ahead.
 
-    The interval is None for fewer than two pairs.
+    The interval is None for fewer than two pairs, and where all differ by the same.
     """
     if len(a) != len(b):
         raise ValueError(f"{len(a)} values against {len(b)}: not pairs")
@@ -78,7 +82,7 @@ def paired_difference(a: Sequence[float | None], b: Sequence[float | None]) -> P
 def unpaired_difference(a: Sequence[float], b: Sequence[float]) -> Unpaired:
     """Mean of `a` less mean of `b`, independent values one a feature, with Welch's 95 % interval (Welch 1947).
 
-    The interval is None where either has fewer than two values.
+    The interval is None where either has fewer than two values, and where neither shows any spread.
     """
     x, y = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if not len(x) or not len(y):
@@ -89,7 +93,7 @@ def unpaired_difference(a: Sequence[float], b: Sequence[float]) -> Unpaired:
     parts = [float(values.var(ddof=1)) / len(values) for values in (x, y)]
     error = math.sqrt(sum(parts))
     if error <= 1e-12 * max(abs(gap), 1e-100):
-        return Unpaired(gap, gap, gap)
+        return Unpaired(gap, None, None)
     degrees = sum(parts) ** 2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, (x, y)))
     half = student_t(max(int(degrees), 1)) * error
     return Unpaired(gap, gap - half, gap + half)
@@ -106,6 +110,6 @@ def ratio_interval(
     ratio, n = float(x.sum() / y.sum()), len({*documents})
     if n < 2:
         return ratio, None, None
-    spread = clustered_variance((x - ratio * y) / y.sum(), documents) * n / (n - 1)
-    half = student_t(n - 1) * math.sqrt(spread)
+    sums = np.bincount(places(documents), weights=(x - ratio * y) / y.sum())
+    half = student_t(n - 1) * math.sqrt(float(sums @ sums) * n / (n - 1))
     return ratio, ratio - half, ratio + half

@@ -9,7 +9,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from autointerp.stats.student import LEVEL, clustered_variance, student_t
+from autointerp.stats.student import LEVEL, spread
 
 _UNSEEN = 0.85  # weight of an unseen false positive in the lower limit, see `average_precision_interval`
 
@@ -68,17 +68,22 @@ def auroc(truth: ArrayLike, score: ArrayLike) -> float | None:
 def average_precision_interval(
     truth: ArrayLike, score: ArrayLike, *, documents: Sequence[object] | None = None
 ) -> tuple[float, float] | None:
-    """A 95 % interval of the average precision on many examples at this base rate. None when a class is missing.
+    """A 95 % interval of the average precision on many examples at this base rate.
+
+    None when a class is missing, has one example, or lies in too few documents to say (`student.spread`).
 
     1. The infinitesimal jackknife gives each example's influence; influences of one document are added.
     2. Both limits are taken on the logit scale (Boyd, Eng and Page 2013).
     3. The lower limit starts from the value less its bias by `chance_corrected`. It takes Student's t with as many
-       degrees as the rarer class has examples less one, and a wider error: the drop D that a further silent
+       degrees as the class in fewer documents has of them less one, and a wider error: the drop D that a further silent
        example, ranked above all, would cause is added as a variance, for a false positive that has not been seen
        yet is what the value of few examples lacks.
     4. No sample shows an error rate that shows in none of its n examples: Clopper and Pearson's exact bound on it is
-       p = 1 − .025^(1/n), n of the rarer class, and the lower limit is at most value · (1 − p).
-    5. The upper limit starts from the value. Near 1 the lower limit cannot miss, so the upper one takes both tails.
+       p = 1 − .025^(1/n), n of the class that has fewer, and the lower limit is at most value · (1 − p). As examples
+       count as many as are worth independent ones: of a judge without any error, who might be wrong about all windows
+       of a document, as many as there are documents.
+    5. The upper limit starts from the value and takes the normal quantile, wider by as much as t is for having fewer
+       documents than examples. Near 1 the lower limit cannot miss, so the upper one takes both tails.
 
     The interval always holds the value. `benchmarks/coverage.py` measures how often it holds the truth.
     """
@@ -89,19 +94,21 @@ def average_precision_interval(
     n = n_positive + n_negative
     base = n_positive / n
     value = _grouped_ap(positive, negative)
-    influence = _influence(np.asarray(truth, dtype=bool), positive, negative, group, value)
-    error = max(math.sqrt(clustered_variance(influence, documents)), 0.25 / n)
+    fires = np.asarray(truth, dtype=bool)
+    told = spread(_influence(fires, positive, negative, group, value), fires.astype(np.int64), documents)
+    if told is None:
+        return None
+    error = max(math.sqrt(told.variance), 0.25 / n)
     chance = average_precision_chance(truth, score)
     centre = base + (1 - base) * (chance_corrected(value, chance) or 0.0)
     short = min(max((1 - value) / (1 - base), 0.0), 1.0)  # of perfect, as a share of what chance lacks
     drop = value - _grouped_ap(np.r_[0, positive], np.r_[1, negative])
     unseen = _UNSEEN * short / 2 * (1 - short / 2) * drop**2
     wider = math.sqrt(error**2 + unseen)
-    rarer = max(min(n_positive, n_negative) - 1, 1)
-    low = _on_logit(centre, wider, -student_t(rarer), n)
+    low = _on_logit(centre, wider, -told.t, n)
     tail = (1 - LEVEL) / 2 * (1 + (1 - short) ** 2.5)
-    high = _on_logit(value, error, NormalDist().inv_cdf(1 - tail), n)
-    exact = ((1 - LEVEL) / 2) ** (1 / min(n_positive, n_negative))
+    high = _on_logit(value, error, told.upper * NormalDist().inv_cdf(1 - tail), n)
+    exact = ((1 - LEVEL) / 2) ** (1 / told.independent)
     return min(low, value * exact), max(high, value)
 
 
@@ -131,17 +138,14 @@ def _influence(
     group: NDArray[np.int64],
     value: float,
 ) -> NDArray[np.float64]:
-    """Derivative of the average precision by each example's weight [n], centred in each class."""
+    """Derivative of the average precision by each example's weight [n]."""
     above, hits = (positive + negative).cumsum(), positive.cumsum()
-    total, others = int(hits[-1]), int(negative.sum())
+    total = int(hits[-1])
     gain = positive * (1 / above - hits / above**2)
     loss = positive * hits / above**2
     gain, loss = gain[::-1].cumsum()[::-1], loss[::-1].cumsum()[::-1]
     of_positive, of_negative = (hits / above - value + gain) / total, -loss / total
-    influence = np.where(truth, of_positive[group], of_negative[group])
-    for members, size in ((truth, total), (~truth, others)):
-        influence[members] = (influence[members] - influence[members].mean()) * math.sqrt(size / max(size - 1, 1))
-    return influence
+    return np.where(truth, of_positive[group], of_negative[group])
 
 
 def _threshold_groups(

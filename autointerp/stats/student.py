@@ -1,9 +1,10 @@
-"""Quantiles of Student's t, and the sums over documents that the intervals share."""
+"""Quantiles of Student's t, and the variance over documents that the intervals share."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
 
@@ -14,6 +15,19 @@ Floats = NDArray[np.float64]
 LEVEL = 0.95
 RESAMPLES = 1000  # of a bootstrap, where one is drawn
 NORMAL = NormalDist().inv_cdf((1 + LEVEL) / 2)
+LEAST_DOCUMENTS = 4  # that more examples than these share: of 3, t is 4.3, and the interval goes from 0 to 1
+_NOTHING = 1e-20  # of variance: rounding
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How uncertain a statistic of examples in strata is. With each example its own document, the last two are 1."""
+
+    variance: float
+    independent: float  # examples that tell as much as those of a stratum, of the one where these are fewest
+    t: float  # Student's quantile of as many degrees as the stratum in fewest documents has of them, less one
+    each: float  # examples of a stratum in a document, of the one where these are most
+    upper: float  # t over that of as many documents as examples
 
 
 @cache
@@ -55,14 +69,39 @@ def places(groups: Sequence[object]) -> NDArray[np.int64]:
     return np.array([numbers.setdefault(group, len(numbers)) for group in groups], np.int64)
 
 
-def clustered_variance(influence: Floats, documents: Sequence[object] | None) -> float:
-    """Variance of a statistic from its examples' influences [n], those of one document added before they are squared.
+def spread(influence: Floats, strata: NDArray[np.int64], documents: Sequence[object] | None) -> Spread | None:
+    """Of a statistic, from each example's influence on it and the place of its stratum, from 0 [n].
 
-    Without `documents` every example is its own.
+    1. Influences are centred in each stratum, for how many examples it has is our choice and not chance. Those of one
+       document are added before they are squared: its examples are not independent.
+    2. A centred stratum of one document adds up to 0, so each takes the correction G / (G − 1), where G is its number
+       of documents. Those that hold m_1 … m_k examples count as G = (Σ m)² / Σ m² (Kish 1965), which makes the
+       correction exact for independent examples, and for documents of one size.
+    3. The stratum's variance over that of independent examples (Kish's design effect) is how many of them tell as
+       much as one such: between 1 and the Σ m / G of a document, and all of these where no two examples differ.
+
+    Without `documents` each example is its own. None where a stratum lies in fewer than two documents (counted as in
+    2), or in fewer than `LEAST_DOCUMENTS` and not one for each of its examples.
     """
-    if documents is None:
-        return float(influence @ influence)
-    if len(documents) != len(influence):
+    if documents is not None and len(documents) != len(influence):
         raise ValueError(f"{len(documents)} documents for {len(influence)} examples")
-    sums = np.bincount(places(documents), weights=influence)
-    return float(sums @ sums)
+    at = np.arange(len(influence)) if documents is None else places(documents)
+    total, sizes = np.zeros(int(at.max()) + 1), np.bincount(strata).tolist()
+    held: list[float] = []
+    independent: list[float] = []
+    for stratum, size in enumerate(sizes):
+        members = strata == stratum
+        shared = np.bincount(at[members])
+        held.append(size * size / float(shared @ shared))
+        if round(held[-1]) < max(min(LEAST_DOCUMENTS, size), 2):
+            return None
+        own = influence[members]
+        own = (own - own.mean()) * math.sqrt(held[-1] / (held[-1] - 1))
+        sums = np.bincount(at[members], weights=own, minlength=len(total))
+        alone = float(own @ own)
+        effect = float(sums @ sums) / alone if alone > _NOTHING else math.inf
+        independent.append(size / min(max(effect, 1.0), size / held[-1]))
+        total += sums
+    t = student_t(round(min(held)) - 1)
+    each = max(size / count for size, count in zip(sizes, held))
+    return Spread(float(total @ total), min(independent), t, each, t / student_t(min(sizes) - 1))

@@ -77,8 +77,8 @@ def test_an_explanation_that_is_the_conjunction_entails_its_parts_alone(finished
     assert (facts["either"]["judged"], facts["either"]["own"]) == (3, 0.0)
     assert facts["above_swapped"] == {
         "mean": 1.0,
-        "low": 1.0,
-        "high": 1.0,
+        "low": None,
+        "high": None,
         "wins": 3,
         "losses": 0,
         "n": 3,

@@ -55,6 +55,17 @@ async def test_a_judge_who_knows_the_rule_scores_1_with_an_honest_interval(held_
     assert got.metrics["base_rate_near"] == pytest.approx(2 / 3)
 
 
+@pytest.mark.parametrize("documents", [1, 3])
+async def test_windows_of_too_few_documents_have_a_value_and_no_interval(held_out, documents):
+    shared = [replace(c, document=c.example % documents) if c.fires else c for c in held_out]
+    got = await score("dogs", shared, Judge(knows, LOCAL), stop_width=0.9, seed=0)
+    assert (got.value, got.corrected, got.n_scored, got.failure) == (1.0, 1.0, 100, None), "all are asked about"
+    assert (got.low, got.high) == (None, None)
+    assert (got.metrics["corrected_low"], got.metrics["corrected_high"]) == (None, None)
+    whole = await score("dogs", held_out, Judge(knows, LOCAL), stop_width=0.9, seed=0)
+    assert whole.n_scored < 100
+
+
 @pytest.mark.parametrize("rule", [lambda text: 1.0, lambda text: 0.0, lambda text: 0.5])
 @pytest.mark.parametrize("capabilities", [(), LOCAL])
 async def test_a_constant_judge_scores_the_base_rate(held_out, rule, capabilities):
