@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
+from scipy.stats import norm
 from sklearn.linear_model import LogisticRegression
 
 import autointerp as ai
@@ -257,20 +258,17 @@ def beyond(run: ai.Run, explainer: str, judge: str, counts: str) -> list[dict[st
 def added(table: Any, first: str, second: str) -> stats.Paired:
     """Chance-corrected average precision of `first` and `second` together less that of `first`, by feature.
 
-    `first` is a probability, `second` evidence of any scale. Both count from the feature's own mean, since only the
-    order of its windows counts: a judge's habit of saying Yes changes nothing. Windows that are equal in either stand
-    in the same random orders on both sides, so an answer that is always the same adds 0.
+    Only the order of a feature's windows counts, so both enter as normal scores of their ranks in it (van der Waerden),
+    equal ones in the middle: a judge's habit of saying Yes changes nothing. Windows that are equal in either stand in
+    the same random orders on both sides, so an answer that is always the same adds 0.
     """
     rng = np.random.default_rng(0)
     features = table.index.get_level_values("feature").to_numpy()
     order, place = np.unique(features, return_inverse=True)
     fold = rng.permutation(len(order))[place] % FOLDS
-    counts, truth = log_odds(table[first].to_numpy()), table["truth"].to_numpy() > 0
-    columns = np.stack([counts, table[second].to_numpy(float)], axis=1)
-    known = (
-        columns
-        - np.stack([np.bincount(place, column)[place] for column in columns.T], 1) / np.bincount(place)[place, None]
-    )
+    ranks = table[[first, second]].groupby(features).rank().to_numpy()
+    known = norm.ppf(ranks / (np.bincount(place)[place, None] + 1))
+    truth, counts = table["truth"].to_numpy() > 0, known[:, 0]
     together = np.zeros(len(table))
     for held in range(min(FOLDS, len(order))):
         mine = fold == held
