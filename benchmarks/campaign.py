@@ -497,7 +497,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
         right.barh(list(shares), list(shares.values()), color="#1f6fb4", alpha=0.7)
         right.invert_yaxis()
         right.set_xlim(0, 1)
-        right.set_title(f"share of the variance of a score\n({split['judges'][0]})", fontsize=10, loc="left")
+        right.set_title("share of the variance of a\nscore by the first judge", fontsize=10, loc="left")
     for axis in axes[0]:
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(length=0, labelsize=9)
