@@ -10,17 +10,16 @@ fires on every comma leaves none for a wrong mark. No text comes twice, which wo
 So both windows of a pair have one label, and are alike. Chance is therefore that of labels drawn by pair, and the
 interval sums over pairs too: where evidence correlates by .9 within pairs, a judge who knows nothing would else be .018
 above chance on 20 windows and .011 on 50, and its interval above the base rate for 4 to 5 % of the features, in place
-of under 2 %. What `stop_width` watches is the interval by document.
+of under 2 %.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from autointerp import stats
 from autointerp.plugins import scorer
 from autointerp.prompting import marked
 from autointerp.records import LLM, Context, Score
@@ -29,7 +28,6 @@ from autointerp.scorers.judging import (
     Item,
     Mode,
     Pairs,
-    Verdict,
     ask,
     calibration_pairs,
     failed,
@@ -39,11 +37,6 @@ from autointerp.scorers.judging import (
 )
 
 PROMPTS = ("judge_marked_one", "judge_marked_list")
-
-
-@dataclass(frozen=True, slots=True)
-class Marked(Item):
-    pair: int  # by number; both windows of one have the same truth
 
 
 async def pairs(
@@ -80,28 +73,10 @@ async def score(
     if not items:
         return failed([], "no two firing windows whose marks could be exchanged")
     how = Asking(*PROMPTS, mode, batch, reask, stop_width, seed)
-    verdicts = await ask(explanation, items, llm, how)
-    return _by_pair(summarise(items, verdicts, calibration=calibration), items, verdicts)
+    return summarise(items, await ask(explanation, items, llm, how), calibration=calibration)
 
 
-def _by_pair(score: Score, items: Sequence[Marked], verdicts: Sequence[Verdict]) -> Score:
-    """`score` with the chance of labels that are drawn for pairs, and of each limit the wider: by document or pair."""
-    heard = [(item, verdict[0]) for item, verdict in zip(items, verdicts) if isinstance(verdict, tuple)]
-    truth, evidence, pairs = [i.truth for i, _ in heard], [e for _, e in heard], [i.pair for i, _ in heard]
-    by_pair = stats.average_precision_interval(truth, evidence, documents=pairs)
-    if score.low is None or score.high is None or by_pair is None:
-        return score
-    low, high = min(score.low, by_pair[0]), max(score.high, by_pair[1])
-    chance = stats.clustered_chance(truth, evidence, pairs)
-    limits = {
-        "corrected_low": stats.chance_corrected(low, score.base_rate),
-        "corrected_high": stats.chance_corrected(high, score.base_rate),
-    }
-    corrected, metrics = stats.chance_corrected(score.value, chance), {**score.metrics, **limits}
-    return replace(score, low=low, high=high, chance=chance, corrected=corrected, metrics=metrics)
-
-
-def marks(examples: Sequence[Context], rng: random.Random) -> list[Marked]:
+def marks(examples: Sequence[Context], rng: random.Random) -> list[Item]:
     """Pairs of firing windows, each of which has room for the other's marks: half of them with their own, half with the
     other's. Windows without such a partner are left out; none are left of fewer than two pairs."""
     windows = [e for e in examples if e.fires and any(a > 0 for a in e.activations)]
@@ -109,15 +84,15 @@ def marks(examples: Sequence[Context], rng: random.Random) -> list[Marked]:
     pairs = _pairs(windows)
     if len(pairs) < 2:
         return []
-    items: list[Marked] = []
+    items: list[Item] = []
     for number, pair in enumerate(pairs):
         for window, places in pair:
             if number % 2:
-                items.append(Marked(window, marked(window), True, "marked", number))
+                items.append(Item(window, marked(window), True, "marked", number))
             else:
                 wrong = tuple(float(i in places) for i in range(len(window.tokens)))
                 text = marked(replace(window, activations=wrong))
-                items.append(Marked(window, text, False, "mismarked", number))
+                items.append(Item(window, text, False, "mismarked", number))
     rng.shuffle(items)
     return items
 

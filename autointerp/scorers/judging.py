@@ -43,6 +43,7 @@ class Item:
     text: str  # as the judge sees it
     truth: bool  # whether the property is there
     kind: str  # as its judgement's
+    pair: int | None = None  # number of the two that have one truth and are alike, where items come in such pairs
 
     @classmethod
     def window(cls, context: Context) -> Item:
@@ -118,12 +119,18 @@ def in_proportion(items: Sequence[Item], rng: random.Random) -> list[int]:
 
 def _narrow(items: Sequence[Item], verdicts: Sequence[Verdict], width: float) -> bool:
     heard = [(item, verdict) for item, verdict in zip(items, verdicts) if isinstance(verdict, tuple)]
-    interval = stats.average_precision_interval(
-        [item.truth for item, _ in heard],
-        [verdict[0] for _, verdict in heard],
-        documents=[item.context.document for item, _ in heard],
-    )
+    interval = _interval([item for item, _ in heard], [verdict[0] for _, verdict in heard])
     return interval is not None and interval[1] - interval[0] <= width
+
+
+def _interval(items: Sequence[Item], evidence: Sequence[float]) -> tuple[float, float] | None:
+    """Of the average precision, over documents; of items in pairs the wider limits of that and of one over pairs."""
+    truth, alike = [item.truth for item in items], [[item.context.document for item in items]]
+    if all(item.pair is not None for item in items):
+        alike.append([item.pair or 0 for item in items])
+    limits = [stats.average_precision_interval(truth, evidence, documents=each) for each in alike]
+    known = [each for each in limits if each is not None]
+    return (min(low for low, _ in known), max(high for _, high in known)) if len(known) == len(limits) else None
 
 
 async def calibration_pairs(explanation: str, items: Sequence[Item], llm: LLM, how: Asking, most: int) -> Pairs:
@@ -196,7 +203,8 @@ def summarise(
     answers: bool = True,
 ) -> Score:
     """The average precision of the evidence, its 95 % interval over documents (None where a class lies in too few),
-    chance, and the further metrics.
+    chance, and the further metrics. Of items in pairs, chance permutes the labels of pairs, and the limits are the
+    wider of those over documents and over pairs.
 
     `calibration` holds (truth, evidence) pairs of the same judge on other features: precision, recall and F1 are
     given at ½ and, suffixed ``_calibrated``, at ½ of the probability scaled by them; these are None where the judge's
@@ -218,12 +226,16 @@ def summarise(
         lacking = "no example" if not truth else "no silent example" if all(truth) else "no firing example"
         failure = f"{lacking} could be judged" + (f": {why[0][0]}" if why else "")
         return Score(None, None, None, len(heard), unscored, base_rate, {}, judgements, failure)
-    documents = [item.context.document for item, _, _ in heard]
-    low, high = stats.average_precision_interval(truth, evidence, documents=documents) or (None, None)
+    judged = [item for item, _, _ in heard]
+    low, high = _interval(judged, evidence) or (None, None)
     yes = [j.prediction == 1 for _, _, j in heard] if answers else []
     value = stats.average_precision(truth, evidence)
-    chance = stats.average_precision_chance(truth, evidence)
-    judged = [item for item, _, _ in heard]
+    pairs = [item.pair for item in judged]
+    chance = (
+        stats.average_precision_chance(truth, evidence)
+        if None in pairs
+        else stats.clustered_chance(truth, evidence, pairs)
+    )
     metrics: dict[str, float | None] = {
         "auprc": value,
         "corrected_low": stats.chance_corrected(low, base_rate),
