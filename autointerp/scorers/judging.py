@@ -133,6 +133,13 @@ def _interval(items: Sequence[Item], evidence: Sequence[float]) -> tuple[float, 
     return (min(low for low, _ in known), max(high for _, high in known)) if len(known) == len(limits) else None
 
 
+def _chance(items: Sequence[Item], evidence: Sequence[float]) -> float | None:
+    truth, pairs = [item.truth for item in items], [item.pair for item in items]
+    if None in pairs:
+        return stats.average_precision_chance(truth, evidence)
+    return stats.clustered_chance(truth, evidence, pairs)
+
+
 async def calibration_pairs(explanation: str, items: Sequence[Item], llm: LLM, how: Asking, most: int) -> Pairs:
     """(truth, evidence) of up to `most` items, half of them true where there are as many; silence is left out.
 
@@ -230,12 +237,7 @@ def summarise(
     low, high = _interval(judged, evidence) or (None, None)
     yes = [j.prediction == 1 for _, _, j in heard] if answers else []
     value = stats.average_precision(truth, evidence)
-    pairs = [item.pair for item in judged]
-    chance = (
-        stats.average_precision_chance(truth, evidence)
-        if None in pairs
-        else stats.clustered_chance(truth, evidence, pairs)
-    )
+    chance = _chance(judged, evidence)
     metrics: dict[str, float | None] = {
         "auprc": value,
         "corrected_low": stats.chance_corrected(low, base_rate),
