@@ -57,7 +57,7 @@ def _columns(table: pa.Table) -> list[_Column]:
 
 
 # A scorer's columns in features.parquet.
-_BESIDE = re.compile(r"(low|high|control|chance|corrected|yes_rate|ece|n_scored|n_unscored|q\d+)$")
+_BESIDE = re.compile(r"(low|high|control|chance|corrected|yes_rate|ece|n_scored|n_unscored|q\d+|lent_by_\d+)$")
 
 
 def _asked_for(table: pa.Table) -> list[str]:

@@ -398,3 +398,11 @@ def test_a_few_features_of_a_large_table_are_read_from_their_row_groups(tmp_path
     assert folder.rows("contexts", [5], ["value", "not there"]) == [{"value": "v5"}]
     assert folder.rows("contexts", [4000]) == []
     assert sum(len(batch) for batch in folder.batches("contexts", ["value"])) == 1000
+
+
+def test_who_lent_to_a_control_is_in_the_file_and_not_printed(features: pa.Table):
+    lent = pa.array([1.0] * len(features), pa.float64())
+    for name in ("detection", "simulation"):
+        features = features.append_column(f"{name}_lent_by_1", lent)
+    lines, _ = lay_out(features, None)
+    assert "lent_by" not in lines[0]
