@@ -32,13 +32,12 @@ from autointerp.sae.source import batches_of
 from autointerp.sae.spawn import Tell, ranks_wanted, run_ranks
 
 # Weights of length 1 that were trained in 32 bits for some steps: sums in another order, and what Adam makes of it.
-# A weight whose gradient is next to nothing moves by a part of a step either way: on some processors one of a thousand.
+# A latent whose gradient is next to nothing moves by a whole step either way.
 CLOSE = {"atol": 2e-4, "rtol": 1e-3}
-FAR, STEP = 1 / 500, 1e-3  # share of the weights of a tensor that may be further apart, and how far
 
 WAYS = {architecture: {"architecture": architecture} for architecture in RECIPES} | {
     "steered": {"architecture": "relu", "target_l0": 4.0},
-    "in stages": {"stages": 2, "k": 4, "start": "geometric_median"},
+    "in stages": {"stages": 2, "k": 8, "start": "geometric_median"},
     "chunk_max": {"penalty": {"weight": 0.5, "every": 2}},
     "soft_orthonormal": {"penalty": {"kind": "soft_orthonormal", "weight": 0.5, "every": 2}},
     "nearest": {"penalty": {"kind": "nearest", "weight": 0.5, "every": 2}, "dtype": "bfloat16"},
@@ -56,10 +55,7 @@ def source() -> ArraySource:
 
 def same(a: SAE, b: SAE) -> None:
     for name, tensor in a.state_dict().items():
-        other = b.state_dict()[name]
-        far = ~torch.isclose(tensor, other, **CLOSE)
-        assert far.float().mean() <= FAR, name
-        torch.testing.assert_close(tensor, other, atol=STEP, rtol=0)
+        torch.testing.assert_close(tensor, b.state_dict()[name], **CLOSE)
 
 
 def read_by(way: str) -> ArraySource | StreamSource:
