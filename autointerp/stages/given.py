@@ -16,7 +16,7 @@ from autointerp.engine.session import Session
 from autointerp.engine.stage import Job
 from autointerp.plugins import Need, given_by_keyword
 from autointerp.records import Constituent, Context, Split
-from autointerp.stages.near import NEAR, Near
+from autointerp.stages.near import Near
 from autointerp.tables import FeatureRows
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ STAGES: Mapping[Need, tuple[str, ...]] = {
     "subject": ("sae",),
     "sae": ("sae",),
     "activations": ("sae", "harvest"),
-    "logit_effects": ("directions",),
-    "steered": ("sae", "corpus", "directions", "contexts"),
-    "ablated": ("sae", "corpus", "directions", "contexts"),
+    "logit_effects": ("directions", "near"),
+    "steered": ("sae", "corpus", "near", "contexts"),
+    "ablated": ("sae", "corpus", "near", "contexts"),
     "neighbours": ("directions", "contexts", "corpus", "harvest"),
     "constituents": ("reencode", "contexts"),
     "token_table": ("corpus", "harvest"),
@@ -103,25 +103,19 @@ def _activations(job: Job, split: Split, explanations: Mapping[int, str | None])
 def _logit_effects(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:
     from autointerp.stages import outputs
 
-    return outputs.direct(job, explanations, _near(job.inputs))
+    return outputs.direct(job, explanations, Near(job.inputs["near"]))
 
 
 def _steered(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:
     from autointerp.stages import outputs
 
-    return outputs.tried(job, explanations, _near(job.inputs), "texts")
+    return outputs.tried(job, explanations, Near(job.inputs["near"]), "texts")
 
 
 def _ablated(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:
     from autointerp.stages import outputs
 
-    return outputs.tried(job, explanations, _near(job.inputs), "lost")
-
-
-def _near(inputs: Mapping[str, Path]) -> Callable[[Sequence[int]], dict[int, set[int]]]:
-    """Of some features: feature -> those that are near by decoder cosine."""
-    nearest = nearest_of(inputs)
-    return lambda features: {f: {n for n, cosine in near if cosine >= NEAR} for f, near in nearest(features).items()}
+    return outputs.tried(job, explanations, Near(job.inputs["near"]), "lost")
 
 
 def _embedder(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:

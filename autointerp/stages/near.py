@@ -1,4 +1,6 @@
-"""Stage near: of each explained feature all others that are near it by decoder cosine, which lend it no explanation.
+"""Stage near: of each explained feature all others that are near it by decoder cosine.
+
+They lend it no explanation, and their effects do not stand beside its own.
 
 1. `directions` keeps the few nearest latents of each feature, for its windows. In a crowd of near-duplicates there are
    more than these.
@@ -19,7 +21,7 @@ from autointerp.engine.estimate import Amount, Sizes
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.stages.select import ready
 
-NEAR = 0.3  # cosine from which a control may not lend: the nearest of thousands of random directions are below it
+NEAR = 0.3  # cosine from which one counts as near: the nearest of thousands of random directions are below it
 
 
 def uses(config: Config) -> Iterator[Use]:
@@ -66,7 +68,7 @@ def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
 
 STAGE = Stage(
     "near",
-    "of each explained feature the others that are near it by decoder cosine: none of them lends it an explanation",
+    "of each explained feature the others near it by decoder cosine: controls and output-side scorers leave them out",
     uses,
     work,
     apart=True,

@@ -22,7 +22,7 @@ from autointerp.tables import FeatureRows
 
 OTHERS = 12  # features that a feature's effects are shown beside, a few at a time
 
-Near = Callable[[Sequence[int]], Mapping[int, Collection[int]]]
+Near = Mapping[int, Collection[int]]  # feature -> those that are near it
 Tried = Callable[[], Awaitable[OutputEffects]]
 
 
@@ -67,12 +67,12 @@ def effects(own: Sequence[str], others: Sequence[Sequence[str]]) -> OutputEffect
 
 
 def _others(job: Job, wanted: Sequence[int], features: Collection[int], near: Near) -> dict[int, list[int]]:
-    population, close = sorted(features), near(wanted)
+    population = sorted(features)
     chosen = {}
     for feature in wanted:
-        rng = random.Random(f"{job.config.seed}:{feature}:others")
+        rng, close = random.Random(f"{job.config.seed}:{feature}:others"), {feature, *near[feature]}
         drawn = rng.sample(population, min(len(population), 3 * OTHERS))
-        chosen[feature] = [o for o in drawn if o != feature and o not in close.get(feature, ())][:OTHERS]
+        chosen[feature] = [o for o in drawn if o not in close][:OTHERS]
     return chosen
 
 

@@ -16,7 +16,7 @@ from autointerp.composites.neighbours import all_within
 from autointerp.controls.other_feature import lenders
 from autointerp.engine import models
 from autointerp.engine.stage import Job, Use
-from autointerp.stages import near
+from autointerp.stages import near, outputs
 from autointerp.stages.near import NEAR, Near
 
 
@@ -72,6 +72,24 @@ def test_a_crowd_larger_than_the_neighbours_kept_lends_nothing_among_itself(
     cosines = unit(rows) @ unit(rows).T
     assert all(cosines[f, other] < NEAR for f, others in lent.items() for other in others)
     assert sum(f < 40 for f in lent) == 39
+
+
+def test_effects_stand_beside_those_of_features_outside_the_crowd_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = crowd()
+    known = worked(tmp_path, rows, ["ok"] * len(rows), monkeypatch)
+    tokens = [f"t{feature}" for feature in range(len(rows))]
+    raised = {"feature": range(len(rows)), "direction": ["up"] * len(rows), "token": tokens}
+    pq.write_table(pa.table(raised), tmp_path / "logits.parquet")
+    config: Any = SimpleNamespace(seed=0)
+    job = Job(SimpleNamespace(config=config), Use("score"), tmp_path, {"directions": tmp_path})  # type: ignore[arg-type]
+    effects = outputs.direct(job, range(len(rows)), known)(range(40))
+    for feature, effect in effects.items():
+        beside = {int(token[1:]) for (token,) in effect.others}
+        assert effect.own == (f"t{feature}",)
+        assert beside
+        assert not beside & set(range(40))
 
 
 def test_where_none_is_near_another_all_may_lend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
