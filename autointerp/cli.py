@@ -118,8 +118,20 @@ def plan(
     gpus: Annotated[int, typer.Option(min=0, metavar="N", help="GPUs of each of them.")] = 0,
     verbose: Verbose = False,
 ) -> None:
-    """Say what each stage would do and why, and what it would cost, here or on a cluster."""
-    _print_plan(config, set, out, machines=(nodes, gpus) if nodes else None)
+    """Say what each stage would do and why, and what it would cost, here or on a cluster; of a sweep, each variant."""
+    from autointerp.config import read_config
+
+    machines = (nodes, gpus) if nodes else None
+    if "variants" not in read_config(config)[0]:
+        _print_plan(config, set, out, machines=machines)
+        return
+    from autointerp.commands.plan_sweep import plan_sweep
+    from autointerp.commands.printed import sweep_plan_text
+
+    made = plan_sweep(config, overrides(set), out, machines=machines)
+    print(redact(sweep_plan_text(made)))
+    if made.whole.problems:
+        raise typer.Exit(ConfigError.exit_code)
 
 
 @command("doctor demo")

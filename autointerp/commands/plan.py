@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 
 from autointerp.commands import rehearsal
-from autointerp.commands.doctor import examine, raise_for
+from autointerp.commands.doctor import ALL, examine, raise_for
 from autointerp.commands.folder import previous_stages, run_folder
 from autointerp.commands.known import Certainty, Known
 from autointerp.config import Config, LLMConfig
@@ -64,6 +64,7 @@ class PlannedStage:
     measured: bool = True  # the time, on this machine
     bytes: float = 0.0  # that it will write, where its stage can tell
     workers: int = 1  # side by side, of the machines that the plan is for
+    lineage: str = ""  # stages with the same make the same artifact
 
     @property
     def cost(self) -> str | None:
@@ -134,25 +135,26 @@ def plan(
     *,
     retry_failed: bool = False,
     machines: tuple[int, int] | None = None,
+    targets: Sequence[str] = ALL,
 ) -> Plan:
-    """The DAG with each stage's standing and what the part still to do will cost. Nothing is sent, nothing is written.
-    With `retry_failed` failed rows are to do, whatever their reason. With `machines`, (nodes, GPUs of each), the time
-    is that of such a cluster, from the speeds of this machine.
+    """The DAG of `targets` with each stage's standing and what the part still to do will cost. Nothing is sent, nothing
+    is written. With `retry_failed` failed rows are to do, whatever their reason. With `machines`, (nodes, GPUs of
+    each), the time is that of such a cluster, from the speeds of this machine.
 
     Raises what is wrong with a config of which no plan can be made; `Plan.problems` is what else is wrong.
     """
     folder = run_folder(config, out)
     with Session(config, folder / "usage.jsonl", retry_failed=retry_failed) as session:
         try:
-            dag = Dag(nodes(config, session), open_store(), retry_failed=retry_failed)
+            dag = Dag(nodes(config, session, targets), open_store(), retry_failed=retry_failed)
         except ConfigError:
-            raise_for(examine(config, session, deep=False))
+            raise_for(examine(config, session, targets, deep=False))
             raise
         previous = {name: stage.get("key", "") for name, stage in previous_stages(folder).items()}
         standings = dag.standings(previous)
         if all(standing.state == "done" for standing in standings.values()):
             return Plan([PlannedStage(name, "done", None) for name in standings])
-        seen = examine(config, session, standings=standings, deep=False)
+        seen = examine(config, session, targets, standings, deep=False)
         made = plan_of(config, session, dag, standings, machines=Machines(*machines) if machines else None)
         return replace(made, problems=list(dict.fromkeys(check.text for check in seen if check.wrong)))
 
@@ -168,7 +170,8 @@ def plan_of(
 ) -> Plan:
     """The plan of a DAG that is at hand, as a run's own. `sampled`: features whose requests are made."""
     estimate = _Estimate(config, session, dag, standings, sampled, machines)
-    return Plan([estimate.stage(name) for name in standings], machines=machines)
+    lineages = dag.lineages(standings)
+    return Plan([replace(estimate.stage(name), lineage=lineages[name]) for name in standings], machines=machines)
 
 
 @dataclass(frozen=True)

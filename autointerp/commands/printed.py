@@ -11,6 +11,7 @@ from autointerp.report.text import aligned
 if TYPE_CHECKING:
     from autointerp.commands.checks import Check
     from autointerp.commands.plan import Plan, PlannedStage
+    from autointerp.commands.plan_sweep import SweepPlan
 
 
 def checks_text(seen: Sequence[Check]) -> str:
@@ -27,6 +28,23 @@ def plan_text(plan: Plan) -> str:
             row.insert(3, "" if stage.state == "done" else str(stage.workers))
     lines = [*aligned(names, rows), "", *_to_do(plan)]
     return "\n".join([*lines, *(f"wrong: {problem}" for problem in plan.problems)])
+
+
+def sweep_plan_text(plan: SweepPlan) -> str:
+    """A line a variant, with what no variant before it does, and the whole below them."""
+    rows = [[name, *_of_variant(own)] for name, own in plan.variants.items()]
+    lines = [*aligned(["variant", "stages to do", "LLM calls", "time", "disk"], rows), "", *_to_do(plan.whole)]
+    if plan.without_union:
+        lines.append(f"not counted: the check against a union yet to be trained ({'; '.join(plan.without_union)})")
+    return "\n".join([*lines, *(f"wrong: {problem}" for problem in plan.whole.problems)])
+
+
+def _of_variant(plan: Plan) -> list[str]:
+    left = [stage for stage in plan.stages if stage.state != "done"]
+    if not left:
+        return ["", "", "", ""]
+    calls = "not known" if plan.llm_calls is None else f"{plan.llm_calls:,}" if plan.llm_calls else ""
+    return [f"{len(left)} of {len(plan.stages)}", calls, clock(plan.seconds), _size(plan.bytes)]
 
 
 def _time(stage: PlannedStage) -> str:

@@ -56,10 +56,9 @@ def sweep(
     if jobs < 1:
         raise ConfigError(f"jobs is {jobs}: give a number of variants that run at once, from 1 on")
     plan, configs = read_sweep(config, set)
-    _check_composites(plan, configs)
     folder = run_folder(next(iter(configs.values())), out)
-    variants = {key: Variant(*key, wanted, folder / f"{key[0]} {key[1]}") for key, wanted in configs.items()}
-    after = {key: _waits_for(key, variants) for key in variants}
+    variants = variants_in(folder, configs)
+    after = {key: waits_for(key, variants) for key in variants}
     measured: dict[Key, Measured] = {}
     failures: dict[Key, AutointerpError] = {}
     with one_cluster([*configs.values()], min(jobs, len(variants))) as (at_once, on_cluster):
@@ -154,10 +153,15 @@ def read_sweep(config: str | Path, overrides: Mapping[str, Any] | None) -> tuple
                 wanted = resolve_config(own, seeded, where)
             if wanted.sae.train is not None or seed == plan.seeds[0]:  # else a seed changes nothing
                 configs[name, seed] = wanted
+    _check_composites(plan, configs)
     return plan, configs
 
 
-def _waits_for(key: Key, variants: Mapping[Key, Variant]) -> set[Key]:
+def variants_in(folder: Path, configs: Mapping[Key, Config]) -> dict[Key, Variant]:
+    return {key: Variant(*key, wanted, folder / f"{key[0]} {key[1]}") for key, wanted in configs.items()}
+
+
+def waits_for(key: Key, variants: Mapping[Key, Variant]) -> set[Key]:
     """The earlier variant whose SAE is the union dictionary of this one, as "@NAME" of `composites.union` says: the one
     of its seed, or the only one."""
     union = variants[key].config.composites.union

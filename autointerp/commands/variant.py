@@ -66,7 +66,7 @@ class Variant:
     def __str__(self) -> str:
         return f"{self.name}, seed {self.seed}" if self.is_trained else self.name
 
-    def with_union(self, sae: str) -> Variant:
+    def with_union(self, sae: str | None) -> Variant:
         composites = self.config.composites.model_copy(update={"union": sae})
         return replace(self, config=self.config.model_copy(update={"composites": composites}))
 

@@ -88,6 +88,18 @@ class Dag:
             standings[node.name] = self._standing(node, standings, previous or {})
         return standings
 
+    def lineages(self, standings: Mapping[str, Standing]) -> dict[str, str]:
+        """Of every node a digest of what makes its artifact: the key, where that is known, else its own parts and its
+        inputs' lineages. Nodes of two DAGs with one lineage make the same, once."""
+        lineages: dict[str, str] = {}
+        for node in self.order:
+            inputs = {name: lineages[name] for name in node.needs}
+            key = standings[node.name].key
+            lineages[node.name] = digest(
+                [node.name, key] if key else [node.name, node.code, dict(node.section), inputs]
+            )
+        return lineages
+
     def folder(self, standing: Standing) -> Path:
         return self.store.folder(standing.node.name, standing.key or "")
 

@@ -13,6 +13,8 @@ import yaml
 from endpoint import serving
 
 import autointerp as ai
+from autointerp.cli import app
+from autointerp.commands.plan_sweep import plan_sweep
 from autointerp.commands.side_by_side import side_by_side
 from autointerp.commands.sweep import read_sweep, sweep
 from autointerp.errors import ConfigError
@@ -99,6 +101,35 @@ def test_two_variants_of_one_name_are_one_clear_line(tmp_path):
 def test_no_variant_at_once_is_refused(tmp_path, jobs):
     with pytest.raises(ConfigError, match=f"jobs is {jobs}: give a number"):
         sweep(write(tmp_path), jobs=jobs)
+
+
+@pytest.mark.weights
+def test_a_plan_counts_what_variants_share_once_and_nothing_that_is_done(subject, tmp_path):
+    variants = {name: PLAN["variants"][name] for name in ("k 8", "k 2", "wide")}
+    file = write(tmp_path, subject=subject, variants=variants, seeds=[0])
+    before = plan_sweep(file, out=tmp_path / "out")
+    to_do = {name: [s.name for s in own.stages if s.state != "done"] for name, own in before.variants.items()}
+    assert to_do["k 8, seed 0"][0] == "corpus"
+    shared = set(to_do["k 8, seed 0"]) - set(to_do["k 2, seed 0"])
+    assert shared == {"corpus", "outliers", "activations"}, "what no SAE has a part in"
+    assert before.without_union == ["wide, seed 0"]
+    assert before.whole.problems == []
+    assert sum(each.seconds for each in before.variants.values()) == pytest.approx(before.whole.seconds)
+    assert not (tmp_path / "out").exists(), "nothing is written"
+    sweep(file, out=tmp_path / "out")
+    after = plan_sweep(file, out=tmp_path / "out")
+    assert all(stage.state == "done" for stage in after.whole.stages)
+
+
+def test_the_command_plans_a_sweep_a_line_a_variant(tmp_path, capsys):
+    file = write(tmp_path, subject=PLAN["subject"] | {"model": str(tmp_path / "none")}, seeds=[0])
+    with pytest.raises(SystemExit):
+        app(["plan", str(file)])
+    printed = capsys.readouterr().out
+    assert printed.startswith("variant ")
+    assert "\nwide, seed 0" in printed
+    assert "not counted: the check against a union yet to be trained (wide, seed 0)" in printed
+    assert printed.count("wrong:") == 1, "what is wrong with all variants is said once"
 
 
 @pytest.mark.weights
