@@ -56,8 +56,8 @@ class Machine:
             self.store,
         )
 
-    def bread(self, **how: int) -> str:
-        dag = self.dag(**how)
+    def bread(self, heat: int = 200) -> str:
+        dag = self.dag(heat)
         return (self.store.folder("bread", dag.run()["bread"].key) / "out.txt").read_text()
 
     def here(self) -> list[str]:
@@ -381,6 +381,7 @@ def test_any_tree_of_files_comes_back_as_it_was(tree: dict[str, bytes]) -> None:
             first.share(made, made=True)
         second = MirroredStore(Path(root) / "2", Mirror(url))
         found = second.find("stage", "key")
+        assert found is not None
         assert found == made
         assert second.bring(found)
         assert MirroredStore(Path(root) / "2", Mirror(url)).verify(found) is None
