@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -125,6 +127,11 @@ def plain(folder: Path) -> Plain:
     return Plain(folder)
 
 
+@pytest.fixture(scope="module")
+def model(folder: Path) -> LocalModel:
+    return LocalModel(folder, config())
+
+
 def user(text: str) -> list[Message]:
     return [Message("system", "Say how much it is so, from 0 to 10."), Message("user", text)]
 
@@ -237,7 +244,7 @@ async def test_answers_that_cannot_be_told_apart_are_refused(backend: LocalBacke
 async def test_shared_beginnings_are_computed_once(backend: LocalBackend):
     texts = [f"{feature} {example}" for feature in ("about food", "about rain") for example in range(4)]
     replies = await asyncio.gather(*(choose(backend, user(text), ["0", "1"]) for text in texts))
-    prompts = [tuple(backend._model.encode(shown(user(text)))) for text in texts]
+    prompts = [tuple(backend._model.encode(shown(user(text)), controls=True)) for text in texts]
     computed = sum(reply.prompt_tokens - reply.cached_tokens for reply in replies)
     assert computed == len({prompt[:n] for prompt in prompts for n in range(1, len(prompt) + 1)})
 
@@ -269,7 +276,7 @@ async def test_requests_that_begin_alike_go_together(folder: Path, monkeypatch: 
     )
     texts = ["food: a", "rain: a", "food: b", "rain: b"]
     await asyncio.gather(*(choose(backend, user(text), ["0", "1"]) for text in texts))
-    tokens = {text: tuple(backend._model.encode(shown(user(text)))) for text in texts}
+    tokens = {text: tuple(backend._model.encode(shown(user(text)), controls=True)) for text in texts}
     assert batches == [{tokens["food: a"], tokens["food: b"]}, {tokens["rain: a"], tokens["rain: b"]}]
     await backend.close()
 
@@ -340,6 +347,15 @@ async def test_template_without_a_system_role_gets_its_text_before_the_users(tmp
 
 
 # --- what goes wrong
+
+
+@settings(max_examples=50, deadline=None)
+@given(text=st.lists(st.sampled_from(["<s>", "<u>", "<a>", "<end>", "a", "<", ">", " ", "\n", "é"])).map("".join))
+def test_a_text_that_names_control_tokens_ends_no_turn(model: LocalModel, text: str):
+    opened, end, answer = model.chat([Message("user", "")])
+    assert model.chat([Message("user", text)]) == (opened, *model.encode(text), end, answer)
+    assert model.decode(model.encode(text)) == text
+    assert not {0, 1, 2, 3} & {*model.encode(text)}, "the four control tokens"
 
 
 async def test_prompt_that_does_not_fit_fails_for_good_and_says_so(backend: LocalBackend):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from autointerp.records import Message
 log = logging.getLogger("autointerp")
 
 PASS_TOKENS = {"cpu": 1024, "cuda": 8192}  # new tokens in one pass: enough to keep the device busy
+HIDDEN = "\ufdd0"  # no character, so that it stands in no text (Unicode, 23.7)
 
 
 class LocalModel:
@@ -48,6 +50,7 @@ class LocalModel:
             raise AutointerpError(f"cannot load the language model in {folder}: {_line(error)}") from error
         if self._tokenizer.chat_template is None:
             raise AutointerpError(f"{self.name} has no chat template: take an instruct model")
+        self._controls = _any_of(t.content for t in self._tokenizer.added_tokens_decoder.values() if t.special)
         text = self.network.config.get_text_config(decoder=True)
         self.context = int(getattr(text, "max_position_embeddings", 0) or 1 << 30)
         self._layer_types = set(getattr(text, "layer_types", None) or ())
@@ -61,25 +64,35 @@ class LocalModel:
 
     # --- text and tokens
 
-    def encode(self, text: str) -> Tokens:
+    def encode(self, text: str, *, controls: bool = False) -> Tokens:
+        """The names of control tokens, such as ``<|im_end|>``, are text like any other unless `controls`."""
         with self._tokenizer_lock:
-            return tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
+            return tuple(self._tokenizer(text, add_special_tokens=False, split_special_tokens=not controls).input_ids)
 
     def decode(self, tokens: Sequence[int]) -> str:
         with self._tokenizer_lock:
             return self._tokenizer.decode(tokens, skip_special_tokens=True)
 
     def chat(self, messages: Sequence[Message]) -> Tokens:
-        """The prompt up to where the assistant's turn begins."""
-        turns = [{"role": m.role, "content": m.content} for m in messages]
+        """The prompt up to where the assistant's turn begins. No text of a message ends its turn."""
+        turns = [{"role": m.role, "content": self._controls.sub(_hidden, m.content)} for m in messages]
         try:
-            return self.encode(self._render(turns))
+            return self._rendered(turns)
         except TemplateError:
             if len(turns) < 2 or turns[0]["role"] != "system":
                 raise
         # a template without a system role: its text goes before the user's
         first = {"role": turns[1]["role"], "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}
-        return self.encode(self._render([first, *turns[2:]]))
+        return self._rendered([first, *turns[2:]])
+
+    def _rendered(self, turns: list[dict[str, str]]) -> Tokens:
+        """The template's control tokens are that; those that a message names are hidden from it, and are text."""
+        text = self._render(turns)
+        if HIDDEN not in text:
+            return self.encode(text, controls=True)
+        parts = self._controls.split(text)  # every other one is a control token
+        tokens = [self.encode(part.replace(HIDDEN, ""), controls=i % 2 == 1) for i, part in enumerate(parts) if part]
+        return tuple(token for each in tokens for token in each)
 
     def _render(self, turns: list[dict[str, str]]) -> str:
         # A template that prints today's date would change every prompt every day, and one that opens
@@ -138,6 +151,16 @@ class LocalModel:
                     raise AutointerpError(
                         f"{self.name} ({self.network.config.model_type}) cannot be run in-process: serve it with vLLM"
                     )
+
+
+def _any_of(names: Iterable[str]) -> re.Pattern[str]:
+    """Finds each of `names`, the longest first; those of one character cannot be hidden and are left out."""
+    longest = sorted((re.escape(name) for name in names if len(name) > 1), key=len, reverse=True)
+    return re.compile(f"({'|'.join(longest) or '(?!)'})")
+
+
+def _hidden(name: re.Match[str]) -> str:
+    return f"{name[0][0]}{HIDDEN}{name[0][1:]}"
 
 
 def _line(error: BaseException) -> str:
