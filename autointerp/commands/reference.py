@@ -441,7 +441,10 @@ def backends_page() -> str:
     parts = [
         "# LLM backends\n\nA config chooses a backend by `llm.backend`, by a word before a colon in `llm.model`"
         " (`vllm:ORG/NAME`), or leaves it out: a model with `llm.base_url` is asked by `openai`, any other by `local`."
-        f" Entry-point group: `{backends.group}`. The keys of `llm` are in [config.md](config.md#llm)."
+        f" Entry-point group: `{backends.group}`. The keys of `llm` are in [config.md](config.md#llm).\n\n"
+        "Capabilities are `choices` (probabilities of an answer's first token), `slots` (of tokens in a prompt) and"
+        " `schema` (answers in a given JSON form). What scorers do without them:"
+        " [no token probabilities](../endpoints.md#no-token-probabilities)."
     ]
     for name, kind in built_in(backends):
         able = kind.expected(LLMConfig(model="ORG/NAME", api_key_env=None))
