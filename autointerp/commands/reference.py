@@ -5,7 +5,8 @@
 3. docs/reference/stages.md, and the table in docs/architecture.md, from the stages' declarations.
 4. docs/reference/tables.md from the columns of `autointerp.tables` and the comments beside them.
 5. docs/reference/backends.md from the LLM backends and their protocol.
-6. docs/map.md from the first line of each file.
+6. docs/reference/python.md from what `autointerp` exports.
+7. docs/map.md from the first line of each file.
 
 With ``--check`` nothing is written; the exit code is 1 where a page is not what the code gives.
 """
@@ -165,6 +166,7 @@ def pages() -> dict[str, str]:
         "docs/reference/stages.md": stages_page(),
         "docs/reference/tables.md": tables_page(),
         "docs/reference/backends.md": backends_page(),
+        "docs/reference/python.md": python_page(),
         "docs/map.md": map_page(),
     }
     made = {path: f"{MADE}\n\n{text.rstrip()}\n" for path, text in made.items()}
@@ -475,6 +477,44 @@ def _methods(protocol: type) -> str:
             kind = "async " if inspect.iscoroutinefunction(function) else ""
             rows.append([f"`{kind}{call}`", " ".join(plain(function.__doc__ or "").split())])
     return rows_of(["name", "what it does"], rows)
+
+
+# --- python.md --------------------------------------------------------------------------------
+
+OF_PLUGINS = {"explainer", "scorer", "control", *(record.__name__ for record in (*RECORDS, records.LLM))}
+
+
+def python_page() -> str:
+    import autointerp
+    from autointerp.report.compare import compare
+
+    parts = [
+        "# Python\n\n`import autointerp as ai` gives what follows. It also gives what plug-ins take: the decorators"
+        " `ai.explainer`, `ai.scorer` and `ai.control`, and [records](plugins.md#what-a-plug-in-reads-and-returns)."
+        " What is wrong with a config or an argument raises `autointerp.errors.ConfigError`. It is a kind of"
+        " `AutointerpError`, which stands for all else that is known."
+    ]
+    for name in autointerp.__all__:
+        if name in OF_PLUGINS:
+            continue
+        target = getattr(autointerp, name)
+        parts.append(f"## {name}")
+        if inspect.isclass(target):
+            parts += [plain(target.__doc__ or ""), _methods(target)]
+            parts += ["What `compare` takes, with the runs first:", _documented("compare", compare)]
+        else:
+            parts.append(_documented(f"ai.{name}", target))
+    return "\n\n".join(parts)
+
+
+def _documented(name: str, function: Callable[..., Any]) -> str:
+    """Its arguments with their defaults, and its docstring, but for columns that tables.md has."""
+    signature = inspect.signature(function)
+    bare = [each.replace(annotation=each.empty) for each in signature.parameters.values()]
+    signature = signature.replace(parameters=bare, return_annotation=signature.empty)
+    before, table, after = plain(function.__doc__ or "").partition("Returns a row for each latent:")
+    text = f"{before}{table} see tables.md.\n\n{after[after.index('Raises') :]}" if table else before
+    return f"```text\n{name}{signature}\n\n{text.rstrip()}\n```"
 
 
 # --- map.md -----------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def compare(
     measure: str | None = None,
     against: str | None = None,
 ) -> list[dict[str, Any]]:
-    """The rows of a comparison, with the columns of `COLUMNS`.
+    """The rows of a comparison, with the columns of `COLUMNS` (docs/reference/tables.md).
 
     `by` says what is compared: of one run its explainers where it has several, else its judges; of several the runs.
     `measure` is a column of scores.parquet; without it the chance-corrected value, or the value of a scorer that has
