@@ -19,6 +19,7 @@ import yaml
 from autointerp import plugins
 from autointerp.cli import app
 from autointerp.commands import reference
+from autointerp.commands.reference_tables import MEASURES
 from autointerp.config import CompositesConfig, Config, FeaturesConfig, parse_config
 from autointerp.records import Context, Kind, RandomWindows
 from autointerp.report.sweep import Plan
@@ -73,7 +74,7 @@ def test_every_measure_of_a_judge_has_a_meaning() -> None:
     pairs = [(truth, float(truth)) for truth in (True, False) * 8]
     score = summarise([Item.window(each) for each in windows], verdicts, calibration=pairs, natural_rate=0.1)
     score = counted(score, RandomWindows([("a",), ("b",)], [True, False]), lambda tokens: float("a" in tokens))
-    told = {name for names in reference.MEASURES for name in names}
+    told = {name for names in MEASURES for name in names}
     assert {re.sub(r"_q\d$", "_q1", name) for name in score.metrics} <= told
 
 
