@@ -57,7 +57,7 @@ class SubjectConfig(Section):
 class CorpusConfig(Section):
     """Text, tokenised once."""
 
-    source: str  # catalogue name, hub id, or a local .txt, .jsonl, .parquet file or folder
+    source: str  # catalogue name, hub id, a local .txt, .jsonl, .parquet file or folder, or a cache of delphi's
     name: str | None = None  # a hub dataset's configuration
     split: str = "train"  # of a hub dataset
     text_column: str = "text"  # which holds the documents
@@ -77,7 +77,7 @@ class NeuronsConfig(Section):
 class SaeConfig(Section):
     """The SAE: exactly one of `load`, `train` and `neurons`."""
 
-    load: str | None = None  # local path, hub id (repo@revision) or release/sae_id
+    load: str | None = None  # local path, hub id (ORG/REPO@REVISION:FOLDER) or SAELens' release/sae_id
     format: str | None = None  # detected when not named
     train: dict[str, Any] | None = None  # the keys of sae.train, which are TrainConfig's
     stream: bool = False  # with train: activations come from the subject as they are needed, and none are stored
@@ -163,7 +163,7 @@ class LLMConfig(Section):
     timeout: float = Field(default=120.0, gt=0)  # seconds for one whole answer
     retries: int = Field(default=8, ge=0)  # of rate limits and retryable errors, each with a growing pause
     max_retry_after: float = Field(default=300.0, gt=0)  # seconds waited at most when an endpoint asks for a pause
-    logprobs: bool | None = None  # token probabilities; None: tried once
+    logprobs: bool | None = None  # token probabilities; None: tried once; without them: docs/endpoints.md
     batch: int = Field(default=16, ge=1)  # in-process: sequences in one forward pass
     device: str = "auto"  # in-process and vLLM
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"  # in-process and vLLM: of the weights

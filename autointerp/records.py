@@ -96,13 +96,13 @@ class FeatureEvidence:
     feature: int
     firings: int  # tokens on which it fires, over the whole harvest
     frequency: float  # firings / tokens harvested
-    max_activation: float
+    max_activation: float  # over the whole harvest
     activating: tuple[Context, ...]  # strongest first
-    random: tuple[Context, ...]
-    near: tuple[Context, ...]
+    random: tuple[Context, ...]  # drawn where it is silent
+    near: tuple[Context, ...]  # near misses: it is silent, and a neighbour fires
     token_stats: tuple[TokenStat, ...] = ()  # most firings first; may leave out the rarest
     logits_up: tuple[tuple[str, float], ...] = ()  # tokens that W_dec[feature] raises most, with the logit weight
-    logits_down: tuple[tuple[str, float], ...] = ()
+    logits_down: tuple[tuple[str, float], ...] = ()  # those that it lowers most
     train_firings: int | None = None  # all that `token_stats` counts from; None: what it lists is all
     constituents: tuple[Constituent, ...] = ()  # of a composite, for explainers that ask for them
     neighbours: tuple[Neighbour, ...] = ()  # nearest first, contexts of the train split, for explainers that contrast
@@ -145,11 +145,11 @@ class Judgement:
     example: int  # of the `Context`; numbers of its own where the scorer made the example
     kind: str  # a `Kind`, or how the scorer made it: marked, mismarked, intruder, neighbour, generated, neutral
     quantile: int | None  # of the `Context`
-    truth: float
-    prediction: float | None
+    truth: float  # 1 where the answer is Yes, else 0
+    prediction: float | None  # 1 or 0, or the evidence that it is ranked by
     probability: float | None = None  # of Yes
-    truths: tuple[float, ...] | None = None
-    predictions: tuple[float, ...] | None = None
+    truths: tuple[float, ...] | None = None  # activations, a token each
+    predictions: tuple[float, ...] | None = None  # the same as the judge has them, from 0 to 10
     status: Literal["ok", "failed"] = "ok"
     failure: str | None = None  # why it could not be judged
     text: str | None = None  # what was judged, where it is no window as it stands in contexts.parquet
@@ -173,8 +173,8 @@ class Score:
     metrics: Mapping[str, float | None] = field(default_factory=dict)  # further columns of scores.parquet
     judgements: tuple[Judgement, ...] = ()  # all that were asked for, lost ones too
     failure: str | None = None  # why there is no value
-    chance: float | None = None
-    corrected: float | None = None
+    chance: float | None = None  # mean value of a judge who knows nothing
+    corrected: float | None = None  # the value against that chance
     yes_rate: float | None = None  # share of the judged examples that the judge says Yes to
     ece: float | None = None  # expected calibration error of its probabilities, of its answers where it gives none
 

@@ -70,10 +70,11 @@ COLUMNS: dict[str, dict[str, str]] = {
         "scorer": "text",
         "control": "text",
         "example": "whole",  # number of the context in contexts.parquet
-        "kind": "text",  # activating, random or near
+        # activating, random or near; or how the scorer made it: marked, mismarked, intruder, neighbour, generated …
+        "kind": "text",
         "quantile": "whole",  # of an activating window, 0 = weakest
-        "truth": "real",  # 1 where the feature fires
-        "prediction": "real",  # 1 or 0; null where it could not be judged
+        "truth": "real",  # 1 where the answer is Yes, else 0; of simulation the window's highest activation
+        "prediction": "real",  # 1 or 0, or the evidence that it is ranked by; null where it could not be judged
         "probability": "real",  # of a yes, where the judge gives it
         "truths": "[float]",  # activations by token, of scorers that predict these
         "predictions": "[float]",  # by token, from 0 to 10
@@ -85,7 +86,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "stage": "text",  # for which the request was made
         "feature": "whole",
         "model": "text",
-        "kind": "text",  # complete, choose, fill or weigh
+        "kind": "text",  # complete: a text; choose: one of some answers; fill: a digit a token; weigh: a text's nats
         "prompt_tokens": "whole",
         "completion_tokens": "whole",
         "cached_tokens": "whole",  # prompt tokens that the endpoint's prefix cache served
@@ -93,7 +94,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "seconds": "real",  # until the answer
         "attempts": "whole",  # retries included
         "outcome": "text",  # ok, or why it failed
-        "prompt_hash": "text",
+        "prompt_hash": "text",  # of the whole prompt
     },
     "cofiring": {
         "feature": "whole",  # the composite
@@ -102,8 +103,8 @@ COLUMNS: dict[str, dict[str, str]] = {
         "dictionary": "text",  # union for a constituent of the union dictionary; else null
         "document": "whole",  # of the corpus
         "position": "whole",  # of the window's first token in its document
-        "tokens": "[text]",
-        "activations": "[float]",
+        "tokens": "[text]",  # joined, they are the text
+        "activations": "[float]",  # of the latent, on each of these tokens
     },
     "semantic": {
         "feature": "whole",
@@ -123,22 +124,22 @@ COLUMNS: dict[str, dict[str, str]] = {
         "how": "text",  # ablated where it fires, or steered where it is silent
         "arm": "text",  # what is done in its place; clean: nothing
         "output": "real",  # agreement of the effects on the log probabilities, 1 where they are the same
-        "output_low": "real",
+        "output_low": "real",  # 95 % interval over documents
         "output_high": "real",
-        "output_cosine": "real",
+        "output_cosine": "real",  # of the two effects
         "later": "real",  # of those on what later layers write, or on the latents of a later SAE
-        "later_low": "real",
+        "later_low": "real",  # 95 % interval over documents
         "later_high": "real",
-        "later_cosine": "real",
+        "later_cosine": "real",  # of the two effects
         "kl": "real",  # nats, from the composite's next-token distribution to the arm's
         "top": "real",  # share of the ten tokens that the composite raises most
-        "tokens": "whole",
-        "documents": "whole",
+        "tokens": "whole",  # on which it was tried
+        "documents": "whole",  # in which these lie
         "failure": "text",
     },
     "evaluation": {
-        "metric": "text",
-        "value": "real",
+        "metric": "text",  # name of the figure
+        "value": "real",  # null where it is not defined
         "low": "real",  # 95 % interval over documents
         "high": "real",
         "n": "whole",  # tokens, documents or latents that it is over

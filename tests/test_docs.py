@@ -19,9 +19,12 @@ import yaml
 from autointerp import plugins
 from autointerp.cli import app
 from autointerp.commands import reference
+from autointerp.commands.reference_tables import MEASURES
 from autointerp.config import CompositesConfig, Config, FeaturesConfig, parse_config
+from autointerp.records import Context, Kind, RandomWindows
 from autointerp.report.sweep import Plan
 from autointerp.sae.train_config import TrainConfig
+from autointerp.scorers.judging import Item, counted, summarise
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -59,6 +62,26 @@ def test_every_need_is_told_and_every_key_has_a_meaning() -> None:
     assert set(reference.NEEDS) == set(plugins.NEEDS)
     page = (ROOT / "docs/reference/config.md").read_text()
     assert not re.findall(r"^\| `\w+` .*\|  \|$", page, re.M)
+
+
+def test_every_measure_of_a_judge_has_a_meaning() -> None:
+    kinds: tuple[Kind, ...] = ("activating", "random", "near")
+    windows = [
+        Context(0, i, "test", kinds[i % 3], None if i % 3 else i % 2, i, 0, ("a",), (float(i % 3 == 0),))
+        for i in range(24)
+    ]
+    verdicts = [None, *((float(i % 2), i % 2 / 2) for i in range(1, 24))]
+    pairs = [(truth, float(truth)) for truth in (True, False) * 8]
+    score = summarise([Item.window(each) for each in windows], verdicts, calibration=pairs, natural_rate=0.1)
+    score = counted(score, RandomWindows([("a",), ("b",)], [True, False]), lambda tokens: float("a" in tokens))
+    told = {name for names in MEASURES for name in names}
+    assert {re.sub(r"_q\d$", "_q1", name) for name in score.metrics} <= told
+
+
+def test_defaults_of_options_read_as_a_config_writes_them() -> None:
+    page = (ROOT / "docs/reference/plugins.md").read_text()
+    assert "| `path` | path | – |" in page
+    assert "| `threshold` | number | `0.0` |" in page
 
 
 def test_every_file_says_in_its_first_line_what_is_in_it() -> None:

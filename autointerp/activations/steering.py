@@ -1,6 +1,6 @@
 """What a latent does to the subject's output: its direction is added to the activations, or what it adds is taken away.
 
-Explanations from contexts say what a feature reads; what it writes has to be tried (2501.08319, 2507.08473).
+Explanations from contexts say what a feature reads; what it writes has to be tried (2501.08319).
 
 1. Steered: the decoder row's direction is added at every token but BOS. How strongly is chosen for each feature: the
    least of a ladder of strengths, in units of the median norm of the activations, at which the next-token distribution

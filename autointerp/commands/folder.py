@@ -39,7 +39,7 @@ PACKAGES = ("torch", "transformers", "transformer-lens", "openai", "vllm", "data
 
 
 class Run:
-    """A run's folder. Each table is read when it is first asked for: ``run.features``, ``run.scores`` …"""
+    """A run's `folder`. Each table is read when it is first asked for: ``run.features``, ``run.scores`` …"""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -5,24 +5,25 @@
 3. docs/reference/stages.md, and the table in docs/architecture.md, from the stages' declarations.
 4. docs/reference/tables.md from the columns of `autointerp.tables` and the comments beside them.
 5. docs/reference/backends.md from the LLM backends and their protocol.
-6. docs/map.md from the first line of each file.
+6. docs/reference/python.md from what `autointerp` exports.
+7. docs/map.md from the first line of each file.
 
 With ``--check`` nothing is written; the exit code is 1 where a page is not what the code gives.
 """
 
 from __future__ import annotations
 
-import ast
 import inspect
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from autointerp import config, plugins, records, stages, tables
+from autointerp import config, plugins, records, stages
 from autointerp.artifacts import write_atomically
 from autointerp.commands.reference_config import (
+    REQUIRED,
     comments_beside,
     config_page,
     fields_in,
@@ -32,12 +33,12 @@ from autointerp.commands.reference_config import (
     rows_of,
     value_of,
 )
+from autointerp.commands.reference_tables import tables_page
 from autointerp.config import Config, LLMConfig
 from autointerp.llm import backend as llm_backend
 from autointerp.llm.registry import backends
 from autointerp.registry import Registry
 from autointerp.sae.formats import FORMATS
-from autointerp.stages import tables as run_tables
 
 ROOT = Path(__file__).parents[2]
 MADE = "<!-- Made from the code by `python -m autointerp.commands.reference`: change the code, not this page. -->"
@@ -77,27 +78,6 @@ RECORDS = (  # those that every plug-in meets
     records.Completion,
     records.Choices,
 )
-FEATURES = (
-    ("composite", "text", "label of the composite check: docs/composites.md"),
-    ("constituents", "text", "what a flagged latent is the sum of, as in `12+407`"),
-    ("status", "text", "ok, dead, too_rare or failed"),
-    ("failure", "text", "why the feature has no explanation, or no score"),
-)
-SCORER = {
-    "": "the scorer's value",
-    "_low": "95 % interval",
-    "_high": "",
-    "_n_scored": "examples that were judged",
-    "_n_unscored": "examples whose judgement was lost or unreadable",
-    "_corrected": "the value against its own chance: 0 at chance, 1 at best",
-    "_chance": "mean value of a judge who knows nothing",
-    "_yes_rate": "share of the examples to which the judge says yes",
-    "_ece": "expected calibration error of the judge's probabilities",
-    "_control": "the same score of the first control's explanations, the mean over its donors; `SCORER_lent_by_1` … say"
-    " which features these are",
-    "_q1": "the same of the weakest quantile's firing windows beside all silent ones, an AUROC or a correlation",
-    "_q2": "and so on",
-}
 
 
 def pages() -> dict[str, str]:
@@ -108,6 +88,7 @@ def pages() -> dict[str, str]:
         "docs/reference/stages.md": stages_page(),
         "docs/reference/tables.md": tables_page(),
         "docs/reference/backends.md": backends_page(),
+        "docs/reference/python.md": python_page(),
         "docs/map.md": map_page(),
     }
     made = {path: f"{MADE}\n\n{text.rstrip()}\n" for path, text in made.items()}
@@ -170,7 +151,11 @@ def _plugin(name: str, plugin: Callable[..., Any]) -> str:
     filled = plugins.given_by_keyword(plugin)
     hints = typing.get_type_hints(plugin)
     options = [
-        [f"`{option.name}`", named(hints[option.name]), value_of(option.default)]
+        [
+            f"`{option.name}`",
+            named(hints[option.name]),
+            REQUIRED if option.default is option.empty else value_of(option.default),
+        ]
         for option in inspect.signature(plugin).parameters.values()
         if option.kind is option.KEYWORD_ONLY and option.name not in filled
     ]
@@ -225,104 +210,6 @@ def _reads() -> dict[str, list[str]]:
     return {kind: sorted(others, key=order.index) for kind, others in read.items()}
 
 
-# --- tables.md --------------------------------------------------------------------------------
-
-
-def tables_page() -> str:
-    kept = [*dict.fromkeys([*stages.TABLES, "usage"])]
-    beside = _column_comments()
-    parts = [
-        "# Tables\n\nA run's folder holds these Parquet tables; `pandas.read_parquet` reads each. A missing value is"
-        " null, with the reason in `failure`. Types: text, whole (64-bit), real and float (64 and 32 bits), yes or no;"
-        " `[x]` is a list of x."
-    ]
-    for name in kept + [name for name in tables.COLUMNS if name not in kept]:
-        columns = [[f"`{column}`", kind, beside[name].get(column, "")] for column, kind in _columns_of(name).items()]
-        parts.append(f"## {name}" + ("" if name in kept else "\n\nKept in the store of artifacts."))
-        if name == "features":
-            parts.append("A row for each feature, with the first explainer's text and each scorer's columns.")
-            columns = _feature_columns(beside)
-        elif name == "scores":
-            parts.append(
-                "A row for each feature, explainer, scorer and control; each scorer's metrics follow. Rows of a control"
-                " say in `lent_by_1`, `lent_by_2` … (real) which features lent their explanations; of several that say"
-                " the same, the first."
-            )
-        elif name.startswith("control_"):
-            own = name.removeprefix("control_")
-            text = (
-                f"The rows of controls that run the pipeline again: the columns of `{own}`, and `control` always there."
-            )
-            parts.append(f"{text} Their features are others than the run's.")
-        elif name.startswith("union_"):
-            parts.append(_OF_UNION[name])
-        elif name == "composites":
-            parts.append(_composites_columns())
-        parts += [rows_of(["column", "type", "meaning"], columns)] if columns else []
-    return "\n\n".join(parts)
-
-
-_OF_UNION = {
-    "union_features": "Latents of the union dictionary (`composites.union`) that are constituents of composites, a row"
-    " for each and explainer: the columns of `selection` and `explanations`. Only with `features.constituents`.",
-    "union_contexts": "The windows of text that they were explained by: the columns of `contexts`.",
-}
-
-
-def _columns_of(table: str) -> Mapping[str, str]:
-    if table != "contexts":
-        return tables.COLUMNS.get(table, {})
-    from autointerp.activations.contexts import _schema
-
-    types = {"int32": "whole", "string": "text", "list<element: string>": "[text]", "list<item: string>": "[text]"}
-    return {field.name: types.get(str(field.type), "[float]") for field in _schema()}
-
-
-def _column_comments() -> dict[str, dict[str, str]]:
-    source = inspect.getsource(tables)
-
-    def columns(tree: ast.AST) -> dict[str, ast.AST]:
-        body: list[Any] = tree.body  # type: ignore[attr-defined]
-        declared = next(n for n in body if isinstance(n, ast.AnnAssign) and ast.unparse(n.target) == "COLUMNS")
-        mapping: Any = declared.value
-        entries = zip(mapping.keys, mapping.values)
-        return {f"{t.value}.{c.value}": v for t, cols in entries for c, v in zip(cols.keys, cols.values)}
-
-    comments = comments_beside(source, columns)
-    contexts = comments_beside(inspect.getsource(records.Context), fields_in)
-    return {t: {c: comments[f"{t}.{c}"] for c in columns} for t, columns in tables.COLUMNS.items()} | {
-        "contexts": contexts,
-        **{name: {} for name in stages.TABLES if name not in tables.COLUMNS and name != "contexts"},
-    }
-
-
-def _feature_columns(beside: Mapping[str, Mapping[str, str]]) -> list[list[str]]:
-    import pandas as pd
-
-    first = [
-        [f"`{name}`", kind, beside["selection"].get(name, "")]
-        for name, kind in tables.COLUMNS["selection"].items()
-        if name not in ("status", "failure")
-    ]
-    first += [["`explanation`", "text", "the first explainer's"], ["`explainer`", "text", "its label"]]
-    empty = pd.DataFrame({name: pd.Series(dtype=object) for name in tables.COLUMNS["scores"]})
-    wide = [name for name in run_tables._wide(empty, "SCORER").columns if name != "feature"]
-    scorer = [[f"`{name}`", "whole" if "_n_" in name else "real", SCORER[name.removeprefix("SCORER")]] for name in wide]
-    return first + scorer + [[f"`{name}`", kind, meaning] for name, kind, meaning in FEATURES]
-
-
-def _composites_columns() -> str:
-    """The paragraph of `find_composites` on its columns, as it stands there."""
-    from autointerp.composites import find_composites
-
-    text = inspect.getdoc(find_composites) or ""
-    text = text[text.index("Returns a row") : text.index("Raises")]
-    return f"As `autointerp.find_composites` returns it:\n\n```text\n{text.rstrip()}\n```\n\n" + (
-        "In a run the columns of the evidence follow, each beside its controls `_swapped` and `_random`:"
-        " [composites.md](../composites.md#evidence)."
-    )
-
-
 # --- backends.md ------------------------------------------------------------------------------
 
 
@@ -330,7 +217,10 @@ def backends_page() -> str:
     parts = [
         "# LLM backends\n\nA config chooses a backend by `llm.backend`, by a word before a colon in `llm.model`"
         " (`vllm:ORG/NAME`), or leaves it out: a model with `llm.base_url` is asked by `openai`, any other by `local`."
-        f" Entry-point group: `{backends.group}`. The keys of `llm` are in [config.md](config.md#llm)."
+        f" Entry-point group: `{backends.group}`. The keys of `llm` are in [config.md](config.md#llm).\n\n"
+        "Capabilities are `choices` (probabilities of an answer's first token), `slots` (of tokens in a prompt) and"
+        " `schema` (answers in a given JSON form). What scorers do without them:"
+        " [no token probabilities](../endpoints.md#no-token-probabilities)."
     ]
     for name, kind in built_in(backends):
         able = kind.expected(LLMConfig(model="ORG/NAME", api_key_env=None))
@@ -361,6 +251,44 @@ def _methods(protocol: type) -> str:
             kind = "async " if inspect.iscoroutinefunction(function) else ""
             rows.append([f"`{kind}{call}`", " ".join(plain(function.__doc__ or "").split())])
     return rows_of(["name", "what it does"], rows)
+
+
+# --- python.md --------------------------------------------------------------------------------
+
+OF_PLUGINS = {"explainer", "scorer", "control", *(record.__name__ for record in (*RECORDS, records.LLM))}
+
+
+def python_page() -> str:
+    from autointerp.report.compare import compare
+
+    package = sys.modules["autointerp"]
+    parts = [
+        "# Python\n\n`import autointerp as ai` gives what follows. It also gives what plug-ins take: the decorators"
+        " `ai.explainer`, `ai.scorer` and `ai.control`, and [records](plugins.md#what-a-plug-in-reads-and-returns)."
+        " What is wrong with a config or an argument raises `autointerp.errors.ConfigError`. It is a kind of"
+        " `AutointerpError`, which stands for all else that is known."
+    ]
+    for name in package.__all__:
+        if name in OF_PLUGINS:
+            continue
+        target = getattr(package, name)
+        parts.append(f"## {name}")
+        if inspect.isclass(target):
+            parts += [plain(target.__doc__ or ""), _methods(target)]
+            parts += ["What `compare` takes, with the runs first:", _documented("compare", compare)]
+        else:
+            parts.append(_documented(f"ai.{name}", target))
+    return "\n\n".join(parts)
+
+
+def _documented(name: str, function: Callable[..., Any]) -> str:
+    """Its arguments with their defaults, and its docstring, but for columns that tables.md has."""
+    signature = inspect.signature(function)
+    bare = [each.replace(annotation=each.empty) for each in signature.parameters.values()]
+    signature = signature.replace(parameters=bare, return_annotation=signature.empty)
+    before, table, after = plain(function.__doc__ or "").partition("Returns a row for each latent:")
+    text = f"{before}{table} see tables.md.\n\n{after[after.index('Raises') :]}" if table else before
+    return f"```text\n{name}{signature}\n\n{text.rstrip()}\n```"
 
 
 # --- map.md -----------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from autointerp import config
+from autointerp.report.sweep import Plan
 from autointerp.sae import train_config
 
 # --- Markdown ---------------------------------------------------------------------------------
@@ -87,8 +88,23 @@ SECTIONS: tuple[tuple[str, type[BaseModel], str], ...] = (
     ("evaluation", config.EvaluationConfig, ""),
     ("executor", config.ExecutorConfig, ""),
     ("tracking", config.TrackingConfig, "Also below `sae.train`, for a training alone."),
+    (
+        "sweep",
+        Plan,
+        "They stand at the top level of the file that `autointerp sweep` reads. A metric is one of"
+        " [evaluation](tables.md#evaluation), `share_LABEL` for a [label](../composites.md#labels), a scorer's label,"
+        " or `SCORER_control` or `SCORER_gain` (the value less the control's).",
+    ),
 )
-TYPES: dict[Any, str] = {str: "text", int: "whole number", float: "number", bool: "true or false", Any: "any"}
+TYPES: dict[Any, str] = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+    Any: "any",
+    Path: "path",
+}
+REQUIRED = "–"  # in the place of a default
 BOUNDS = {"ge": "≥ ", "gt": "> ", "le": "≤ ", "lt": "< "}
 
 
@@ -140,8 +156,8 @@ def named(hint: Any) -> str:
         return ", ".join(f"`{each}`" for each in inner)
     if origin in (list, tuple):
         return f"list of {named(inner[0])}"
-    if origin is dict:
-        return "mapping" if inner[1] is Any else f"mapping to {named(inner[1])}"
+    if origin in (dict, Mapping):
+        return "mapping" if inner[1] in (Any, object) else f"mapping to {named(inner[1])}"
     for name, section, _ in SECTIONS:
         if hint is section:
             return f"[{name}](#{name.replace('.', '').replace(' ', '-')})"
@@ -149,9 +165,7 @@ def named(hint: Any) -> str:
 
 
 def _default(field: Any) -> str:
-    if field.is_required():
-        return "–"
-    return value_of(field.default)
+    return REQUIRED if field.is_required() else value_of(field.default)
 
 
 def value_of(value: Any) -> str:
@@ -163,4 +177,4 @@ def value_of(value: Any) -> str:
         return f"`[{', '.join(value_of(each).strip('`') for each in value)}]`"
     if value is None or isinstance(value, bool):
         return f"`{'null' if value is None else str(value).lower()}`"
-    return f"`{value:,}`".replace(",", "_") if isinstance(value, int) else f"`{value or '{}'}`"
+    return f"`{value:,}`".replace(",", "_") if isinstance(value, int) else f"`{value}`"

@@ -1,4 +1,4 @@
-"""Composite features: latents whose decoder direction is a positive sum of two or three others."""
+"""Composite features: latents whose decoder direction is a positive sum of two to four others."""
 
 from __future__ import annotations
 

@@ -30,28 +30,28 @@ Series = Mapping[int, float | None]  # feature -> value; None where it has none
 Shared = Mapping[int, Sequence[int]]  # feature -> numbers of the explanations that its value rests on
 
 COLUMNS = {  # of the result, and their types in Arrow's words
-    "scorer": "string",
+    "scorer": "string",  # its label; where judges are compared its registered name
     "within": "string",  # the run or the explainer that both sides share
-    "a": "string",
-    "b": "string",  # another arm, or a control of a
+    "a": "string",  # one explainer, judge or run
+    "b": "string",  # another one, or a control of a
     "control": "bool",  # whether b is a control of a
     "measure": "string",  # a column of scores.parquet; "… less NAME": less its control NAME
     "quantile": "int64",  # of the activation, 1 = weakest; null over all
     "mean_a": "float64",  # over the pairs; over all that have a value where nothing is paired
-    "mean_b": "float64",
+    "mean_b": "float64",  # the same of b
     "difference": "float64",  # mean of a − b
     "low": "float64",  # 95 % interval
     "high": "float64",
     "wins": "int64",  # features where a is ahead; null where nothing is paired
-    "losses": "int64",
-    "ties": "int64",
+    "losses": "int64",  # those where b is
+    "ties": "int64",  # those where both are equal
     "n": "int64",  # pairs; of unpaired arms null
     "n_a": "int64",  # features of a with a value
-    "n_b": "int64",
+    "n_b": "int64",  # those of b
     "missing_a": "int64",  # features asked for, in both arms where they are paired, that have no value in a
-    "missing_b": "int64",
+    "missing_b": "int64",  # those in b
     "at_chance": "float64",  # the difference where what has no value counts as chance; null where chance is not 0
-    "paired": "bool",
+    "paired": "bool",  # feature by feature: both are of one SAE and subject
 }
 
 
@@ -62,7 +62,7 @@ def compare(
     measure: str | None = None,
     against: str | None = None,
 ) -> list[dict[str, Any]]:
-    """The rows of a comparison, with the columns of `COLUMNS`.
+    """The rows of a comparison, with the columns of `COLUMNS` (docs/reference/tables.md).
 
     `by` says what is compared: of one run its explainers where it has several, else its judges; of several the runs.
     `measure` is a column of scores.parquet; without it the chance-corrected value, or the value of a scorer that has

@@ -1,6 +1,7 @@
 """The detection scorer: shown a text without marks, can a judge tell whether the feature fires in it?
 
-The value is the area under precision-recall (average precision); `chance` and `corrected` stand beside it.
+The question is that of 2410.13928. The value is the area under precision-recall (average precision); `chance` and
+`corrected` stand beside it.
 """
 
 from __future__ import annotations

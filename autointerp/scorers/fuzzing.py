@@ -1,11 +1,12 @@
 """Fuzzing: shown a firing text with words marked, can a judge tell from the explanation whether the marks are right?
 
-Detection asks whether the feature fires in a text, fuzzing on what. Firing windows are paired: in half of the pairs
-each shows its own marks, in the others each shows the other's. A mark that is lent lies as near to its place as there
-is a silent run of tokens that looks like the one it marked (start of a word, letters, capital, length, what stands on
-both sides). Two windows are a pair only where both have room for the other's marks, so that neither number nor place
-nor looks of the marks tell right from wrong. With a weaker match a judge of such figures gained .03: a feature that
-fires on every comma leaves none for a wrong mark. No text comes twice, which would tie the labels of a pair together.
+Detection asks whether the feature fires in a text, fuzzing on what (both 2410.13928). Firing windows are paired: in
+half of the pairs each shows its own marks, in the others each shows the other's. A mark that is lent lies as near to
+its place as there is a silent run of tokens that looks like the one it marked (start of a word, letters, capital,
+length, what stands on both sides). Two windows are a pair only where both have room for the other's marks, so that
+neither number nor place nor looks of the marks tell right from wrong. With a weaker match a judge of such figures
+gained .03: a feature that fires on every comma leaves none for a wrong mark. No text comes twice, which would tie the
+labels of a pair together.
 
 So both windows of a pair have one label, and are alike. Chance is therefore that of labels drawn by pair, and the
 interval sums over pairs too: where evidence correlates by .9 within pairs, a judge who knows nothing would else be .018

@@ -1,7 +1,8 @@
 """Intruder: of a few marked texts, all but one of which the feature fires on as marked, which is the wrong one?
 
-The texts and wrong marks are those of fuzzing. The value is the share of questions answered right; chance is one in
-as many as are shown. The intruder stands at each place equally often, and each right text in equally many questions.
+After 2507.08473, which asks without an explanation. The texts and wrong marks are those of fuzzing. The value is the
+share of questions answered right; chance is one in as many as are shown. The intruder stands at each place equally
+often, and each right text in equally many questions.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Steering: which of a few groups of texts did the subject write while the feature was added to its activations?
 
-A causal test of the output side (2501.08319, 2507.08473): what the explanation says should show in what the subject
+A causal test of the output side (2410.13928, 2501.08319): what the explanation says should show in what the subject
 does. `activations.steering` says how strongly a feature is added. The other groups were written under other features.
 """
 

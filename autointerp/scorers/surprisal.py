@@ -2,7 +2,7 @@
 
 A judge that gives the probabilities of prompt tokens is asked for a text in which the explanation holds, and for any
 text. How much likelier a held-out text is under the first than under the second, in nats, is the evidence that the
-feature fires in it: a log likelihood ratio, for which the judge has to answer no question.
+feature fires in it: a log likelihood ratio, for which the judge has to answer no question. After 2410.13928.
 """
 
 from __future__ import annotations
