@@ -25,7 +25,7 @@ class Context:
     quantile: int | None  # of the window's maximum among the feature's firings, 0 = weakest; None when silent
     document: int  # of the corpus
     position: int  # of the window's first token in its document
-    tokens: tuple[str, ...]  # joined, they are the text
+    tokens: tuple[str, ...]  # joined, they are the text; of a character in several tokens each part is \ufffd
     activations: tuple[float, ...]  # of the feature, on each of these tokens
 
     @property
