@@ -17,7 +17,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class Text:
     """One explanation as a source has it: `text`, or None and `why` there is none."""
 
     text: str | None
-    raw: str
+    raw: str = field(compare=False)  # white space and what cannot be shown make no other explanation
     why: str | None = None
 
 

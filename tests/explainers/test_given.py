@@ -101,6 +101,12 @@ async def test_the_batches_of_an_export_are_read_together_and_chosen_among(tmp_p
         await explain(evidence(), None, path=tmp_path, only={"model": "b"})
 
 
+async def test_a_text_that_is_there_twice_is_one_explanation(tmp_path):
+    as_csv(tmp_path / "a.csv", [(3, "dogs and cats"), (3, "dogs  and cats "), (4, "dogs"), (4, "cats")])
+    assert (await explain(evidence(3), None, path=tmp_path)).text == "dogs and cats"
+    assert "2 explanations of it" in (await explain(evidence(4), None, path=tmp_path)).failure
+
+
 async def test_what_is_missing_empty_or_unparsed_is_a_failure_with_its_reason(tmp_path):
     as_delphi(tmp_path, {3: "Explanation could not be parsed.", 4: " "})
     assert "could not be parsed" in (await explain(evidence(3), None, path=tmp_path)).failure

@@ -1,4 +1,4 @@
-"""What the stage `score` tells when it is done."""
+"""What the stage `score` writes down, and what it tells when it is done."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,9 +7,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from autointerp.config import PluginConfig
 from autointerp.engine.stage import Job, Use
-from autointerp.scorers import detection
+from autointerp.scorers import detection, floors
 from autointerp.stages import score
+from autointerp.stages.explained import Explained
 from autointerp.tables import write_rows
 
 
@@ -42,3 +44,14 @@ def test_where_no_judge_is_calibrated_nothing_is_said_of_it(tmp_path: Path, capl
         job = concluded(tmp_path, [ROW | {"feature": f, "value": 0.5} for f in range(3)])
     assert "uncalibrated" not in job.facts
     assert not caplog.messages
+
+
+async def test_a_score_without_an_explanation_says_whose_is_missing(tmp_path: Path) -> None:
+    told = [{"feature": 1, "explanation": "dogs", "status": "ok"}, {"feature": 2, "status": "failed", "failure": "cut"}]
+    write_rows(tmp_path / "explanations.parquet", "explanations", told)
+    job = Job(None, Use("score/constant/default/nobody"), tmp_path, {"contexts": tmp_path})  # type: ignore[arg-type]
+    plugin = PluginConfig(name="position")
+    given = score.Scoring(plugin, floors.position, {}, {}, "default", "nobody", lambda features, explanations: {})
+    _, scored = score._scoring(job, given, Explained(tmp_path))
+    rows = [(await scored(feature, ([], {}))).tables["scores"][0] for feature in (1, 2)]
+    assert [row["failure"] for row in rows] == ["no other explanation to compare with", "no explanation: cut"]
