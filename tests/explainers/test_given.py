@@ -1,8 +1,10 @@
 """Explanations from a file: each form is read, what cannot be is told with its place, the content is in the key."""
 
+import asyncio
 import csv
 import gzip
 import json
+import os
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from autointerp.config import load_config, parse_config
 from autointerp.errors import ConfigError
+from autointerp.explainers import given as module
 from autointerp.explainers.given import explain, read_explanations
 from autointerp.plugins import explainers
 from autointerp.records import FeatureEvidence
@@ -132,6 +135,22 @@ async def test_a_file_that_changes_is_read_again_and_changes_the_key(tmp_path):
     assert key() != before
     assert (first.text, (await explain(evidence(), None, path=file)).text) == ("dogs", "cats")
     assert str(tmp_path) not in json.dumps(before)
+
+
+def test_a_folder_is_looked_through_once_a_run_and_again_in_the_next(tmp_path, monkeypatch):
+    as_delphi(tmp_path, dict.fromkeys(range(40), "dogs"))
+    looked, list_files = [], module._files
+    monkeypatch.setattr(module, "_files", lambda path: looked.append(path) or list_files(path))
+
+    async def run():
+        return [(await explain(evidence(feature), None, path=tmp_path)).text for feature in range(40)]
+
+    assert set(asyncio.run(run())) == {"dogs"}
+    assert len(looked) < 4
+    changed = tmp_path / "layers.5_latent3.txt"
+    as_delphi(tmp_path, {3: "cats"})
+    os.utime(changed, ns=(0, changed.stat().st_mtime_ns + 10**9))
+    assert asyncio.run(run())[2:5] == ["dogs", "cats", "dogs"]
 
 
 def test_a_path_that_is_not_there_is_told_before_the_run(tmp_path):
