@@ -154,7 +154,8 @@ def parse_yes_no(text: str) -> bool | str:
 
 _MARKER = re.compile(r"^[ \t>#*_`\"'{-]*explanation[ \t*_`\"']*:[ \t*_]*(.*)$", re.IGNORECASE | re.MULTILINE)
 _REFUSAL = re.compile(
-    r"(i['’ ]a?m (sorry|unable)|sorry\b|i (can ?not|can['’]t|could not|do not|don['’]t)|as an ai\b|unable to"
+    r"(i['’ ]a?m (sorry|unable)|sorry\b\W*+(but\W++)?(i|there|this|these|the|it|we|no)\b"  # the word may be a topic
+    r"|i (can ?not|can['’]t|could not|do not|don['’]t)|as an ai\b|unable to"
     r"|(none|unknown|unclear|n/?a|null|nothing"
     r"|no (clear |common |single |obvious )*(pattern|explanation|feature|answer))\W*$)",
     re.IGNORECASE,
