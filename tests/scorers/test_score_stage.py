@@ -10,7 +10,7 @@ import pytest
 from autointerp.config import PluginConfig
 from autointerp.engine.stage import Job, Use
 from autointerp.scorers import detection, floors
-from autointerp.stages import score
+from autointerp.stages import calibrate, score
 from autointerp.stages.explained import Explained
 from autointerp.tables import write_rows
 
@@ -55,3 +55,18 @@ async def test_a_score_without_an_explanation_says_whose_is_missing(tmp_path: Pa
     _, scored = score._scoring(job, given, Explained(tmp_path))
     rows = [(await scored(feature, ([], {}))).tables["scores"][0] for feature in (1, 2)]
     assert [row["failure"] for row in rows] == ["no other explanation to compare with", "no explanation: cut"]
+
+
+async def test_a_judge_that_cannot_be_calibrated_on_a_feature_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def pairs(explanation: str, examples: Any, llm: Any, *, most: int) -> list[tuple[bool, float]]:
+        raise ValueError("no such window")
+
+    monkeypatch.setattr("autointerp.engine.asking.client", lambda session, plugin: None)
+    job = Job(None, Use("calibrate/mine/default"), tmp_path, {"contexts": tmp_path})  # type: ignore[arg-type]
+    given = calibrate.Calibrating(PluginConfig(name="mine"), pairs, {}, {}, "default", 8)
+    _, judged = calibrate._judging(job, given, {1: "dogs"})
+    with caplog.at_level("WARNING", "autointerp"):
+        assert (await judged(1, ([], {}))).tables == {"calibration": []}
+    assert "calibrate/mine/default: no pairs of feature 1: ValueError: no such window" in caplog.text
