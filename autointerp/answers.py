@@ -38,7 +38,7 @@ def parse_labels(text: str, n: int, *, truncated: bool = False) -> Labels:
     A number with another value than 0 or 1, or with two different ones, has no value; nor has any when the answer
     counts from 0. With `truncated`, an entry that touches the end of the text may have lost digits and is not read.
     """
-    answer, unread = _answer(text)
+    answer, unread = spoken(text)
     if unread:
         return Labels({}, dict.fromkeys(range(1, n + 1), unread))
     heard: dict[int, set[str]] = {}
@@ -101,7 +101,7 @@ def parse_activations(text: str, tokens: Sequence[str]) -> Activations:
 
     White space around a token is forgiven; any other difference, a missing or an extra token fails the sequence.
     """
-    answer, unread = _answer(text)
+    answer, unread = spoken(text)
     pairs = [(quoted, number.strip()) for quoted, number in _PAIR.findall(answer)]
     if unread:
         return Activations(None, unread)
@@ -110,11 +110,11 @@ def parse_activations(text: str, tokens: Sequence[str]) -> Activations:
     values: list[float] = []
     for i, ((quoted, number), token) in enumerate(zip(pairs, tokens), start=1):
         try:
-            spoken = json.loads(quoted, strict=False)
+            said = json.loads(quoted, strict=False)
         except ValueError:
-            spoken = quoted
-        if spoken.strip() != token.strip():
-            return Activations(None, f"token {i} is {_quote(token)}, the answer has {_quote(spoken)} there")
+            said = quoted
+        if said.strip() != token.strip():
+            return Activations(None, f"token {i} is {_quote(token)}, the answer has {_quote(said)} there")
         if not _NUMBER.fullmatch(number) or float(number) > 10:
             return Activations(None, f"token {i}: {_quote(number)} is not a number from 0 to 10")
         values.append(float(number))
@@ -143,7 +143,7 @@ def read_yes_no(heard: Choices) -> tuple[float, float] | str:
 
 def parse_yes_no(text: str) -> bool | str:
     """An answer that begins with Yes or No (``**Yes**, …``, ``Answer: no``); else why it could not be read."""
-    answer, unread = _answer(text)
+    answer, unread = spoken(text)
     if unread:
         return unread
     verdict = re.match(r"\W*+(?:answer\W++)?(yes|no)\b", answer, re.IGNORECASE)
@@ -154,7 +154,8 @@ def parse_yes_no(text: str) -> bool | str:
 
 _MARKER = re.compile(r"^[ \t>#*_`\"'{-]*explanation[ \t*_`\"']*:[ \t*_]*(.*)$", re.IGNORECASE | re.MULTILINE)
 _REFUSAL = re.compile(
-    r"(i['’ ]a?m (sorry|unable)|sorry\b|i (can ?not|can['’]t|could not|do not|don['’]t)|as an ai\b|unable to"
+    r"(i['’ ]a?m (sorry|unable)|sorry\b\W*+(but\W++)?(i|there|this|these|the|it|we|no)\b"  # the word may be a topic
+    r"|i (can ?not|can['’]t|could not|do not|don['’]t)|as an ai\b|unable to"
     r"|(none|unknown|unclear|n/?a|null|nothing"
     r"|no (clear |common |single |obvious )*(pattern|explanation|feature|answer))\W*$)",
     re.IGNORECASE,
@@ -167,7 +168,7 @@ def parse_explanation(text: str | None, *, truncated: bool = False) -> Explanati
     A long explanation is kept whole: the judge, not its length, decides. A cut, empty, refused or twice and
     differently given one is a failure; the raw answer is kept either way.
     """
-    answer, unread = _answer(text or "")
+    answer, unread = spoken(text or "")
     if unread:
         return Explanation(None, unread, text)
     marks = list(_MARKER.finditer(answer))
@@ -232,7 +233,7 @@ _BEFORE = " \t\r\n\ufeff\u200b\u200e\u200f\u2060"  # an answer: blanks, a byte o
 MARKS = 100  # lines EXPLANATION: that an answer may have; one that has more goes round in circles
 
 
-def _answer(text: str) -> tuple[str, str | None]:
+def spoken(text: str) -> tuple[str, str | None]:
     """The answer after a reasoning model's thoughts, or "" with the reason why there is none to read."""
     if len(text) > LONGEST_WITH_THOUGHTS:
         return "", f"the answer has {len(text):,} characters, more than {LONGEST_WITH_THOUGHTS:,} are not read"

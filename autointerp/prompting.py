@@ -98,9 +98,11 @@ def plain(context: Context) -> str:
 
 
 def marked(context: Context, left: str = "«", right: str = "»") -> str:
-    """The text with each run of firing tokens between marks; leading white space stays outside."""
+    """The text with each run of firing tokens between marks; leading white space stays outside. Marks that the text has
+    itself, as French has, stand there as ‹ and ›."""
     parts: list[str] = []
-    for firing, text in _runs(context):
+    for firing, raw in _runs(context):
+        text = raw.replace(left, "‹").replace(right, "›")
         bare = text.lstrip(" ") if firing else text
         parts += [text[: len(text) - len(bare)], left, bare, right] if firing else [bare]
     return on_one_line("".join(parts)).strip()

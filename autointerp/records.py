@@ -25,7 +25,7 @@ class Context:
     quantile: int | None  # of the window's maximum among the feature's firings, 0 = weakest; None when silent
     document: int  # of the corpus
     position: int  # of the window's first token in its document
-    tokens: tuple[str, ...]  # joined, they are the text
+    tokens: tuple[str, ...]  # joined, they are the text; of a character in several tokens each part is �
     activations: tuple[float, ...]  # of the feature, on each of these tokens
 
     @property
@@ -143,7 +143,8 @@ class Judgement:
     """
 
     example: int  # of the `Context`; numbers of its own where the scorer made the example
-    kind: str  # a `Kind`, or how the scorer made it: marked, mismarked, intruder, neighbour, generated, neutral
+    # a `Kind`, or how the scorer made it: marked, mismarked, intruder, neighbour, generated, neutral, output, …
+    kind: str
     quantile: int | None  # of the `Context`
     truth: float  # 1 where the answer is Yes, else 0
     prediction: float | None  # 1 or 0, or the evidence that it is ranked by

@@ -69,9 +69,8 @@ COLUMNS: dict[str, dict[str, str]] = {
         "explainer": "text",
         "scorer": "text",
         "control": "text",
-        "example": "whole",  # number of the context in contexts.parquet
-        # activating, random or near; or how the scorer made it: marked, mismarked, intruder, neighbour, generated …
-        "kind": "text",
+        "example": "whole",  # number of the context in contexts.parquet, or of what the scorer made
+        "kind": "text",  # activating, random or near; or how the scorer made it, such as marked or neighbour
         "quantile": "whole",  # of an activating window, 0 = weakest
         "truth": "real",  # 1 where the answer is Yes, else 0; of simulation the window's highest activation
         "prediction": "real",  # 1 or 0, or the evidence that it is ranked by; null where it could not be judged
@@ -80,7 +79,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "predictions": "[float]",  # by token, from 0 to 10
         "status": "text",  # ok or failed
         "failure": "text",  # why it could not be judged
-        "text": "text",  # what was judged, where it is no window of contexts.parquet
+        "text": "text",  # what was judged, where it is no window as it stands in contexts.parquet
     },
     "usage": {
         "stage": "text",  # for which the request was made

@@ -39,7 +39,7 @@ from sklearn.linear_model import LogisticRegression
 import autointerp as ai
 from autointerp import stats
 from autointerp.commands.shell import overrides
-from autointerp.errors import AutointerpError
+from autointerp.errors import AutointerpError, ConfigError
 
 CONTROL = "other_feature"
 COUNTS = ("lexical_shown", "lexical")  # what an explanation may add to
@@ -151,7 +151,7 @@ def summary(run: ai.Run, judges: Sequence[str]) -> dict[str, Any]:
     halves = half_scores(run, present)
     return {
         "asked": len(run.features),
-        "means": [mean_row(scores, e, s) for s in [*present, *ceilings] for e in explainers if s in present]
+        "means": [mean_row(scores, e, s) for s in present for e in explainers]
         + [mean_row(scores, explainers[0], s) for s in ceilings],
         "differences": differences(run, present),
         "against ceilings": [against_ceiling(scores, explainers[0], j, c) for j in present for c in ceilings],
@@ -216,8 +216,11 @@ def explaining(run: ai.Run) -> list[dict[str, Any]]:
 
 
 def differences(run: ai.Run, judges: Sequence[str]) -> list[dict[str, Any]]:
-    """The pairs of `run.compare`, over all windows and by quantile."""
-    table: Any = run.compare(by="explainer")
+    """The pairs of `run.compare`, over all windows and by quantile; none of one explainer without a control."""
+    try:
+        table: Any = run.compare(by="explainer")
+    except ConfigError:  # nothing to compare
+        return []
     kept = table[table["scorer"].isin(judges)].drop(columns=["within", "paired", "n_a", "n_b"])
     return [{key: rounded(value) for key, value in row.items()} for row in kept.astype(object).to_dict("records")]
 

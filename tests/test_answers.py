@@ -166,6 +166,8 @@ def test_explanations_never_raise_and_stand_in_the_answer(text, truncated):
         ('{"explanation": "words for animals"}', "words for animals"),
         ("\ufeff \u200bEXPLANATION: words for animals", "words for animals"),
         ('EXPLANATION: "and" or "or"', '"and" or "or"'),
+        ("EXPLANATION: sorry, apologies and regret", "sorry, apologies and regret"),
+        ("EXPLANATION: sorry", "sorry"),
         ("EXPLANATION: " + "word " * 80 + "end", "word " * 80 + "end"),
     ],
 )
@@ -181,6 +183,8 @@ def test_an_explanation_is_found_whatever_stands_around_it(text, phrase):
         ("EXPLANATION: ", "is empty"),
         ("EXPLANATION: ...", "is empty"),
         ("EXPLANATION: I'm sorry, but I can't help with that.", "declined"),
+        ("EXPLANATION: Sorry, there is no pattern in these excerpts.", "declined"),
+        ("EXPLANATION: sorry, but I cannot tell", "declined"),
         ("EXPLANATION: no clear pattern.", "declined"),
         ("EXPLANATION: unknown", "declined"),
         ("first\nsecond", "no line EXPLANATION"),

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 import autointerp as ai
+from autointerp.engine.estimate import Sample, stand_ins
 from autointerp.errors import ConfigError
 from autointerp.plugins import bind_options, explainers, needs, scorers
+from autointerp.records import TokenStat
 from autointerp.registry import Registry
 
 
@@ -99,3 +101,12 @@ async def test_a_plugin_that_returns_nothing_fails_with_the_reason() -> None:
 
     answer = await guarded(forgets, ai.Explanation, lambda why: ai.Explanation(None, failure=why))
     assert answer.failure == "the plug-in returned None, no Explanation"
+
+
+async def test_what_a_rehearsal_gives_a_plugin_is_of_the_form_that_a_run_gives() -> None:
+    window = ai.Context(3, 0, "train", "activating", 0, 0, 0, ("a", " dog"), (0.0, 1.0))
+    stat = TokenStat(" dog", 3, 4, 1.0)
+    sample = Sample(ai.FeatureEvidence(3, 1, 0.1, 1.0, (window,), (), (), (stat,)), [])
+    given = stand_ins(["activations", "shown", "token_table"], sample)
+    assert await given["activations"](["a dog", "b"]) == [(0.0, 0.0), (0.0,)]
+    assert (given["shown"], given["token_table"]) == ((window,), (stat,))

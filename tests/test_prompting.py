@@ -72,6 +72,12 @@ def test_runs_of_firing_tokens_are_marked_together_with_the_space_outside():
     assert activations(c, 2) == "dog 5, gy 1, dog 10"
 
 
+def test_marks_that_a_text_has_itself_mark_nothing():
+    c = context(["il", " dit", " «", "oui", " »"], [0, 1, 0, 0, 2])
+    assert marked(c) == "il «dit» ‹oui «›»"
+    assert plain(c) == "il dit «oui »"
+
+
 @given(st.text())
 def test_text_stays_on_one_line(text):
     assert len(on_one_line(text).splitlines()) <= 1

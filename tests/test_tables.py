@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autointerp.config import parse_config
+from autointerp.errors import ConfigError
+from autointerp.stages import tables
 from autointerp.stages.explained import Explained
 from autointerp.tables import FeatureRows, concat, write_rows
 
@@ -37,6 +41,18 @@ def test_a_feature_without_an_explanation_has_the_reason_of_its_row(tmp_path: Pa
     rows = [row(1, None, "failed") | {"failure": "it was cut"}, row(2, "the text a", "ok")]
     write_rows(tmp_path / "explanations.parquet", "explanations", rows)
     assert Explained(tmp_path).why_none(1) == "no explanation: it was cut"
+
+
+@pytest.mark.parametrize("label", ["status", "explanation", "detection_low", "detection_q2", "detection_control"])
+def test_a_scorer_named_like_another_column_is_refused_before_the_run(label: str):
+    raw: dict[str, Any] = {"name": "n", "subject": {"model": "m"}, "corpus": {"source": "s"}, "sae": {"load": "x"}}
+    scorers = [{"name": "lexical", "label": "detection"}, {"name": "lexical", "label": label}]
+    config = parse_config(raw | {"explainers": ["token_stats"], "scorers": scorers, "controls": []})
+    with pytest.raises(ConfigError, match=f"another column '{label}'"):
+        list(tables.uses_of((), config))
+    config = parse_config(raw | {"explainers": ["token_stats"], "scorers": scorers[1:], "controls": []})
+    if label.startswith("detection"):
+        assert list(tables.uses_of((), config))
 
 
 @given(st.lists(st.integers(0, 40), max_size=12), st.integers(1, 60))

@@ -6,7 +6,7 @@ that fire, which the harvest tells of every feature.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from autointerp.activations.contexts import chunks
@@ -42,8 +42,9 @@ class RunningText:
             for feature, inside in self._inside(features).items()
         }
 
-    def sample(self, features: Sequence[int], strings: TokenStrings) -> dict[int, RandomWindows]:
-        """`SAMPLE` of the windows at random (all where there are fewer), and in which of them each feature fires."""
+    def sampler(self, strings: TokenStrings) -> Callable[[Sequence[int]], dict[int, RandomWindows]]:
+        """Features -> for each `SAMPLE` of the windows at random (all where there are fewer), which are the same for
+        all, and in which of them it fires."""
         import numpy as np
 
         rng = np.random.default_rng([self._seed % 2**64, SAMPLE])
@@ -53,10 +54,12 @@ class RunningText:
         stop = np.minimum(start + self._window, self._corpus.offsets[1:][row])
         table, ids = token_table(self._corpus, strings), np.asarray(self._corpus.tokens)
         tokens = tuple(tuple(table[ids[a:b]].tolist()) for a, b in zip(start.tolist(), stop.tolist()))
-        return {
-            feature: RandomWindows(tokens, tuple(np.isin(drawn, inside).tolist()))
-            for feature, inside in self._inside(features).items()
-        }
+
+        def sample(features: Sequence[int]) -> dict[int, RandomWindows]:
+            inside = self._inside(features)
+            return {f: RandomWindows(tokens, tuple(np.isin(drawn, at).tolist())) for f, at in inside.items()}
+
+        return sample
 
     def _inside(self, features: Sequence[int]) -> Mapping[int, np.ndarray]:
         """The numbers of the windows in which each feature fires, rising."""

@@ -67,10 +67,14 @@ def token_counts(corpus: Corpus, documents: np.ndarray | None = None) -> np.ndar
 
 
 def token_table(corpus: Corpus, token_strings: TokenStrings) -> np.ndarray:
-    """token id -> string, [vocabulary] object; ids that the corpus lacks are None."""
+    """token id -> string, [vocabulary] object; ids that the corpus lacks are None.
+
+    Each id is read by itself: ids that only follow each other as numbers are no text, and a part of a character
+    would run over into the next. By itself it is "\ufffd".
+    """
     import numpy as np
 
     seen = np.flatnonzero(token_counts(corpus))
     table = np.full(int(seen.max(initial=0)) + 1, None, object)
-    table[seen] = token_strings(seen.tolist())
+    table[seen] = [token_strings([token])[0] for token in seen.tolist()]
     return table

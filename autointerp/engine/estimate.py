@@ -31,7 +31,6 @@ from autointerp.records import (
     Message,
     Neighbour,
     OutputEffects,
-    TokenActivations,
     Weight,
 )
 
@@ -166,8 +165,9 @@ class Recorder:
 
 def stand_ins(names: Iterable[str], sample: Sample) -> dict[str, Any]:
     """What a plug-in is given in a rehearsal for each thing that it asks for by name; nothing heavy is loaded."""
+    evidence = sample.evidence
     values: dict[str, Any] = {
-        "feature": sample.evidence.feature,
+        "feature": evidence.feature,
         "sae": None,
         "subject": None,
         "activations": _silent,
@@ -176,6 +176,8 @@ def stand_ins(names: Iterable[str], sample: Sample) -> dict[str, Any]:
         "ablated": _effects,
         "embedder": _alike,
         "neighbours": sample.neighbours,
+        "shown": (*evidence.activating, *evidence.random, *evidence.near),
+        "token_table": evidence.token_stats,
         "calibration": (),
         "constituents": sample.parts("", "own"),
     }
@@ -189,9 +191,8 @@ async def _effects() -> OutputEffects:
     return _EFFECTS
 
 
-def _silent(texts: Sequence[str]) -> list[TokenActivations]:
-    tokens = [tuple(re.findall(r"\s?\S+", text)) for text in texts]
-    return [TokenActivations(each, (0.0,) * len(each)) for each in tokens]
+async def _silent(texts: Sequence[str]) -> list[tuple[float, ...]]:
+    return [(0.0,) * len(text.split()) for text in texts]
 
 
 def _alike(texts: Sequence[str]) -> Any:

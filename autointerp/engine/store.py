@@ -25,6 +25,7 @@ NOT_IN_KEYS = "it keeps what a stage wrote as it was written"
 log = logging.getLogger("autointerp")
 
 LOG = "log"  # files in this subfolder of an artifact are kept but are no part of its content
+LONGEST = 240  # bytes of a stage's folder name; three labels and a branch may come to more
 KEPT_ASIDE = ".damaged"  # the end of the name of a folder that was found damaged
 
 
@@ -181,8 +182,11 @@ def parsed(text: bytes, stage: str, key: str) -> Manifest | None:
 
 
 def artifact_name(stage: str, key: str) -> str:
-    """Its folder in a store or a mirror."""
-    return f"{stage.replace('/', '__')}/{key}"
+    """Its folder in a store or a mirror. Names of files have 255 bytes at most: of a longer one its hash is a part."""
+    name = stage.replace("/", "__")
+    if len(name.encode()) > LONGEST:
+        name = f"{name[: LONGEST // 8]}-{digest(name)}"
+    return f"{name}/{key}"
 
 
 def text_of(manifest: Manifest) -> str:

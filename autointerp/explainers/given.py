@@ -11,16 +11,18 @@ What it reads:
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import gzip
 import io
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from autointerp.answers import clean
 from autointerp.errors import ConfigError
@@ -46,8 +48,7 @@ async def explain(
     or ``{module: layers.5}`` of delphi's file names. A feature that is missing, whose text is empty, or of which
     several different explanations remain is a failure with the reason.
     """
-    stamp = max((file.stat().st_mtime_ns for file in (path, *_files(path))), default=0)
-    texts = _read(path, tuple(sorted((only or {}).items())), stamp).get(feature.feature)
+    texts = _read(path, tuple(sorted((only or {}).items())), _changed(path)).get(feature.feature)
     if not texts:
         return Explanation(None, failure=f"{path.name} has no explanation of it")
     given, *others = texts
@@ -63,13 +64,27 @@ class Text:
     """One explanation as a source has it: `text`, or None and `why` there is none."""
 
     text: str | None
-    raw: str
+    raw: str = field(compare=False)  # white space and what cannot be shown make no other explanation
     why: str | None = None
 
 
 @lru_cache(maxsize=4)
-def _read(path: Path, only: tuple[tuple[str, str], ...], stamp: int) -> dict[int, tuple[Text, ...]]:
+def _read(path: Path, only: tuple[tuple[str, str], ...], changed: int) -> dict[int, tuple[Text, ...]]:
     return read_explanations(path, dict(only))
+
+
+_looked_at: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Path, int]] = WeakKeyDictionary()
+
+
+def _changed(path: Path) -> int:
+    """When `path` was changed last, in ns. A folder, which may have a file for each feature, is looked through once in
+    a run: in its event loop."""
+    if not path.is_dir():
+        return path.stat().st_mtime_ns
+    known = _looked_at.setdefault(asyncio.get_running_loop(), {})
+    if path not in known:
+        known[path] = max(file.stat().st_mtime_ns for file in (path, *_files(path)))
+    return known[path]
 
 
 def read_explanations(path: Path, only: Mapping[str, str] | None = None) -> dict[int, tuple[Text, ...]]:

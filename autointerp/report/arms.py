@@ -64,8 +64,8 @@ def _arms(folder: RunFolder, name: str, measure: str | None) -> list[Arm]:
     table = folder.read("scores")
     if table is None or not len(table):
         raise AutointerpError(f"{folder.path} has no scores yet")
-    if measure is not None and measure not in table.column_names:
-        known = [column for column in table.column_names if column not in (*FIXED, "failure")]
+    known = [column for column in table.column_names if column not in (*FIXED, "failure")]
+    if measure is not None and measure not in known:
         raise ConfigError(f"{folder.path} has no measure {measure!r}{did_you_mean(measure, known)}")
     columns = ["value", "corrected", *([measure] if measure else []), *filter(FIFTH.match, table.column_names)]
     columns += [column for column in table.column_names if column.startswith(LENT_BY)]

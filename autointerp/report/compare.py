@@ -36,7 +36,7 @@ COLUMNS = {  # of the result, and their types in Arrow's words
     "b": "string",  # another one, or a control of a
     "control": "bool",  # whether b is a control of a
     "measure": "string",  # a column of scores.parquet; "… less NAME": less its control NAME
-    "quantile": "int64",  # of the activation, 1 = weakest; null over all
+    "quantile": "int64",  # of the activation, 1 = weakest; null of the headline
     "mean_a": "float64",  # over the pairs; over all that have a value where nothing is paired
     "mean_b": "float64",  # the same of b
     "difference": "float64",  # mean of a − b
@@ -150,20 +150,22 @@ def _contrasts(held: tuple[str, str], named: Mapping[str, Arm], measure: str | N
     """Each arm against its controls, then the first against the others."""
     columns = columns_of(named.values())
     headline = measure or ("corrected" if "corrected" in columns else "value")
-    wanted = [headline, *sorted((c for c in columns if FIFTH.match(c)), key=_quantile)]
+    fifths = sorted((_quantile(column), column) for column in columns if FIFTH.match(column))
+    wanted = [(headline, None), *((column, quantile) for quantile, column in fifths)]
     about = dict.fromkeys(COLUMNS) | {"scorer": held[0], "within": held[1]}
     for name, arm in named.items():
         for control, values in arm.controls.items():
             sides = {"a": name, "b": control, "control": True}
-            for column in wanted:
+            for column, quantile in wanted:
                 own, theirs = _series(arm.own, column), _series(values, column)
-                yield about | sides | _row(column, own, theirs, True, arm.told(control))
+                yield about | sides | {"quantile": quantile} | _row(column, own, theirs, True, arm.told(control))
     (base, first), *others = named.items()
     for name, arm in others:
         paired = first.shares_features(arm)
         sides = {"a": base, "b": name, "control": False}
-        for column in wanted:
-            yield about | sides | _row(column, _series(first.own, column), _series(arm.own, column), paired)
+        for column, quantile in wanted:
+            own, theirs = _series(first.own, column), _series(arm.own, column)
+            yield about | sides | {"quantile": quantile} | _row(column, own, theirs, paired)
         for control in first.controls:
             if control in arm.controls:
                 gain, other = _gain(first, control, headline), _gain(arm, control, headline)
@@ -191,8 +193,7 @@ def _either(a: Shared, b: Shared) -> Shared:
 
 def _row(measure: str, a: Series, b: Series, paired: bool, shared: Shared | None = None) -> dict[str, Any]:
     """`shared`: of paired arms, where features' differences are not independent of each other."""
-    quantile = _quantile(measure) if FIFTH.match(measure) else None
-    counted = {"n_a": _present(a), "n_b": _present(b), "paired": paired, "measure": measure, "quantile": quantile}
+    counted = {"n_a": _present(a), "n_b": _present(b), "paired": paired, "measure": measure}
     if not paired:
         x, y = ([v for v in side.values() if v is not None] for side in (a, b))
         gap = unpaired_difference(x, y)

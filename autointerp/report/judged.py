@@ -23,7 +23,7 @@ class Judged:
     predicted: Window | None  # the same tokens with the activations that were predicted, from 0 to 10
     text: str | None
     failure: str | None
-    controls: dict[str, str] = field(default_factory=dict)  # control -> its answer, of the same example
+    controls: dict[str, str] = field(default_factory=dict)  # control -> its answers, by each explanation that it lent
 
     @property
     def mark(self) -> str:
@@ -55,22 +55,26 @@ def judgements_of(run: RunFolder, feature: int) -> list[Group]:
         row["example"]: Window(*(row[part.name] for part in fields(Window))) for row in run.rows("contexts", [feature])
     }
     own: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    answers: dict[tuple[str, str, int], dict[str, str]] = {}
+    answers: dict[tuple[Any, ...], dict[str, list[str]]] = {}
     for row in run.rows("judgements", [feature]):
-        key = row["explainer"], row["scorer"]
         if row.get("control") is None:
-            own.setdefault(key, []).append(row)
+            own.setdefault((row["explainer"], row["scorer"]), []).append(row)
         else:
-            answers.setdefault((*key, row["example"]), {})[row["control"]] = _answer(row)
-    return [Group(*key, [_judged(r, windows, answers.get((*key, r["example"]), {})) for r in _in_order(rows)])
+            answers.setdefault(_asked(row), {}).setdefault(row["control"], []).append(_answer(row))
+    return [Group(*key, [_judged(r, windows, answers.get(_asked(r), {})) for r in _in_order(rows)])
             for key, rows in own.items()]  # fmt: skip
+
+
+def _asked(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What was asked: windows of two neighbours may have one number, and then differ in their text."""
+    return row["explainer"], row["scorer"], row["example"], row["kind"], row.get("text")
 
 
 def _in_order(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda r: (-1 if r["quantile"] is None else r["quantile"], r["truth"] or 0), reverse=True)
 
 
-def _judged(row: Mapping[str, Any], windows: Mapping[int, Window], controls: dict[str, str]) -> Judged:
+def _judged(row: Mapping[str, Any], windows: Mapping[int, Window], controls: Mapping[str, Sequence[str]]) -> Judged:
     window = windows.get(row["example"]) if row.get("text") is None else None
     predicted = row.get("predictions")
     return Judged(
@@ -80,7 +84,7 @@ def _judged(row: Mapping[str, Any], windows: Mapping[int, Window], controls: dic
         predicted=None if not predicted or window is None else _beside(window, predicted),
         text=row.get("text"),
         failure=row.get("failure"),
-        controls={name: answer for name, answer in controls.items() if answer},
+        controls={name: told for name, said in controls.items() if (told := ", ".join(filter(None, said)))},
     )
 
 

@@ -7,11 +7,11 @@ included, unlike in `output_tokens`. The other lists are of other features, in t
 
 from __future__ import annotations
 
-import random
 from collections.abc import Awaitable, Callable, Sequence
 
 from autointerp.plugins import scorer
 from autointerp.records import LLM, Context, OutputEffects, Score
+from autointerp.scorers.judging import rng_of
 from autointerp.scorers.picking import about_effects, check_shown, score_picks
 
 PROMPTS = ("pick_tokens",)
@@ -33,7 +33,7 @@ async def score(
     """Share of `questions` in which the judge picks the feature's list among `shown`, each of `tokens` tokens drawn
     from the ten that fall most. The held-out `examples` tell no more than the texts."""
     check_shown("ablation", shown)
-    rng = random.Random(f"{seed}:{examples[0].feature if examples else ''}")
+    rng = rng_of(examples, seed)
     asked = about_effects(await ablated(), kind="ablated", questions=questions, shown=shown, part=tokens, rng=rng)
     lacking = "it fires in none of its held-out texts, or there are too few other features"
     return await score_picks(explanation, asked, llm, template="pick_tokens", shown=shown, reask=reask, lacking=lacking)

@@ -18,6 +18,7 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 
 from autointerp import stats
+from autointerp.answers import spoken
 from autointerp.plugins import scorer
 from autointerp.prompting import REPEAT_TEMPERATURE, render
 from autointerp.records import LLM, Context, Judgement, Score
@@ -103,7 +104,7 @@ def _corrected(hits: int, n: int, false: int, m: int) -> tuple[float, float | No
 async def _write(explanation: str | None, count: int, llm: LLM, reask: int) -> tuple[list[str], str]:
     """Up to `count` distinct texts, and why there are not more."""
     texts: dict[str, None] = {}
-    failure = "the answer holds no numbered line"
+    failure = "not asked"
     for attempt in range(1 + reask):
         answer = await llm.complete(
             render("generate", explanation=explanation, count=count),
@@ -113,7 +114,9 @@ async def _write(explanation: str | None, count: int, llm: LLM, reask: int) -> t
         )
         if answer.text is None:
             return list(texts), answer.failure or "the model gave no answer"
-        lines = [line.strip() for line in _LINE.findall(answer.text)]
+        said, unread = spoken(answer.text)
+        failure = unread or "the answer holds no numbered line"
+        lines = [line.strip() for line in _LINE.findall(said)]
         texts |= dict.fromkeys(lines[:-1] if answer.truncated else lines)
         if len(texts) >= count:
             break

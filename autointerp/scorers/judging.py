@@ -13,6 +13,7 @@ chance, by permutation of the labels, stands beside it, and the value corrected 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -222,7 +223,7 @@ def summarise(
     ``n_saved`` counts the items that were not asked about. Without `answers` the evidence only ranks (a cosine, a
     place): nothing says Yes, and a judgement's prediction is the evidence.
     """
-    asked = [(item, verdict) for item, verdict in zip(items, verdicts) if verdict is not None]
+    asked = [(item, _heard(verdict)) for item, verdict in zip(items, verdicts) if verdict is not None]
     judgements = tuple(_judgement(item, verdict, answers) for item, verdict in asked)
     heard = [(item, verdict, j) for (item, verdict), j in zip(asked, judgements) if not isinstance(verdict, str)]
     truth, evidence = [item.truth for item, _, _ in heard], [verdict[0] for _, verdict, _ in heard]
@@ -295,6 +296,10 @@ def failed(items: Sequence[Item], why: str) -> Score:
     """A score without a value, for one reason."""
     judgements = tuple(_judgement(item, why, True) for item in items)
     return Score(None, None, None, 0, len(items), None, {}, judgements, why)
+
+
+def _heard(verdict: Heard) -> Heard:
+    return "its evidence is not a number" if isinstance(verdict, tuple) and math.isnan(verdict[0]) else verdict
 
 
 def _judgement(item: Item, verdict: Heard, answers: bool) -> Judgement:

@@ -10,6 +10,7 @@ a ranking that knows something: a ceiling with its ties would stand too low besi
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from autointerp.plugins import scorer
@@ -56,12 +57,10 @@ async def score_shown(
 
 
 def _counted(windows: Iterable[Context]) -> list[TokenStat]:
-    fired: dict[str, int] = {}
-    seen: dict[str, int] = {}
+    fired, seen = Counter[str](), Counter[str]()
     for window in windows:
-        for token, activation in zip(window.tokens, window.activations):
-            seen[token] = seen.get(token, 0) + 1
-            fired[token] = fired.get(token, 0) + (activation > 0)
+        seen.update(window.tokens)
+        fired.update(token for token, activation in zip(window.tokens, window.activations) if activation > 0)
     return [TokenStat(token, fired[token], seen[token], 0.0) for token in seen if fired[token]]
 
 
@@ -71,8 +70,12 @@ def _ranked(
     items = [Item.window(example) for example in examples]
     if not table:
         return failed(items, lacking)
+    fired, seen = Counter[str](), Counter[str]()
+    for stat in table:  # tokens of one string, such as parts of characters, cannot be told apart in a window
+        fired[stat.token] += stat.fired
+        seen[stat.token] += stat.seen
     # One occurrence more than was seen: 1 of 1 must not stand before 38 of 38.
-    share = {stat.token: stat.fired / (stat.seen + 1) for stat in table}
+    share = {token: fired[token] / (seen[token] + 1) for token in fired}
 
     def most(tokens: Sequence[str]) -> float:
         return max((share.get(token, 0.0) for token in tokens), default=0.0)

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autointerp import stats
+from autointerp.answers import spoken
 from autointerp.errors import ConfigError
 from autointerp.prompting import REPEAT_TEMPERATURE, on_one_line, render
 from autointerp.records import LLM, Judgement, OutputEffects, Score
@@ -55,10 +56,11 @@ async def pick(explanation: str, question: Question, llm: LLM, template: str, re
         )
         if answer.text is None:
             return answer.failure or "the judge gave no answer"
-        digits = {character for character in answer.text if character.isdigit()}
+        said, unread = spoken(answer.text)
+        digits = {character for character in said if character.isdigit()}
         if len(digits) == 1 and digits <= set(numbers):
             return (int(digits.pop()) - 1,)
-        failure = f"the answer names no one text: {answer.text[:60]!r}"
+        failure = unread or f"the answer names no one text: {said[:60]!r}"
     return failure
 
 

@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from autointerp import stats
+from autointerp.answers import spoken
 from autointerp.plugins import scorer
 from autointerp.prompting import REPEAT_TEMPERATURE, plain, render
 from autointerp.records import LLM, Context, Judgement, Score
-from autointerp.scorers.judging import Item, failed, held_out
+from autointerp.scorers.judging import Item, failed, held_out, rng_of
 
 PROMPTS = ("judge_saebench",)
 STRONGEST = 12  # from which the top windows are drawn: 10 of them explain there
@@ -42,7 +43,7 @@ async def score(
 ) -> Score:
     """One question over `top` + `weighted` + `silent` windows of 2 `buffer` + 1 tokens."""
     held_out("saebench", examples)
-    rng = random.Random(f"{seed}:{examples[0].feature if examples else ''}")
+    rng = rng_of(examples, seed)
     items = sample(examples, rng, top=top, weighted=weighted, silent=silent, buffer=buffer)
     if items is None:
         return failed([], f"needs {top + weighted} firing and {silent} random windows: raise contexts.test_activating")
@@ -113,10 +114,11 @@ async def _answer(explanation: str, items: Sequence[Item], llm: LLM, reask: int)
         )
         if answer.text is None:
             return answer.failure or "the judge gave no answer"
-        named = read(answer.text, len(items))
+        said, unread = spoken(answer.text)
+        named = read(said, len(items))
         if named is not None:
             return named
-        failure = f"the answer is neither numbers nor None: {answer.text[:60]!r}"
+        failure = unread or f"the answer is neither numbers nor None: {said[:60]!r}"
     return failure
 
 

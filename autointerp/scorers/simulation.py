@@ -15,11 +15,11 @@ from typing import Literal
 
 from autointerp import stats
 from autointerp.answers import parse_activations
-from autointerp.errors import AutointerpError, ConfigError
+from autointerp.errors import ConfigError
 from autointerp.plugins import scorer
 from autointerp.prompting import REPEAT_TEMPERATURE, SCALE, on_one_line, render
 from autointerp.records import LLM, Context, Judgement, Score
-from autointerp.scorers.judging import rng_of
+from autointerp.scorers.judging import held_out, rng_of
 
 PROMPTS = ("simulate_slots", "simulate_json")
 Mode = Literal["auto", "slots", "json"]
@@ -50,8 +50,7 @@ async def score(
     A judgement's truths are in the feature's own units, its predictions from 0 to 10. A prediction that is the same
     for all tokens scores 0 by definition and is shown as ``constant`` = 1. Fewer than 10 sequences give no interval.
     """
-    if any(example.split != "test" for example in examples):
-        raise AutointerpError("simulation was given train contexts, which the explainer may have seen")
+    held_out("simulation", examples)
     if mode == "slots" and "slots" not in llm.capabilities:
         raise ConfigError(f"simulation in mode 'slots' needs prompt probabilities, which {llm.model!r} does not give")
     slots = mode == "slots" or (mode == "auto" and "slots" in llm.capabilities)

@@ -6,11 +6,11 @@ does. `activations.steering` says how strongly a feature is added. The other gro
 
 from __future__ import annotations
 
-import random
 from collections.abc import Awaitable, Callable, Sequence
 
 from autointerp.plugins import scorer
 from autointerp.records import LLM, Context, OutputEffects, Score
+from autointerp.scorers.judging import rng_of
 from autointerp.scorers.picking import about_effects, check_shown, score_picks
 
 PROMPTS = ("pick_texts",)
@@ -32,7 +32,7 @@ async def score(
     """Share of `questions` in which the judge picks the feature's group among `shown`, each of `texts` texts drawn
     from the eight that were written. The held-out `examples` are not used."""
     check_shown("steering", shown)
-    rng = random.Random(f"{seed}:{examples[0].feature if examples else ''}")
+    rng = rng_of(examples, seed)
     asked = about_effects(await steered(), kind="steered", questions=questions, shown=shown, part=texts, rng=rng)
     lacking = "there are too few other features"
     return await score_picks(explanation, asked, llm, template="pick_texts", shown=shown, reask=reask, lacking=lacking)

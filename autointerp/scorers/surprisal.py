@@ -8,7 +8,6 @@ feature fires in it: a log likelihood ratio, for which the judge has to answer n
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,7 +15,7 @@ from autointerp.errors import ConfigError
 from autointerp.plugins import scorer
 from autointerp.prompting import render
 from autointerp.records import LLM, Context, Score
-from autointerp.scorers.judging import Item, Verdict, held_out, summarise
+from autointerp.scorers.judging import Item, Verdict, held_out, rng_of, summarise
 
 PROMPTS = ("surprisal",)
 
@@ -35,7 +34,7 @@ async def score(explanation: str, examples: Sequence[Context], llm: LLM, *, wind
             f"surprisal needs probabilities of prompt tokens, which {llm.model!r} does not give: take a model that"
             " runs here, or a vLLM server"
         )
-    rng = random.Random(f"{seed}:{examples[0].feature if examples else ''}")
+    rng = rng_of(examples, seed)
     chosen = list(examples) if len(examples) <= windows else rng.sample(examples, windows)
     items = [Item.window(context) for context in chosen]
     verdicts = list(await asyncio.gather(*(_gain(explanation, item.text, llm) for item in items)))

@@ -31,8 +31,11 @@ def branches(config: Config) -> Iterator[tuple[str, Config]]:
         change = controls.get(plugin.name)
         if not runs_again(change):
             continue
-        if ":" in plugin.key:
-            raise ConfigError(f"controls: {plugin.key!r} becomes a part of stages' names: give it a label without ':'")
+        if ":" in plugin.key or f"{plugin.key}:" in (RUN, UNION):
+            raise ConfigError(
+                f"controls: {plugin.key!r} becomes a part of stages' names: give it a label without ':' that is neither"
+                f" {RUN[:-1]!r} nor {UNION[:-1]!r}"
+            )
         options = bind_options("control", plugin.name, change, plugin.options, config.seed)
         changed: Config = change(config, **options)
         alone = config.composites.model_copy(update={"union": None, "causal": None})

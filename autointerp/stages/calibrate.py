@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from autointerp.stages.contexts import windows_of
 from autointerp.stages.explained import Explained
 from autointerp.stages.given import Maker, giver, makers_of, stages_of
 from autointerp.stages.plugin_section import code_of, plugin_section
+
+log = logging.getLogger("autointerp")
 
 Shown = tuple[list[Context], Mapping[str, Any]]  # a feature's windows, and the scorer's keyword arguments
 NOT_ASKED = {"calibration", "natural_rate"}  # what the scorer needs and its judge's pairs do not
@@ -102,8 +105,13 @@ def _judging(job: Job, given: Calibrating, texts: Mapping[int, str]) -> tuple[Re
     async def judged(feature: int, shown: Shown) -> Rows:
         windows, others = shown
         options = {**given.options, **others, "most": given.most}
+
+        def none(why: str) -> list[Any]:
+            log.warning("%s: no pairs of feature %d: %s", job.use.name, feature, why)
+            return []
+
         with asking.asked(llm, job.use.name, feature) as meter:
-            pairs = await guarded(lambda: given.pairs(texts[feature], windows, llm, **options), list, lambda why: [])
+            pairs = await guarded(lambda: given.pairs(texts[feature], windows, llm, **options), list, none)
         rows = [{"feature": feature, **names, "truth": float(t), "evidence": e} for t, e in pairs]
         return Rows({"calibration": rows}, meter.retryable_failures)
 

@@ -109,6 +109,9 @@ def _explaining(job: Job, given: Explaining, read: Read) -> tuple[executor.Read[
             explanation = await guarded(
                 lambda: given.explain(shown[0], llm, **options), Explanation, lambda why: Explanation(None, failure=why)
             )
+        if not (explanation.text or "").strip():
+            why = explanation.failure or "the explainer returned no text and no reason"
+            explanation = replace(explanation, text=None, failure=why)
         row = {
             "feature": feature,
             "explainer": given.plugin.key,

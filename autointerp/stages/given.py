@@ -181,8 +181,7 @@ def _natural_rate(job: Job, split: Split, explanations: Mapping[int, str | None]
 
 
 def _random_windows(job: Job, split: Split, explanations: Mapping[int, str | None]) -> Values:
-    text, strings = _running_text(job), models.token_strings(job.session)
-    return lambda features: text.sample(features, strings)
+    return _running_text(job).sampler(models.token_strings(job.session))
 
 
 def _running_text(job: Job) -> RunningText:

@@ -112,7 +112,8 @@ def _scoring(job: Job, given: Scoring, explained: Explained) -> tuple[Read[Shown
         with asking.asked(llm, job.use.name, feature) as meter:
             texts = told(feature)
             scores = await asyncio.gather(*map(by, texts))
-            why = "no other explanation to compare with" if given.control else explained.why_none(feature)
+            known = feature in explained.texts  # then it is a control that has none
+            why = "no other explanation to compare with" if known else explained.why_none(feature)
             score = mean_of(scores) if scores else _failed(examples)(why)
             score = replace(score, metrics={**score.metrics, **lent_by(texts, whose)})
         failed = (score.value is None) + sum(judgement.status == "failed" for judgement in score.judgements)
@@ -236,17 +237,18 @@ def asks(config: Config, use: Use) -> Asks | None:
     return Asks(asking.llm_config(config, given.plugin), about(config, given.explainer))
 
 
-def _donors(given: Scoring) -> int:
+def _donors(pick: Callable[..., Any], options: Mapping[str, Any]) -> int:
     """How many explanations a control lends to a feature, as its option `donors` says; 1 of one that has none."""
-    declared = inspect.signature(given.pick or work).parameters.get("donors")
-    return (given.pick_options or {}).get("donors", declared.default if declared else 1)
+    declared = inspect.signature(pick).parameters.get("donors")
+    return options.get("donors", declared.default if declared else 1)
 
 
 async def rehearse(use: Use, sample: Sample, llm: LLM) -> None:
     """A control puts others' explanations in the place of the feature's own: as many requests for each, as long."""
     given: Scoring = use.given
     text = sample.texts.get(given.explainer, UNWRITTEN)
-    for _ in range(min(_donors(given), sample.others) if given.pick else 1) if text else ():
+    told = 1 if given.pick is None else min(_donors(given.pick, given.pick_options or {}), sample.others)
+    for _ in range(told if text else 0):
         await given.score(text, sample.examples, llm, **given.options, **stand_ins(given.makers, sample))
 
 

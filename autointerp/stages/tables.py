@@ -29,6 +29,7 @@ from autointerp.config import Config
 from autointerp.engine.estimate import Amount, Sizes
 from autointerp.engine.executor import part_files
 from autointerp.engine.stage import Job, Stage, Use, plain
+from autointerp.errors import ConfigError
 from autointerp.stages import branches
 from autointerp.tables import COLUMNS, FeatureRows, compute, concat
 
@@ -37,25 +38,31 @@ OF_BRANCHES = {"explain": "explanations", "score": "scores"}  # tables that have
 
 _AT_ONCE = 1 << 12  # features in a data frame at a time, which is many times as large as the same in Arrow
 
-# Of scores.parquet what features.parquet has, beside the value by quantile of each scorer.
-_SHOWN = {
-    *("feature", "scorer", "control", "value", "low", "high", "chance", "corrected"),
-    *("yes_rate", "ece", "n_scored", "n_unscored", "failure"),
-}
+# Of scores.parquet what features.parquet has, beside the value by quantile of each scorer: these as SCORER_NAME …
+_BESIDE = ("low", "high", "n_scored", "n_unscored", "corrected", "chance", "yes_rate", "ece")
+_SHOWN = {"feature", "scorer", "control", "value", "failure", *_BESIDE}
 _QUANTILE = re.compile(r"(auroc|pearson)_q\d+$")
 _LENT = re.compile(r"lent_by_\d+$")
+# … and the columns that are no scorer's.
+_OTHERS = {*COLUMNS["selection"], "explanation", "explainer", "composite", "constituents"}
+_OF_SCORER = re.compile(rf"_({'|'.join(_BESIDE)}|control|q\d+|lent_by_\d+)$")
 
 Frame: TypeAlias = Any  # a pandas.DataFrame: its own types call every second column an array
 
 
 def uses_of(stages: Sequence[Stage], config: Config) -> Iterator[Use]:
-    """`stages` are those before this one; of them it reads select and what has tables, `evaluate` apart."""
+    """`stages` are those before this one; of them it reads select and what has tables, `evaluate` apart. Raises
+    ConfigError where a scorer is called what another column of features.parquet is."""
     shown = {kind: [p.key for p in getattr(config, kind)] for kind in ("explainers", "scorers", "controls")}
     read = [stage for stage in stages if stage.kind == "select" or (stage.tables and stage.kind != "evaluate")]
     names = [use.name for stage in read for use in stage.uses(config)]
     names += [name for name in branches.uses_of(stages, config) if _of_branch(name) is not None]
     lent = branches.uses_of_union(stages, config, "explain")
     names += [name for name in lent if plain(name).split("/")[0] in ("select", "contexts", "explain")]
+    for label in shown["scorers"]:
+        of = _OF_SCORER.sub("", label)
+        if label in _OTHERS or (of != label and of in shown["scorers"]):
+            raise ConfigError(f"scorers: features.parquet has another column {label!r}: give this one another label")
     used = {"explain", "score", *(plain(name).split("/")[0] for name in names)}  # these two have tables in every run
     given = {stage.kind: stage.tables for stage in read if stage.kind in used}
     yield Use("tables", tuple(names), shown, given)
@@ -226,17 +233,7 @@ def _wide(scores: Frame, scorer: str) -> Frame:
 
     rows = scores[scores["scorer"] == scorer]
     real = rows[rows["control"].isna()]
-    names = {
-        "value": scorer,
-        "low": f"{scorer}_low",
-        "high": f"{scorer}_high",
-        "n_scored": f"{scorer}_n_scored",
-        "n_unscored": f"{scorer}_n_unscored",
-        "corrected": f"{scorer}_corrected",
-        "chance": f"{scorer}_chance",
-        "yes_rate": f"{scorer}_yes_rate",
-        "ece": f"{scorer}_ece",
-    }
+    names = {"value": scorer} | {name: f"{scorer}_{name}" for name in _BESIDE}
     for name in sorted(filter(_QUANTILE.match, rows.columns), key=lambda name: int(name.partition("_q")[2])):
         if real[name].notna().any():
             names[name] = f"{scorer}_{name.partition('_')[2]}"

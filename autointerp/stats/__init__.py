@@ -17,12 +17,7 @@ from autointerp.stats.calibration import (
     yes_rate,
 )
 from autointerp.stats.clustered import clustered_chance, dependent_share_interval
-from autointerp.stats.correlation import (
-    LEAST_SEQUENCES,
-    cosine,
-    pearson,
-    pooled_pearson_interval,
-)
+from autointerp.stats.correlation import cosine, pearson, pooled_pearson_interval
 from autointerp.stats.lending import shared_interval
 from autointerp.stats.means import (
     Paired,
@@ -40,13 +35,11 @@ from autointerp.stats.ranking import (
     by_quantile,
     chance_corrected,
 )
-from autointerp.stats.student import LEVEL, RESAMPLES, student_t
+from autointerp.stats.student import LEVEL, student_t
 from autointerp.stats.variance import variance_components, variance_shares
 
 __all__ = [
-    "LEAST_SEQUENCES",
     "LEVEL",
-    "RESAMPLES",
     "Calibration",
     "Paired",
     "Unpaired",

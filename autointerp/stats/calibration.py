@@ -93,21 +93,19 @@ def fit_calibration(truth: ArrayLike, evidence: ArrayLike) -> Calibration | None
     return Calibration(slope, float(weight[1]) - slope * centre, len(e))
 
 
-def natural_precision(
-    firing: ArrayLike, silent: ArrayLike, rate: float, threshold: float = 0.5
-) -> tuple[float | None, float | None]:
+def natural_precision(firing: ArrayLike, silent: ArrayLike, rate: float) -> tuple[float | None, float | None]:
     """(precision, recall) where a share `rate` of windows fires, by reweighting.
 
-    `firing` and `silent` are predictions on firing windows and on silent ones drawn at random (no near misses:
+    `firing` and `silent` are answers, Yes or No, on firing windows and on silent ones drawn at random (no near misses:
     these are not what running text is made of). precision = rate·TPR / (rate·TPR + (1 − rate)·FPR).
     """
-    f, s = np.asarray(firing, dtype=float), np.asarray(silent, dtype=float)
+    f, s = np.asarray(firing, dtype=bool), np.asarray(silent, dtype=bool)
     if not f.size:
         return None, None
-    recall = float(np.mean(f >= threshold))
+    recall = float(f.mean())
     if not s.size:
         return None, recall
-    yes = rate * recall + (1 - rate) * float(np.mean(s >= threshold))
+    yes = rate * recall + (1 - rate) * float(s.mean())
     return (rate * recall / yes if yes else None), recall
 
 

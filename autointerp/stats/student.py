@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 LEVEL = 0.95
-RESAMPLES = 1000  # of a bootstrap, where one is drawn
 NORMAL = NormalDist().inv_cdf((1 + LEVEL) / 2)
 LEAST_DOCUMENTS = 4  # that more examples than these share: of 3, t is 4.3, and the interval goes from 0 to 1
 _NOTHING = 1e-20  # of variance: rounding

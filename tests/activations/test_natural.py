@@ -35,7 +35,7 @@ def test_rates_and_samples_are_those_of_the_windows(tmp_path_factory, documents,
     text = RunningText(corpus, firings, window=window, test_share=0.5, seed=seed)
     expected = list(by_hand(corpus, dense, window, seed))
     assert text.total == len(expected)
-    rates, drawn = text.rates(range(4)), text.sample(range(4), strings)
+    rates, drawn = text.rates(range(4)), text.sampler(strings)(range(4))
     for latent in range(4):
         fires = [bool(fired[latent]) for _, fired in expected]
         assert rates[latent] == (pytest.approx(np.mean(fires)) if expected else None)
@@ -47,7 +47,8 @@ def test_rates_and_samples_are_those_of_the_windows(tmp_path_factory, documents,
 def test_a_sample_is_a_thousand_windows_the_same_for_all_features(tmp_path):
     corpus, firings, _ = world(tmp_path, documents=4000, longest=40, rates=[0.01, 0.2])
     text = RunningText(corpus, firings, window=8, test_share=0.5, seed=0)
-    drawn = text.sample([0, 1], strings)
+    sample = text.sampler(strings)
+    drawn = sample([0, 1])
     assert len(drawn[0].tokens) == 1000
-    assert drawn[0].tokens is drawn[1].tokens
+    assert drawn[0].tokens is drawn[1].tokens is sample([1])[1].tokens
     assert np.mean(drawn[1].fires) == pytest.approx(text.rates([1])[1], abs=0.05)

@@ -100,6 +100,19 @@ def test_explainers_and_ceilings_are_paired(report: dict[str, Any]):
     assert above["difference"] == pytest.approx(0.2 + 0.095, abs=0.01)
 
 
+def test_one_explainer_without_a_control_has_its_means_and_no_differences(campaign: Any, run: ai.Run, tmp_path: Path):
+    for name in ("explanations", "features", "judgements", "scores"):
+        table: Any = pd.read_parquet(run.folder / f"{name}.parquet")
+        if "explainer" in table:
+            table = table[table["explainer"] == "default"]
+        if "control" in table:
+            table = table[table["control"].isna()]
+        table.to_parquet(tmp_path / f"{name}.parquet")
+    alone = campaign.summary(ai.Run(tmp_path), JUDGES)
+    assert alone["differences"] == []
+    assert [row["explainer"] for row in alone["means"]] == ["default", "default", None]
+
+
 def test_a_judge_s_habit_of_yes_spoils_kappa_at_a_half_alone(report: dict[str, Any]):
     (row,) = report["agreement"]
     assert row["kappa at the base rate"] > 0.85

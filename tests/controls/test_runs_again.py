@@ -101,9 +101,10 @@ def test_named_features_become_as_many_at_random() -> None:
     assert (drawn.ids, drawn.select, drawn.count) == (None, "random", 3)
 
 
-def test_a_label_that_cannot_be_a_branch_is_told() -> None:
+@pytest.mark.parametrize("label", ["a:b", "union", "run"])
+def test_a_label_that_cannot_be_a_branch_is_told(label: str) -> None:
     with pytest.raises(ConfigError, match="label without ':'"):
-        uses(trained({"name": "random_sae", "label": "a:b"}))
+        uses(trained({"name": "random_sae", "label": label}))
 
 
 def test_every_use_of_a_branch_has_its_stage() -> None:

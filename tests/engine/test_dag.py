@@ -125,6 +125,13 @@ def test_items_that_may_succeed_later_make_the_stage_run_again(tmp_path: Path) -
     assert left == []
 
 
+def test_a_stage_whose_name_is_longer_than_a_file_s_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    long = [f"score/{'說' * 150}/{'b' * 149}{last}" for last in "xy"]
+    done = Dag([node(name, lambda job: (job.folder / "a").write_text("1"), {}) for name in long], Store(tmp_path)).run()
+    assert sorted(done) == sorted(long)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_files_in_the_log_folder_are_kept_but_stale_nothing(tmp_path: Path) -> None:
     times = iter(["1 s", "2 s"])
 

@@ -1,8 +1,10 @@
 """Explanations from a file: each form is read, what cannot be is told with its place, the content is in the key."""
 
+import asyncio
 import csv
 import gzip
 import json
+import os
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from autointerp.config import load_config, parse_config
 from autointerp.errors import ConfigError
+from autointerp.explainers import given as module
 from autointerp.explainers.given import explain, read_explanations
 from autointerp.plugins import explainers
 from autointerp.records import FeatureEvidence
@@ -101,6 +104,12 @@ async def test_the_batches_of_an_export_are_read_together_and_chosen_among(tmp_p
         await explain(evidence(), None, path=tmp_path, only={"model": "b"})
 
 
+async def test_a_text_that_is_there_twice_is_one_explanation(tmp_path):
+    as_csv(tmp_path / "a.csv", [(3, "dogs and cats"), (3, "dogs  and cats "), (4, "dogs"), (4, "cats")])
+    assert (await explain(evidence(3), None, path=tmp_path)).text == "dogs and cats"
+    assert "2 explanations of it" in (await explain(evidence(4), None, path=tmp_path)).failure
+
+
 async def test_what_is_missing_empty_or_unparsed_is_a_failure_with_its_reason(tmp_path):
     as_delphi(tmp_path, {3: "Explanation could not be parsed.", 4: " "})
     assert "could not be parsed" in (await explain(evidence(3), None, path=tmp_path)).failure
@@ -126,6 +135,22 @@ async def test_a_file_that_changes_is_read_again_and_changes_the_key(tmp_path):
     assert key() != before
     assert (first.text, (await explain(evidence(), None, path=file)).text) == ("dogs", "cats")
     assert str(tmp_path) not in json.dumps(before)
+
+
+def test_a_folder_is_looked_through_once_a_run_and_again_in_the_next(tmp_path, monkeypatch):
+    as_delphi(tmp_path, dict.fromkeys(range(40), "dogs"))
+    looked, list_files = [], module._files
+    monkeypatch.setattr(module, "_files", lambda path: looked.append(path) or list_files(path))
+
+    async def run():
+        return [(await explain(evidence(feature), None, path=tmp_path)).text for feature in range(40)]
+
+    assert set(asyncio.run(run())) == {"dogs"}
+    assert len(looked) < 4
+    changed = tmp_path / "layers.5_latent3.txt"
+    as_delphi(tmp_path, {3: "cats"})
+    os.utime(changed, ns=(0, changed.stat().st_mtime_ns + 10**9))
+    assert asyncio.run(run())[2:5] == ["dogs", "cats", "dogs"]
 
 
 def test_a_path_that_is_not_there_is_told_before_the_run(tmp_path):

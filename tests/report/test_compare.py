@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,16 @@ def test_a_measure_can_be_any_column(run: Path):
     assert row["at_chance"] is None
 
 
+def test_the_auroc_of_one_quantile_can_be_the_measure(run: Path):
+    rows = compare(run, measure="auroc_q2")
+    headline = row_of(rows, b="token_stats", measure="auroc_q2", quantile=None)
+    assert headline["difference"] == pytest.approx(0.3)
+    assert row_of(rows, b="token_stats", measure="auroc_q2", quantile=2)["difference"] == headline["difference"]
+    out = io.StringIO()
+    print_comparison(run, measure="auroc_q2", out=out)
+    assert re.search(r"default − token_stats +auroc_q2 .* \.10 \.30$", out.getvalue(), re.MULTILINE)
+
+
 CONFIG = """\
 subject: {{model: stories15m}}
 sae: {{load: {sae}}}
@@ -213,6 +224,8 @@ def test_a_run_that_is_not_done_is_told(tmp_path: Path, capsys: pytest.CaptureFi
     [
         ({"scorer": "detecton"}, "did you mean 'detection'"),
         ({"measure": "corected"}, "did you mean 'corrected'"),
+        ({"measure": "failure"}, "no measure 'failure'"),
+        ({"measure": "feature"}, "no measure 'feature'"),
         ({"against": "defalt"}, "did you mean 'default'"),
     ],
 )

@@ -78,6 +78,15 @@ async def test_an_answer_that_names_no_option_is_unscored_with_its_reason(module
     assert "names no one text" in score.failure
 
 
+@pytest.mark.parametrize(("said", "value"), [("<think>Not 1, 2 or 3.</think>\n4", 0.25), ("<think>\nOkay, 4 is", None)])
+async def test_numbers_in_a_reasoning_model_s_thoughts_are_no_answer(said, value, held_out) -> None:
+    judge = Judge("own")
+    judge.complete = lambda *_, **__: _said(said)
+    score = await output_tokens.score("x", held_out, judge, logit_effects=EFFECTS, seed=0)
+    assert score.value == value
+    assert value or "only reasoning" in score.failure
+
+
 async def _said(text):
     return Completion(text)
 

@@ -52,6 +52,13 @@ async def test_an_answer_that_cannot_be_read_is_asked_again_and_then_unscored(he
     assert all(j.status == "failed" for j in got.judgements)
 
 
+async def test_an_answer_is_read_behind_a_reasoning_model_s_thoughts(held_out):
+    judge = Judge(lambda text: " dog" in text, say=lambda numbers: f"<think>1, 2?</think>\n{', '.join(numbers)}")
+    assert (await score("dogs", held_out, judge, seed=0)).value == 1.0
+    cut = await score("dogs", held_out, Judge(lambda text: True, say=lambda numbers: "<think>1, 2"), seed=0)
+    assert "only reasoning" in cut.failure
+
+
 async def test_too_few_windows_and_train_windows_are_told(held_out):
     got = await score("dogs", held_out[:55], Judge(lambda text: True), seed=0)
     assert got.value is None

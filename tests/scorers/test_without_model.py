@@ -24,6 +24,14 @@ async def test_one_occurrence_does_not_stand_before_thirty_eight():
     assert (await lexical.score("", windows(1), None, token_table=table)).value > 0.99
 
 
+async def test_tokens_that_read_the_same_are_counted_as_one():
+    """Parts of characters all read alike; the rarest of them must not stand for the others."""
+    table = [TokenStat("\ufffd", 60, 79, 1.0), TokenStat("\ufffd", 30, 29, 1.0), TokenStat("\ufffd", 1, 1, 1.0)]
+    examples = [replace(window, tokens=("\ufffd",)) for window in windows(1)]
+    got = await lexical.score("", examples, None, token_table=table)
+    assert {j.probability for j in got.judgements} == {91 / 110}
+
+
 async def test_windows_of_equal_evidence_stand_in_a_drawn_order():
     """Else a count would rank lower than a judge who knows as much and whose log odds have no ties."""
     table, rng = [TokenStat("hit", 9, 9, 1.0)], np.random.default_rng(0)
@@ -87,6 +95,17 @@ async def test_an_embedding_that_sees_the_word_ranks_by_it():
 
     assert (await embedding.score(OWN, windows(1), None, embedder=embedder)).value == 1.0
     assert (await embedding.score(OWN, windows(1), None)).failure == "no embedding model"
+
+
+async def test_a_window_whose_evidence_is_no_number_is_unscored():
+    def embedder(texts):
+        rows = np.array([[float(OWN in text), 1.0] for text in texts])
+        rows[7] = np.nan
+        return rows
+
+    got = await embedding.score(OWN, windows(1), None, embedder=embedder)
+    assert (got.value, got.n_scored, got.n_unscored) == (1.0, 99, 1)
+    assert [j.failure for j in got.judgements if j.status == "failed"] == ["its evidence is not a number"]
 
 
 @pytest.mark.parametrize("name", ["lexical", "lexical_shown", "position", "constant", "embedding"])

@@ -11,7 +11,7 @@ from planted_features import OWN, Judge, know_nothing, neighbours, oracle, windo
 
 from autointerp import stats
 from autointerp.errors import AutointerpError, ConfigError
-from autointerp.records import Context
+from autointerp.records import Completion, Context
 from autointerp.scorers import detection, discrimination, fuzzing, generation, intruder
 from autointerp.scorers.judging import Item, in_proportion, rng_of, summarise
 
@@ -312,6 +312,18 @@ async def test_nothing_written_is_a_failure_with_its_reason():
     assert got.value is None
     assert "no numbered line" in got.failure
     assert "SAE" in (await generation.score("x", [], Judge(oracle))).failure
+
+
+async def test_lines_of_a_reasoning_model_s_thoughts_are_no_texts():
+    judge = Judge(oracle)
+
+    async def thinks(messages, **wanted):
+        word = "the" if "anything" in messages[-1].content else OWN
+        return Completion(f"<think>\n1. a draft without it\n2. another\n</think>\n1. {word} one\n2. {word} two")
+
+    judge.complete = thinks
+    got = await generation.score("x", [], judge, activations=fires_on_it, texts=2)
+    assert (got.value, got.chance) == (1.0, 0.0)
 
 
 # --- a judge who is sometimes wrong -----------------------------------------------------------
