@@ -125,15 +125,24 @@ def parse_activations(text: str, tokens: Sequence[str]) -> Activations:
 
 # --- yes or no --------------------------------------------------------------------------------
 
-LEAST_MASS = 0.05  # of Yes and No among all next tokens; below it their odds say little
+LEAST_MASS = 0.05  # of the answers among all next tokens; below it their odds say little
+
+
+def too_little(heard: Sequence[Choices], answers: str) -> str | None:
+    """Why the odds of `answers` say little: together they have less than `LEAST_MASS`, in the mean of `heard`."""
+    masses = [each.mass for each in heard if each.mass is not None]
+    mean = sum(masses) / len(masses) if masses else 1.0
+    if mean >= LEAST_MASS:
+        return None
+    return f"the judge gave {answers} together a probability of {mean:.2g}: it wanted to say something else"
 
 
 def read_yes_no(heard: Choices) -> tuple[float, float] | str:
     """(log odds of Yes, P(Yes)) from the probabilities of the answers ("Yes", "No"), or why there is neither."""
     if heard.probabilities is None:
         return heard.failure or "the judge gave no probabilities"
-    if heard.mass is not None and heard.mass < LEAST_MASS:
-        return f"the judge gave Yes and No together a probability of {heard.mass:.2g}: it wanted to say something else"
+    if why := too_little([heard], "Yes and No"):
+        return why
     yes, no = heard.probabilities
     if yes == no == 0:
         return "the judge gave neither Yes nor No any probability"

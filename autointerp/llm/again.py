@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
 
-from autointerp.answers import LEAST_MASS
+from autointerp.answers import too_little
 from autointerp.llm.backend import Complete, Reply, Request
 
 NOT_IN_KEYS = "it decides what is asked again, not what an answer says"
@@ -50,4 +50,4 @@ def renewal() -> Renewal | None:
 def _unread(request: Request, reply: Reply) -> bool:
     if reply.failure is not None or (isinstance(request, Complete) and request.attempt > 0):
         return True
-    return any(c.failure is not None or (c.mass is not None and c.mass < LEAST_MASS) for c in reply.choices)
+    return any(c.failure is not None for c in reply.choices) or too_little(reply.choices, "the answers") is not None

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autointerp import stats
-from autointerp.answers import spoken
+from autointerp.answers import spoken, too_little
 from autointerp.errors import ConfigError
 from autointerp.prompting import REPEAT_TEMPERATURE, on_one_line, render
 from autointerp.records import LLM, Judgement, OutputEffects, Score
@@ -47,6 +47,8 @@ async def pick(explanation: str, question: Question, llm: LLM, template: str, re
         heard = await llm.choose(messages, numbers)
         if heard.probabilities is None:
             return heard.failure or "the judge gave no probabilities"
+        if why := too_little([heard], "the numbers"):
+            return why
         best = max(heard.probabilities)
         return tuple(place for place, p in enumerate(heard.probabilities) if p == best)
     failure = "not asked"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from autointerp import stats
-from autointerp.answers import parse_activations
+from autointerp.answers import parse_activations, too_little
 from autointerp.errors import ConfigError
 from autointerp.plugins import scorer
 from autointerp.prompting import REPEAT_TEMPERATURE, SCALE, on_one_line, render
@@ -87,6 +87,8 @@ async def _by_slots(explanation: str, example: Context, llm: LLM) -> Prediction:
     slots = await llm.fill(messages, segments, FILLER, DIGITS)
     if len(slots) != len(example.tokens):
         return f"{len(slots)} predictions for {len(example.tokens)} tokens"
+    if why := too_little(slots, "the digits"):
+        return why
     values: list[float] = []
     for slot in slots:
         if slot.probabilities is None:

@@ -87,6 +87,18 @@ async def test_numbers_in_a_reasoning_model_s_thoughts_are_no_answer(said, value
     assert value or "only reasoning" in score.failure
 
 
+async def test_a_judge_who_would_say_no_number_is_unscored_whatever_its_odds(held_out) -> None:
+    judge = Judge("own", ("choices",))
+    judge.choose = lambda *_: _chose(Choices((0.97, 0.01, 0.01, 0.01), mass=0.01))
+    score = await output_tokens.score("x", held_out, judge, logit_effects=EFFECTS, seed=0)
+    assert (score.value, score.n_unscored) == (None, 8)
+    assert "a probability of 0.01" in score.failure
+
+
+async def _chose(heard):
+    return heard
+
+
 async def _said(text):
     return Completion(text)
 

@@ -141,6 +141,20 @@ async def test_slots_that_fail_or_are_too_few_leave_the_sequence_unscored(held_o
     assert {j.failure for j in got.judgements} == {"8 predictions for 9 tokens", "HTTP 500"}
 
 
+@pytest.mark.parametrize(("masses", "scored"), [([0.01] * 9, False), ([0.01] + [0.99] * 8, True)])
+async def test_a_sequence_is_unscored_where_the_judge_would_seldom_say_a_digit(held_out, masses, scored):
+    simulator = Simulator(knows, True)
+    fill = simulator.fill
+
+    async def hesitant(*asked):
+        return [replace(slot, mass=mass) for slot, mass in zip(await fill(*asked), masses)]
+
+    simulator.fill = hesitant
+    got = await score("dogs", held_out, simulator, seed=0)
+    assert (got.n_scored, got.n_unscored) == ((50, 0) if scored else (0, 50))
+    assert scored or "the digits together a probability of 0.01" in got.failure
+
+
 async def test_an_expected_value_and_not_the_likeliest_digit_is_read(held_out):
     class Unsure(Simulator):
         async def fill(self, messages, segments, filler, answers):
