@@ -17,7 +17,7 @@ from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from autointerp.errors import ConfigError
-from autointerp.records import Context, Message
+from autointerp.records import Context, Message, pieces
 from autointerp.registry import did_you_mean
 from autointerp.resources import folder
 
@@ -110,13 +110,13 @@ def marked(context: Context, left: str = "«", right: str = "»") -> str:
 
 def activations(context: Context, maximum: float) -> str:
     """``dog 10, s 4``: each firing token with its activation in whole numbers up to 10."""
-    fired = [(t, a) for t, a in zip(context.tokens, context.activations) if a > 0]
-    return ", ".join(f"{on_one_line(token.strip(' '))} {scaled(a, maximum)}" for token, a in fired)
+    fired = [(token, value) for token, value in pieces(context.tokens, context.activations) if value > 0]
+    return ", ".join(f"{on_one_line(token.strip(' '))} {scaled(value, maximum)}" for token, value in fired)
 
 
 def _runs(context: Context) -> list[tuple[bool, str]]:
     runs: list[tuple[bool, str]] = []
-    for token, activation in zip(context.tokens, context.activations):
+    for token, activation in pieces(context.tokens, context.activations):
         if runs and runs[-1][0] == (activation > 0):
             runs[-1] = (runs[-1][0], runs[-1][1] + token)
         else:

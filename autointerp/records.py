@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
@@ -25,7 +25,7 @@ class Context:
     quantile: int | None  # of the window's maximum among the feature's firings, 0 = weakest; None when silent
     document: int  # of the corpus
     position: int  # of the window's first token in its document
-    tokens: tuple[str, ...]  # joined, they are the text; of a character in several tokens each part is �
+    tokens: tuple[str, ...]  # joined, they are the text; of a character in several tokens all but the last are empty
     activations: tuple[float, ...]  # of the feature, on each of these tokens
 
     @property
@@ -39,6 +39,19 @@ class Context:
     @property
     def peak(self) -> float:
         return max(self.activations, default=0.0)
+
+
+def pieces(tokens: Iterable[str], activations: Iterable[float]) -> list[tuple[str, float]]:
+    """Each token that is not empty with its activation, to be shown. An empty one holds the beginning of a character:
+    the token that ends the character has the larger activation of the two here."""
+    shown: list[tuple[str, float]] = []
+    begun: list[float] = []
+    for token, activation in zip(tokens, activations):
+        begun.append(activation)
+        if token:
+            shown.append((token, max(begun)))
+            begun.clear()
+    return shown
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,11 +24,10 @@ from sklearn.preprocessing import StandardScaler
 
 from autointerp import stats
 from autointerp.activations.contexts import sample_contexts
-from autointerp.activations.evidence import firing_table
-from autointerp.activations.splits import held_out, token_counts, token_table
+from autointerp.activations.evidence import EvidenceReader, firing_table
 from autointerp.artifacts import Corpus, Firings
 from autointerp.config import ContextsConfig
-from autointerp.records import Context, TokenStat
+from autointerp.records import Context
 from autointerp.sae import load_sae
 from autointerp.scorers import floors, lexical
 from autointerp.scorers.fuzzing import marks
@@ -88,24 +87,6 @@ def cheap_judge(sets: list[list[Item]]) -> list[float]:
     return gains
 
 
-def tables(
-    features: list[int], corpus: Corpus, firings: Firings, strings: Any, share: float, seed: int
-) -> dict[int, Any]:
-    """feature -> every token on which it fires in train documents."""
-    train = ~held_out(corpus, share, seed)
-    seen, names = token_counts(corpus, train), token_table(corpus, strings)
-    made: dict[int, list[TokenStat]] = {}
-    for feature, (position, _) in firings.of(features).items():
-        position = position[train[corpus.documents[corpus.row_of(position)]]]
-        token, fired = np.unique(np.asarray(corpus.tokens)[position], return_counts=True)
-        made[feature] = [
-            TokenStat(str(names[t]), int(f), int(seen[t]), 0.0)
-            for t, f in zip(token.tolist(), fired.tolist())
-            if seen[t]
-        ]
-    return made
-
-
 def summary(values: list[float]) -> dict[str, float | int | None]:
     bounds = stats.mean_interval(values)
     low, high = (None, None) if bounds is None else (round(limit, 4) for limit in bounds)
@@ -131,7 +112,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     by_feature: dict[int, list[Context]] = {feature: [] for feature in chosen}
     for context in sample_contexts(corpus, firings, chosen, near, strings, config, 0):
         by_feature[context.feature].append(context)
-    counted = tables(chosen, corpus, firings, strings, config.test_share, 0)
+    counted = EvidenceReader(firings, corpus, strings, test_share=config.test_share, seed=0).token_tables(chosen)
     scores: dict[str, list[Any]] = {name: [] for name in ("lexical", "lexical_shown", "position", "constant")}
     for feature in chosen:
         test = [c for c in by_feature[feature] if c.split == "test"]

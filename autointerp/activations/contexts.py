@@ -26,7 +26,8 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from autointerp.activations.splits import TokenStrings, content_starts, held_out, token_table
+from autointerp.activations.splits import content_starts, held_out
+from autointerp.activations.words import TokenStrings, Words
 from autointerp.artifacts import Corpus, Firings, write_atomically
 from autointerp.records import Context, Kind, Split
 from autointerp.tables import FeatureRows
@@ -176,7 +177,7 @@ class _Sampler:
 
         self.corpus, self.config, self.seed = corpus, config, seed % 2**64
         self.tokens = np.asarray(corpus.tokens)  # a plain view: slicing a memmap costs more
-        self.table: np.ndarray = token_table(corpus, token_strings)
+        self.words = Words(corpus, token_strings)
         self.low, self.high = content_starts(corpus), corpus.offsets[1:]
         test = held_out(corpus, config.test_share, seed)[corpus.documents]
         self.split_of_row: np.ndarray = test.astype(np.int8)  # 0 train, 1 test
@@ -315,7 +316,8 @@ class _Sampler:
         values: np.ndarray = np.zeros(at.shape, np.float32)
         within, segment = _ranges(position.searchsorted(windows.start), position.searchsorted(windows.stop))
         values[segment, position[within] - windows.start[segment]] = activation[within]
-        words: list[list[str]] = self.table[self.tokens[np.minimum(at, windows.stop[:, None] - 1)]].tolist()
+        numbers = self.words.at(np.minimum(at, windows.stop[:, None] - 1))
+        words: list[list[str]] = self.words.strings[numbers].tolist()
         places = self.corpus.starts[windows.row] + windows.start - self.low[windows.row]
         lengths = length.tolist()
         tokens = [tuple(line[:n]) for line, n in zip(words, lengths)]

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from autointerp.activations.contexts import chunks
-from autointerp.activations.splits import TokenStrings, content_starts, held_out, token_counts, token_table
+from autointerp.activations.splits import content_starts, held_out
+from autointerp.activations.words import TokenStrings, Words
 from autointerp.artifacts import Corpus, Firings
 from autointerp.errors import AutointerpError, ConfigError
 from autointerp.records import Context, FeatureEvidence, TokenStat
@@ -31,8 +32,8 @@ class EvidenceReader:
         """`test_share` and `seed` are those the contexts were drawn with: token statistics count train documents."""
         train = ~held_out(corpus, test_share, seed)
         self._firings, self._corpus = firings, corpus
-        self._seen = token_counts(corpus, train)
-        self._table = token_table(corpus, token_strings)
+        self._words = Words(corpus, token_strings)
+        self._seen = self._words.counts(train)
         self._starts, self._train_row = content_starts(corpus), train[corpus.documents]
 
     def token_tables(self, features: Sequence[int]) -> dict[int, tuple[TokenStat, ...]]:
@@ -41,8 +42,7 @@ class EvidenceReader:
         for chunk in chunks(list(features), self._firings.counts):
             for feature, (position, activation) in self._firings.of(chunk).items():
                 counted = self._counted(position)
-                ids = self._corpus.tokens[position[counted]]
-                tables[feature] = _token_stats(ids, activation[counted], self._seen, self._table, None)
+                tables[feature] = self._token_stats(position[counted], activation[counted], None)
         return tables
 
     def _counted(self, position: np.ndarray) -> np.ndarray:
@@ -58,11 +58,10 @@ class EvidenceReader:
         logits_down: Mapping[int, Logits] | None = None,
     ) -> Iterator[FeatureEvidence]:
         """The evidence on each feature of `contexts`, in that order; contexts of the test split are left out."""
-        firings, corpus = self._firings, self._corpus
+        firings = self._firings
         for chunk in chunks(list(contexts), firings.counts):
             for feature, (position, activation) in firings.of(chunk).items():
                 counted = self._counted(position)
-                ids = corpus.tokens[position[counted]]
                 shown = [context for context in contexts[feature] if context.split == "train"]
                 yield FeatureEvidence(
                     feature=feature,
@@ -73,24 +72,22 @@ class EvidenceReader:
                     random=tuple(c for c in shown if c.kind == "random"),
                     near=tuple(c for c in shown if c.kind == "near"),
                     train_firings=int(counted.sum()),
-                    token_stats=_token_stats(ids, activation[counted], self._seen, self._table),
+                    token_stats=self._token_stats(position[counted], activation[counted]),
                     logits_up=tuple((logits_up or {}).get(feature, ())),
                     logits_down=tuple((logits_down or {}).get(feature, ())),
                 )
 
+    def _token_stats(
+        self, position: np.ndarray, activation: np.ndarray, most: int | None = _TOKEN_STATS
+    ) -> tuple[TokenStat, ...]:
+        """The `most` tokens with most firings (None: all), of all firings' positions [n] and activations [n]."""
+        import numpy as np
 
-def _token_stats(
-    ids: np.ndarray, activation: np.ndarray, seen: np.ndarray, table: np.ndarray, most: int | None = _TOKEN_STATS
-) -> tuple[TokenStat, ...]:
-    """The `most` tokens with most firings (None: all), of all firings' token ids [n] and activations [n]."""
-    import numpy as np
-
-    token, which, fired = np.unique(ids, return_inverse=True, return_counts=True)
-    total = np.bincount(which, weights=activation, minlength=len(token))
-    top = np.lexsort((-total, -fired))[:most].tolist()
-    return tuple(
-        TokenStat(str(table[token[i]]), int(fired[i]), int(seen[token[i]]), float(total[i] / fired[i])) for i in top
-    )
+        word, which, fired = np.unique(self._words.at(position), return_inverse=True, return_counts=True)
+        total = np.bincount(which, weights=activation, minlength=len(word))
+        top = np.lexsort((-total, -fired))[:most]
+        strings, seen, mean = self._words.strings[word[top]], self._seen[word[top]], total[top] / fired[top]
+        return tuple(map(TokenStat, map(str, strings), fired[top].tolist(), seen.tolist(), mean.tolist()))
 
 
 def firing_table(firings: Firings, min_firings: int) -> pd.DataFrame:

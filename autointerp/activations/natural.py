@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from autointerp.activations.contexts import chunks
-from autointerp.activations.splits import TokenStrings, content_starts, held_out, token_table
+from autointerp.activations.splits import content_starts, held_out
+from autointerp.activations.words import TokenStrings, Words
 from autointerp.artifacts import Corpus, Firings
 from autointerp.records import RandomWindows
 
@@ -52,8 +53,9 @@ class RunningText:
         row = self._first.searchsorted(drawn, side="right") - 1
         start = self._low[row] + (drawn - self._first[row]) * self._window
         stop = np.minimum(start + self._window, self._corpus.offsets[1:][row])
-        table, ids = token_table(self._corpus, strings), np.asarray(self._corpus.tokens)
-        tokens = tuple(tuple(table[ids[a:b]].tolist()) for a, b in zip(start.tolist(), stop.tolist()))
+        words = Words(self._corpus, strings)
+        places = (np.arange(a, b) for a, b in zip(start.tolist(), stop.tolist()))
+        tokens = tuple(tuple(words.strings[words.at(place)].tolist()) for place in places)
 
         def sample(features: Sequence[int]) -> dict[int, RandomWindows]:
             inside = self._inside(features)

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from autointerp.activations.contexts import apart, sample_contexts
-from autointerp.activations.splits import TokenStrings, content_starts
+from autointerp.activations.splits import content_starts
+from autointerp.activations.words import TokenStrings
 from autointerp.artifacts import Corpus, Firings
 from autointerp.config import ContextsConfig
 from autointerp.records import Context, Neighbour, Split

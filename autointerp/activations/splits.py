@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from autointerp.artifacts import Corpus
 
 if TYPE_CHECKING:
     import numpy as np
-
-TokenStrings = Callable[[Sequence[int]], list[str]]
 
 
 def held_out(corpus: Corpus, test_share: float, seed: int) -> np.ndarray:
@@ -64,17 +61,3 @@ def token_counts(corpus: Corpus, documents: np.ndarray | None = None) -> np.ndar
         keep[corpus.offsets[:-1][rows][starts[rows] > corpus.offsets[:-1][rows]] - low] = False
         counts += np.bincount(corpus.tokens[low:high][keep], minlength=len(counts))
     return counts
-
-
-def token_table(corpus: Corpus, token_strings: TokenStrings) -> np.ndarray:
-    """token id -> string, [vocabulary] object; ids that the corpus lacks are None.
-
-    Each id is read by itself: ids that only follow each other as numbers are no text, and a part of a character
-    would run over into the next. By itself it is "\ufffd".
-    """
-    import numpy as np
-
-    seen = np.flatnonzero(token_counts(corpus))
-    table = np.full(int(seen.max(initial=0)) + 1, None, object)
-    table[seen] = [token_strings([token])[0] for token in seen.tolist()]
-    return table

@@ -47,7 +47,9 @@ async def explain(
         examples=spread(feature.activating, examples, rng),
         silent=silent_contexts(feature, silent, rng),
         show_activations=show_activations,
-        stats=[(s.token, round(100 * share)) for s, share in shares(feature)[:token_stats] if share >= 0.01],
+        stats=[
+            (s.token, round(100 * share)) for s, share in shares(feature)[:token_stats] if s.token and share >= 0.01
+        ],
         promoted=[token for token, _ in feature.logits_up[:promoted]],
     )
     return await ask(messages, llm, reask)

@@ -50,13 +50,18 @@ def on_whole_words(context: Context) -> Context:
 def word_spans(tokens: Sequence[str]) -> list[tuple[int, int]]:
     """[low, high) of each word's tokens; what is no part of a longer word is a span of its own.
 
-    Tokens belong together where letters or digits meet without a space between them. Only letters that know upper
-    and lower case are joined: scripts that write without spaces would come out as one word.
+    Tokens belong together where letters or digits meet without a space between them, and an empty one, the beginning
+    of a character, belongs to the next. Only letters that know upper and lower case are joined: scripts that write
+    without spaces would come out as one word.
     """
     spans: list[tuple[int, int]] = []
+    next_letter = [""] * (len(tokens) + 1)
+    for place in reversed(range(len(tokens))):
+        next_letter[place] = tokens[place][:1] or next_letter[place + 1]
     low = 0
     for place in range(1, len(tokens) + 1):
-        joined = place < len(tokens) and _letter(tokens[place - 1][-1:]) and _letter(tokens[place][:1])
+        before = tokens[place - 1]
+        joined = place < len(tokens) and (not before or (_letter(before[-1]) and _letter(next_letter[place])))
         if not joined or place - low == _LONGEST:
             spans.append((low, place))
             low = place
@@ -67,13 +72,15 @@ def token_uses(feature: FeatureEvidence, most_words: int = 3) -> list[TokenUse]:
     """The feature's tokens, those first that are much of the feature and of which the feature is much.
 
     Ranked by share · specificity, so that a frequent token on which it fires now and then does not stand before a
-    rarer one on which it always fires. Fragments carry the whole words in which train windows show them firing.
+    rarer one on which it always fires. Fragments carry the whole words in which train windows show them firing; the
+    beginning of a character is named by the first of these, and left out where there is none.
     """
     whole = _whole_words(feature.activating)
-    uses = [
-        TokenUse(stat.token, share, stat.fired, stat.seen, _fragment_of(stat.token, whole, most_words))
-        for stat, share in shares(feature)
-    ]
+    uses: list[TokenUse] = []
+    for stat, share in shares(feature):
+        words = _fragment_of(stat.token, whole, most_words)
+        if stat.token or words:
+            uses.append(TokenUse(stat.token or words[0], share, stat.fired, stat.seen, words))
     return sorted(uses, key=lambda use: -use.share * use.specificity)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from autointerp.records import pieces
 from autointerp.report.charts import Histogram, activations
 from autointerp.report.figures import CEILINGS, numbers
 from autointerp.report.folder import RunFolder
@@ -324,7 +325,7 @@ def _mistakes(run: RunFolder, views: dict[int, FeatureView], most: int) -> list[
 
 def fired(window: Window, most: int = 4) -> str:
     """Where a latent fires in a window, in words: "the" 1.2, "cat" .8; off."""
-    on = [(a, visible(token.strip())) for token, a in zip(window.tokens, window.activations) if a > 0]
+    on = [(a, visible(token.strip())) for token, a in pieces(window.tokens, window.activations) if a > 0]
     strongest = sorted(on, key=lambda pair: -pair[0])[:most]
     more = f" and {len(on) - most} more" if len(on) > most else ""
     return ", ".join(f"“{token}” {a:.2g}" for a, token in strongest) + more if on else "off"

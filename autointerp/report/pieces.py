@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autointerp.records import pieces
 from autointerp.report.compare import difference, means, won
 from autointerp.report.feature import Window, fired, level
 from autointerp.report.text import interval, metric, note, number, verdict, visible
@@ -56,7 +57,7 @@ def _segments(window: Window, highest: float | None) -> Iterator[tuple[int, str,
     """Runs of tokens as (level, text, activation): level 0 is silent, neighbouring silent tokens are one run."""
     parts = [
         (0 if a <= 0 else level(a, highest, _LEVELS), visible(token), f"{a:.3g}", i)
-        for i, (token, a) in enumerate(zip(window.tokens, window.activations))
+        for i, (token, a) in enumerate(pieces(window.tokens, window.activations))
     ]
     for (shade, _), run in groupby(parts, key=lambda p: (p[0], p[3] if p[0] else -1)):
         tokens = list(run)

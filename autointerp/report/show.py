@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from autointerp.errors import AutointerpError
+from autointerp.records import pieces
 from autointerp.report.feature import FeatureView, Window, fired, gather, level, notes_of
 from autointerp.report.folder import RunFolder, so_far
 from autointerp.report.plane import drawn, members_of, title_of
@@ -161,7 +162,7 @@ def _tokens(window: Window, highest: float | None, coloured: bool) -> Text:
     from rich.text import Text
 
     text = Text()
-    for token, activation in zip(window.tokens, window.activations):
+    for token, activation in pieces(window.tokens, window.activations):
         shown = visible(token)
         if activation <= 0:
             text.append(shown)

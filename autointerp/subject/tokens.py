@@ -78,8 +78,8 @@ class TokenText:
         return bytes([int(byte[1], 16)]) if byte else token.replace("▁", " ")
 
     def strings(self, ids: Sequence[int]) -> list[str]:
-        """[n] ids -> n strings. A character of several tokens stands at the last of them; ids past the vocabulary
-        (padding of the embedding matrix) are empty."""
+        """[n] ids -> n strings. A token that ends within a character is empty, and what it holds stands at the token
+        that ends the character; ids past the vocabulary (padding of the embedding matrix) are empty."""
         pieces = [self._pieces[i] if 0 <= i < self._size else "" for i in map(int, ids)]
         out: list[str] = []
         at = 0
@@ -104,7 +104,13 @@ class TokenText:
             except UnicodeDecodeError:
                 return ["�"] * len(run)
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        return [decoder.decode(piece, final=i == len(run) - 1) for i, piece in enumerate(run)]
+        out, held = [], ""
+        for i, piece in enumerate(run):
+            held += decoder.decode(piece, final=i == len(run) - 1)
+            within = decoder.getstate()[0] != b""  # bytes that wait for the rest of their character
+            out.append("" if within else held)
+            held = held if within else ""
+        return out
 
     def vocabulary(self) -> list[str]:
         """Each token by itself, for lists of tokens: leading spaces kept, part of a character as \\xNN."""

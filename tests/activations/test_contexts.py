@@ -1,6 +1,5 @@
 """Contexts are what they say: split, kind, quantile and activations, checked against the firings themselves."""
 
-import codecs
 from collections import Counter, defaultdict
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autointerp.activations.contexts import apart, read_contexts, sample_contexts, write_contexts
-from autointerp.activations.splits import held_out, token_counts, token_table
+from autointerp.activations.splits import held_out, token_counts
 from autointerp.artifacts import Corpus, CorpusInfo, Firings, save_shard
 from autointerp.config import ContextsConfig
 from autointerp.records import Context
@@ -240,20 +239,6 @@ def test_token_counts_leave_out_bos_and_other_documents(tmp_path):
             np.add.at(expected, corpus.row(row)[1:], 1)
     np.testing.assert_array_equal(token_counts(corpus, mask), expected)
     assert token_counts(corpus).sum() == corpus.info.n_tokens - corpus.info.n_rows
-
-
-def test_a_token_reads_the_same_whatever_other_tokens_the_corpus_has(tmp_path):
-    """A tokenizer's decoder joins neighbours: the first bytes of a character, and the token after it in the vocabulary,
-    are no text."""
-    pieces = [b"<s>", " “".encode()[:3], b" Second", "é".encode()[:1], b"\n", b" dog"]
-
-    def decoded(ids) -> list[str]:
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        return [decoder.decode(pieces[i], final=n == len(ids) - 1) for n, i in enumerate(ids)]
-
-    corpus, _, _ = world(tmp_path, documents=30, longest=40, rates=[0.1], vocab=len(pieces))
-    assert decoded([1, 2]) == [" ", "\ufffd Second"]
-    assert token_table(corpus, decoded).tolist() == [None, " \ufffd", " Second", "\ufffd", "\n", " dog"]
 
 
 floats = st.floats(0, 2.0**20, width=32)
