@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -145,9 +146,9 @@ def _summary(features: pa.Table, scorer: str) -> ScorerSummary:
     value, control, mean = column(""), column("_control"), mean_of(column(""))
     lenders, own = lenders_of(features, f"{scorer}_"), numbers(features, "feature")
     chance = mean_of(column("_chance")).value
-    quantiles: list[float | None] = []
-    while f"{scorer}_q{len(quantiles) + 1}" in features.column_names:
-        quantiles.append(mean_of(column(f"_q{len(quantiles) + 1}")).value)
+    of_quantile = re.compile(rf"{re.escape(scorer)}_q(\d+)")  # one of them may have no column
+    found = [int(match[1]) for name in features.column_names if (match := of_quantile.fullmatch(name))]
+    quantiles = [mean_of(column(f"_q{number}")).value for number in range(1, max(found, default=0) + 1)]
     without = len(features) - mean.n
     unscored, scored = (int(np.nansum(column(f"_n_{n}"))) for n in ("unscored", "scored"))
     return ScorerSummary(

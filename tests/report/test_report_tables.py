@@ -272,6 +272,12 @@ def test_means_are_over_all_features_asked_for(features: pa.Table):
     assert summarise(features).scorers[1].doubt is None
 
 
+def test_a_quantile_without_a_column_leaves_its_place_empty(features: pa.Table):
+    at = features.column_names.index("detection_q2")
+    renamed = features.rename_columns([*features.column_names[:at], "detection_q3", *features.column_names[at + 1 :]])
+    assert summarise(renamed).scorers[0].quantiles == [0.6, None, 0.7]
+
+
 def test_what_reads_no_explanation_stands_beside_every_mean(run: Path, features: pa.Table):
     assert [s.scorer for s in summarise(features).ceilings] == ["lexical"]
     lines = text_of(run).splitlines()
