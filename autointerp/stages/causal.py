@@ -55,7 +55,7 @@ def work(job: Job) -> None:
     with progress("causal", len(chosen), "composites") as bar:
         each_feature(job, chosen, prepare, width=1, bar=bar)
     merge_parts(job.folder, ["causal"])
-    forget_shards(job.folder, files=True)
+    forget_shards(job.folder)
     job.facts |= summary(pq.read_table(job.folder / "causal.parquet").to_pylist())
 
 

@@ -56,7 +56,7 @@ def work(job: Job) -> None:
     with progress("contexts", len(features), "features") as bar:
         each_shard(job, feature_shards(features, PART), prepare, lambda shard: len(shard.items), bar)
     merge_contexts(part_files(job.folder, "contexts"), job.folder / "contexts.parquet")
-    forget_shards(job.folder, files=True)
+    forget_shards(job.folder)
 
 
 class _Neighbours(Mapping[int, Sequence[int]]):
