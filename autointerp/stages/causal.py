@@ -27,7 +27,8 @@ def uses(config: Config) -> Iterator[Use]:
     wanted = config.composites.causal
     if config.composites.enabled and wanted is not None:
         section = wanted.model_dump() | {"later": models.identity(wanted.sae) if wanted.sae else None}
-        section |= {"seed": config.seed} | union_section(config) | numbers_section(config)
+        section |= {"seed": config.seed, "hook_out": config.subject.hook_out}
+        section |= union_section(config) | numbers_section(config)
         yield Use("causal", ("corpus", "sae", "harvest", "reencode"), section)
 
 

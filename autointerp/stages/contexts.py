@@ -16,6 +16,7 @@ from autointerp.engine.executor import Shard, each_shard, feature_shards, forget
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.progress import progress
 from autointerp.records import Context, Split
+from autointerp.stages.corpus import subject_section
 from autointerp.stages.select import ready
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def uses(config: Config) -> Iterator[Use]:
-    section = config.contexts.model_dump() | {"seed": config.seed}
+    section = config.contexts.model_dump() | {"seed": config.seed} | subject_section(config)  # its tokenizer
     yield Use("contexts", ("corpus", "harvest", "select", "directions"), section)
 
 

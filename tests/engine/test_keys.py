@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from autointerp import stages
+from autointerp.config import parse_config
 from autointerp.engine import keys
 from autointerp.hashing import digest
 
@@ -145,6 +147,8 @@ def config(folder: Path, **more: Any) -> dict[str, Any]:
 SCRIPT = """
 import json, sys
 from pathlib import Path
+from autointerp.config import parse_config
+from autointerp import stages
 from autointerp.config import parse_config
 from autointerp.engine import keys
 from autointerp.hashing import digest
@@ -309,3 +313,28 @@ def test_a_function_that_is_defined_again_where_another_lay_in_memory_is_not_tak
         exec(compile(f"def explain():\n    return {number}", "<cell>", "exec"), names)
         known.add(digest(dict(keys.reached(names["explain"]))))
     assert len(known) == 8
+
+
+def sections(folder: Path, **subject: Any) -> dict[str, Any]:
+    """Of every use of a config that reads a transcoder, with scorers that try its features out."""
+    asked = {"scorers": ["steering", "ablation", "embedding"], "controls": [], "composites": {"causal": True}}
+    raw = config(folder, sae={"load": str(SAE)}, **asked)
+    raw["subject"] |= subject
+    return {name: use.section for name, use in stages.uses(parse_config(raw)).items()}
+
+
+def test_a_changed_tokenizer_makes_the_windows_anew_though_the_tokens_be_the_same(tmp_path: Path) -> None:
+    before = sections(tmp_path)
+    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    assert sections(tmp_path)["contexts"] != before["contexts"]
+
+
+def test_where_a_transcoder_writes_is_in_the_keys_of_all_that_tries_it_out(tmp_path: Path) -> None:
+    before, after = sections(tmp_path), sections(tmp_path, hook_out="blocks.2.hook_mlp_out")
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"sae", "causal", "score/steering/default", "score/ablation/default"}
+
+
+def test_an_embedder_is_in_the_keys_of_those_who_are_given_it(tmp_path: Path) -> None:
+    holding = {name for name, section in sections(tmp_path).items() if "embedder" in section}
+    assert holding == {"score/embedding/default"}
