@@ -61,10 +61,6 @@ class MirroredStore(Store):
                 return self._is_here(manifest)
             return self._fetched(manifest, final)
 
-    def _is_here(self, manifest: Manifest) -> bool:
-        here = super().find(manifest.stage, manifest.key)
-        return here is not None and here.check == manifest.check
-
     def _fetched(self, manifest: Manifest, final: Path) -> bool:
         coming = final.with_name(f"{manifest.key}.coming")  # what came before a kill lies there
         coming.mkdir(exist_ok=True)

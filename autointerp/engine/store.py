@@ -99,9 +99,14 @@ class Store:
         log.warning("%s: %s is damaged (%s): set aside as %s, made again", stage, folder.name, wrong, aside.name)
 
     def bring(self, manifest: Manifest, *, kept: bool = True) -> bool:
-        """Whether this very artifact lies in the store now; one of a mirror is fetched. `kept`: a mirror has the files
-        of such artifacts, beside their manifests."""
-        return True
+        """Whether this very artifact lies in the store now: another process may have put its own in the place of one
+        with something to retry. One of a mirror is fetched. `kept`: a mirror has the files of such artifacts, beside
+        their manifests."""
+        return self._is_here(manifest)
+
+    def _is_here(self, manifest: Manifest) -> bool:
+        here = Store.find(self, manifest.stage, manifest.key)
+        return here is not None and here.check == manifest.check
 
     def share(self, manifest: Manifest, *, made: bool = False, kept: bool = True) -> None:
         """Send an artifact to the mirror where there is one that lacks it. `made`: just now."""

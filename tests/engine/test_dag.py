@@ -436,3 +436,31 @@ def test_who_waits_for_another_process_says_so(tmp_path: Path) -> None:
     finally:
         log.removeHandler(heard)
         log.setLevel(before)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_what_another_process_puts_in_an_input_s_place_is_read_under_its_own_key(tmp_path: Path, left: int) -> None:
+    """Two runs share an explanation of which something failed: the second asks again while the first goes on."""
+    answers = iter([("one answer", 2), ("more answers", left)])
+
+    def explain(folder: Path, inputs: Mapping[str, Path]) -> Done:
+        text, to_retry = next(answers)
+        (folder / "explanations").write_text(text)
+        return Done(to_retry)
+
+    def select(job: Job) -> None:
+        (job.folder / "features").write_text("1 2 3")
+        Dag([explaining], Store(tmp_path)).run()
+
+    def score(job: Job) -> None:
+        (job.folder / "scores").write_text((job.inputs["explain"] / "explanations").read_text())
+
+    explaining = Node("explain", explain, {})
+    scoring = [explaining, node("select", select, {}, ("explain",)), node("score", score, {}, ("explain", "select"))]
+    dag = Dag(scoring, Store(tmp_path))
+    made = dag.run()
+    assert (dag.store.folder("score", made["score"].key) / "scores").read_text() == "more answers"
+    standings = dag.standings()
+    assert standings["explain"].manifest == made["explain"]
+    assert made["score"].parts["input explain"] == made["explain"].content
+    assert standings["explain"].state == ("retry" if left else "done")
