@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from autointerp.activations.outliers import is_outlying
 from autointerp.activations.texts import tokenised
+from autointerp.errors import AutointerpError
 
 if TYPE_CHECKING:
     import torch
@@ -147,14 +148,16 @@ class Steering:
 
     @cached_property
     def _beginnings(self) -> torch.Tensor:
-        """[texts, tokens] int64: of documents spread over the corpus, BOS in front where the subject wants it."""
+        """[texts, tokens] int64: of rows spread over the corpus, with BOS. AutointerpError where none is so long."""
+        import numpy as np
         import torch
 
         length = BEGINNING + self._skip
-        rows = (self._corpus.row(i) for i in range(self._corpus.info.n_rows))
-        long_enough = [row[:length] for row in rows if len(row) >= length]
-        step = max(1, len(long_enough) // self._count)
-        return torch.tensor([row.tolist() for row in long_enough[::step][: self._count]], dtype=torch.long)
+        long_enough = np.flatnonzero(np.diff(self._corpus.offsets) >= length)
+        if not len(long_enough):
+            raise AutointerpError(f"no text of the corpus has {BEGINNING} tokens from which a subject could write on")
+        chosen = long_enough[:: max(1, len(long_enough) // self._count)][: self._count]
+        return torch.tensor([self._corpus.row(row)[:length].tolist() for row in chosen], dtype=torch.long)
 
     @cached_property
     def _vocabulary(self) -> list[str]:
