@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +37,7 @@ def harvest_dense(
 
     Goes on where an earlier call was killed: ``log/rows.json`` holds the rows that are done and the hash of their
     bytes, and where these are others now, it begins anew. Raises AutointerpError for activations that float16 cannot
-    hold.
+    hold, and OSError where the disk is full: into a memory map a full disk ends the process by SIGBUS.
     """
     import numpy as np
     import torch
@@ -48,31 +49,30 @@ def harvest_dense(
     mark.parent.mkdir(exist_ok=True)
     width = d * np.dtype(np.float16).itemsize
     first, hashed = _done(mark, path, ends * width)
-    out = (
-        np.lib.format.open_memmap(path, mode="r+")
-        if first
-        else np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(int(ends[-1]), d))
-    )
+    if not first:
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(int(ends[-1]), d))  # its header and size
     bar.advance(int(corpus.offsets[first]), skipped=True)
     saved = first
     per_batch = max(1, batch_tokens // corpus.info.context)
-    for start in range(first, len(lengths), per_batch):
-        stop = min(start + per_batch, len(lengths))
-        rows = [corpus.row(r) for r in range(start, stop)]
-        tokens = np.zeros((len(rows), max(map(len, rows))), np.int64)
-        for i, row in enumerate(rows):
-            tokens[i, : len(row)] = row
-        x = as_half(activations(torch.from_numpy(tokens).to(device)))
-        for i, row in enumerate(rows):
-            kept = x[i, skip : len(row)].cpu().numpy()
-            out[ends[start + i] : ends[start + i + 1]] = kept
-            hashed.update(kept.tobytes())
-        bar.advance(int(corpus.offsets[stop] - corpus.offsets[start]))
-        if ends[stop] - ends[saved] >= SAVE_EVERY or stop == len(lengths):
-            out.flush()
-            saved = stop
-            text = json.dumps({"rows": saved, "sha256": hashed.hexdigest()})
-            write_atomically(mark, lambda temporary, text=text: temporary.write_text(text))
+    with open(path, "r+b") as out:
+        out.seek(int(ends[first] - ends[-1]) * width, os.SEEK_END)
+        for start in range(first, len(lengths), per_batch):
+            stop = min(start + per_batch, len(lengths))
+            rows = [corpus.row(r) for r in range(start, stop)]
+            tokens = np.zeros((len(rows), max(map(len, rows))), np.int64)
+            for i, row in enumerate(rows):
+                tokens[i, : len(row)] = row
+            x = activations(torch.from_numpy(tokens).to(device))
+            kept = as_half(torch.cat([x[i, skip : len(row)] for i, row in enumerate(rows)])).cpu().numpy().tobytes()
+            out.write(kept)
+            hashed.update(kept)
+            bar.advance(int(corpus.offsets[stop] - corpus.offsets[start]))
+            if ends[stop] - ends[saved] >= SAVE_EVERY or stop == len(lengths):
+                out.flush()
+                os.fsync(out.fileno())
+                saved = stop
+                text = json.dumps({"rows": saved, "sha256": hashed.hexdigest()})
+                write_atomically(mark, lambda temporary, text=text: temporary.write_text(text))
 
 
 def as_half(x: Tensor) -> Tensor:

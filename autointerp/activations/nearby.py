@@ -9,9 +9,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from autointerp.activations.contexts import apart, sample_contexts
+from autointerp.activations.contexts import apart, context_sampler
 from autointerp.activations.splits import content_starts
 from autointerp.activations.words import TokenStrings
 from autointerp.artifacts import Corpus, Firings
@@ -37,6 +37,7 @@ class NearbyWindows:
         self._corpus, self._firings, self._strings, self._seed = corpus, firings, token_strings, seed
         self._config, self._own = config, own
         self._starts = content_starts(corpus)
+        self._samplers: dict[Split, Callable[[Sequence[int]], Iterator[Context]]] = {}
 
     def of(
         self,
@@ -64,17 +65,22 @@ class NearbyWindows:
 
     def _drawn(self, latents: Sequence[int], split: Split) -> dict[int, list[Context]]:
         """Windows in which each latent fires, strongest first."""
+        if split not in self._samplers:
+            self._samplers[split] = self._sampler(split)
+        drawn: dict[int, list[Context]] = {latent: [] for latent in latents}
+        for context in self._samplers[split](latents):
+            if context.split == split and context.fires:
+                drawn[context.feature].append(context)
+        return drawn
+
+    def _sampler(self, split: Split) -> Callable[[Sequence[int]], Iterator[Context]]:
         share = 2 / self._config.neighbours
         own = {"train": self._config.train, "test": self._config.test_activating}
         sizes = {kind: max(LEAST, round(share * count)) if kind == split else 0 for kind, count in own.items()}
         config = self._config.model_copy(
             update={"train": sizes["train"], "test_activating": sizes["test"], "test_random": 0, "test_near": 0}
         )
-        drawn: dict[int, list[Context]] = {latent: [] for latent in latents}
-        for context in sample_contexts(self._corpus, self._firings, latents, {}, self._strings, config, self._seed):
-            if context.split == split and context.fires:
-                drawn[context.feature].append(context)
-        return drawn
+        return context_sampler(self._corpus, self._firings, {}, self._strings, config, self._seed)
 
     def _silent(self, feature: int, windows: Sequence[Sequence[Context]]) -> list[tuple[Context, ...]]:
         """Of each list those windows in which `feature` fires on no token."""

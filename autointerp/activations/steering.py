@@ -7,7 +7,8 @@ Explanations from contexts say what a feature reads; what it writes has to be tr
    after a few beginnings moves by `MOVED` nats (mean Kullback–Leibler divergence, as 2501.08319 equalises features).
    Then the subject writes on from those beginnings.
 2. Ablated: in texts on which the latent fires, what the SAE decodes from it is taken off where it fires, and nothing
-   else. The tokens whose log probability as the next token falls most on average are what it had made likelier.
+   else. The tokens whose log probability as the next token falls most on average are what it had made likelier. At an
+   attention sink nothing fires, as in the harvest: what an SAE makes of one would outweigh all else.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from autointerp.activations.outliers import is_outlying
 from autointerp.activations.texts import tokenised
+from autointerp.errors import AutointerpError
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +42,9 @@ class Steering:
     """Answers for the latents of one SAE. Calls from several threads wait for each other.
 
     `reads` and `writes`: the subject where the SAE reads, and where its output belongs. `corpus`: whose documents'
-    beginnings are written on from, `texts` of them. `firing`: texts in which a feature fires, for its ablation.
+    beginnings are written on from, `texts` of them; as its rows do, every text begins with BOS or without. `firing`:
+    texts in which a feature fires, for its ablation. `outlier_threshold`: the norm of what the SAE reads from which on
+    nothing fires.
     """
 
     def __init__(
@@ -50,9 +55,11 @@ class Steering:
         corpus: Corpus,
         firing: Callable[[int], Sequence[str]],
         *,
+        outlier_threshold: float | None = None,
         texts: int = 8,
         seed: int = 0,
     ) -> None:
+        self._threshold, self._skip = outlier_threshold, int(corpus.info.bos_id is not None)
         self._reads, self._writes, self._sae, self._corpus, self._firing = reads, writes, sae, corpus, firing
         self._count, self._seed = texts, seed
         self._lock = threading.Lock()
@@ -115,13 +122,14 @@ class Steering:
         """By how much each token's log probability falls, [vocabulary], over all places where the feature fires."""
         import torch
 
-        tokens, lengths = tokenised(self._reads, texts)
+        tokens, lengths = tokenised(self._reads, texts, self._corpus.info.bos_id)
         hook = self._reads.hook.name
         clean, seen = self._reads.logits(tokens, read=[hook])
         share, fires = decoded(self._sae, feature, seen[hook])
         places = torch.arange(tokens.shape[1], device=fires.device)
-        inside = (places >= int(self._reads.bos_id is not None)) & (places < torch.tensor(lengths).to(places)[:, None])
-        fires &= inside
+        fires &= (places >= self._skip) & (places < torch.tensor(lengths).to(places)[:, None])
+        if self._threshold is not None:
+            fires &= ~is_outlying(seen[hook], self._threshold)
         without = self._writes.logits(tokens, add={self._writes.hook.name: -share * fires[..., None]})[0]
         return (clean[fires].float().log_softmax(-1) - without[fires].float().log_softmax(-1)).sum(0)
 
@@ -134,21 +142,22 @@ class Steering:
         import torch
 
         places = torch.ones(*tokens.shape, 1, device=added.device)
-        if self._reads.bos_id is not None:
-            places[:, 0] = 0.0
+        places[:, : self._skip] = 0.0
         add = {self._writes.hook.name: places * added}
         return self._writes.logits(tokens, add=add, at=_last(tokens))[0][:, 0].float()
 
     @cached_property
     def _beginnings(self) -> torch.Tensor:
-        """[texts, tokens] int64: of documents spread over the corpus, BOS in front where the subject wants it."""
+        """[texts, tokens] int64: of rows spread over the corpus, with BOS. AutointerpError where none is so long."""
+        import numpy as np
         import torch
 
-        length = BEGINNING + int(self._corpus.info.bos_id is not None)
-        rows = (self._corpus.row(i) for i in range(self._corpus.info.n_rows))
-        long_enough = [row[:length] for row in rows if len(row) >= length]
-        step = max(1, len(long_enough) // self._count)
-        return torch.tensor([row.tolist() for row in long_enough[::step][: self._count]], dtype=torch.long)
+        length = BEGINNING + self._skip
+        long_enough = np.flatnonzero(np.diff(self._corpus.offsets) >= length)
+        if not len(long_enough):
+            raise AutointerpError(f"no text of the corpus has {BEGINNING} tokens from which a subject could write on")
+        chosen = long_enough[:: max(1, len(long_enough) // self._count)][: self._count]
+        return torch.tensor([self._corpus.row(row)[:length].tolist() for row in chosen], dtype=torch.long)
 
     @cached_property
     def _vocabulary(self) -> list[str]:
@@ -156,8 +165,7 @@ class Steering:
 
     @cached_property
     def _norm(self) -> float:
-        skip = int(self._reads.bos_id is not None)
-        return float(self._writes.activations(self._beginnings)[:, skip:].norm(dim=-1).median())
+        return float(self._writes.activations(self._beginnings)[:, self._skip :].norm(dim=-1).median())
 
     @cached_property
     def _clean(self) -> torch.Tensor:

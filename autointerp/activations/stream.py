@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from autointerp.activations.dense import as_half
+from autointerp.errors import AutointerpError
 
 if TYPE_CHECKING:
     from autointerp.artifacts import Corpus
@@ -61,7 +62,12 @@ class CorpusStream:
         return self._run(order[first:last], low, high)
 
     def held_out(self) -> Tensor:
-        """[n, d] float16 activations of the rows from `last` on, which no chunk has."""
+        """[n, d] float16 activations of the rows from `last` on, which no chunk has. AutointerpError where there are
+        none."""
+        if self.last == self.corpus.info.n_rows:
+            raise AutointerpError(
+                "the text is too short for rows on which the SAE is measured alone: raise corpus.tokens"
+            )
         rows = np.arange(self.last, self.corpus.info.n_rows)
         return self._run(rows, np.zeros_like(rows), self._lengths[rows])
 

@@ -19,16 +19,20 @@ BATCH = 32  # texts in one forward pass
 
 
 class TextActivations:
-    """A subject and an SAE that answer for texts. Calls from several threads wait for each other."""
+    """A subject and an SAE that answer for texts. Calls from several threads wait for each other.
 
-    def __init__(self, subject: Subject, sae: SAE, outlier_threshold: float | None = None) -> None:
-        self._subject, self._sae, self._threshold = subject, sae, outlier_threshold
+    `bos_id` and `outlier_threshold`: the BOS of the harvest's corpus, None where it has none, and from which norm on
+    nothing fires there.
+    """
+
+    def __init__(self, subject: Subject, sae: SAE, bos_id: int | None, outlier_threshold: float | None = None) -> None:
+        self._subject, self._sae, self._bos, self._threshold = subject, sae, bos_id, outlier_threshold
         self._lock = threading.Lock()
 
     def of(self, feature: int) -> Callable[[Sequence[str]], list[TokenActivations]]:
-        """Texts -> their tokens and this feature's activation on each, as in the harvest: BOS in front where the
-        subject was trained so, and not among the tokens; a text longer than the subject reads is cut. A token of
-        outlying norm (`activations.outliers`) has the activation 0."""
+        """Texts -> their tokens and this feature's activation on each, as in the harvest: BOS in front where the corpus
+        has one, and not among the tokens; a text longer than the subject reads is cut. A token of outlying norm
+        (`activations.outliers`) has the activation 0."""
         return lambda texts: self._read(feature, texts)
 
     def fired(self, text: str) -> tuple[list[str], dict[int, list[float]]]:
@@ -36,8 +40,8 @@ class TextActivations:
         reads them."""
         import torch
 
-        skip = int(self._subject.bos_id is not None)
-        tokens, lengths = tokenised(self._subject, [text])
+        skip = int(self._bos is not None)
+        tokens, lengths = tokenised(self._subject, [text], self._bos)
         with self._lock, torch.inference_mode():
             acts = self._subject.activations(tokens)
             place, latent, value = (part.cpu() for part in self._sae.encode_sparse(acts))
@@ -55,9 +59,9 @@ class TextActivations:
         import torch
 
         subject, results = self._subject, []
-        skip = int(subject.bos_id is not None)
+        skip = int(self._bos is not None)
         for start in range(0, len(texts), BATCH):
-            tokens, lengths = tokenised(subject, texts[start : start + BATCH])
+            tokens, lengths = tokenised(subject, texts[start : start + BATCH], self._bos)
             with self._lock, torch.inference_mode():
                 acts = subject.activations(tokens)
                 values = self._sae.encode(acts)[..., feature].float()
@@ -70,12 +74,12 @@ class TextActivations:
         return results
 
 
-def tokenised(subject: Subject, texts: Sequence[str]) -> tuple[torch.Tensor, list[int]]:
-    """Texts as rows of tokens [b, s] padded on the right, and each row's length; BOS in front where the subject was
-    trained so, and no longer than it reads."""
+def tokenised(subject: Subject, texts: Sequence[str], bos_id: int | None) -> tuple[torch.Tensor, list[int]]:
+    """Texts as rows of tokens [b, s] padded on the right, and each row's length; `bos_id` in front of each, where there
+    is one, and no longer than the subject reads."""
     import torch
 
-    bos = [] if subject.bos_id is None else [subject.bos_id]
+    bos = [] if bos_id is None else [bos_id]
     rows = [bos + subject.tokenizer.encode(text, add_special_tokens=False) for text in texts]
     rows = [row[: subject.context] for row in rows]
     tokens = torch.zeros(len(rows), max([1, *map(len, rows)]), dtype=torch.long)

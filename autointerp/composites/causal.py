@@ -114,15 +114,16 @@ class Places:
         return Places(self.tokens[kept], self.at[kept], self.seen[kept], self.real[kept], documents)
 
     @staticmethod
-    def of(corpus: Corpus, positions: Sequence[int], bos: bool) -> Places:
+    def of(corpus: Corpus, positions: Sequence[int]) -> Places:
+        bos = int(corpus.info.bos_id is not None)
         rows = corpus.row_of(np.asarray(positions))
         cut, at, behind = [], [], []
         for position, row in zip(positions, rows.tolist()):
             ids, place = corpus.row(row), int(position - corpus.offsets[row])
-            start = max(int(bos), place - BEFORE)
+            start = max(bos, place - BEFORE)
             stop = min(place + AFTER + 1, len(ids))
-            cut.append([*ids[: int(bos)].tolist(), *ids[start:stop].tolist()])
-            at.append(int(bos) + place - start)
+            cut.append([*ids[:bos].tolist(), *ids[start:stop].tolist()])
+            at.append(bos + place - start)
             behind.append(stop - place)
         tokens = torch.zeros(len(cut), max(map(len, cut)), dtype=torch.long)
         for i, ids in enumerate(cut):
@@ -141,7 +142,7 @@ class Subjects:
 
     def batches(self, positions: Sequence[int]) -> Iterator[Places]:
         for start in range(0, len(positions), self._rows):
-            yield Places.of(self.corpus, positions[start : start + self._rows], self.reads.bos_id is not None)
+            yield Places.of(self.corpus, positions[start : start + self._rows])
 
     @property
     def _rows(self) -> int:

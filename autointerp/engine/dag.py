@@ -175,7 +175,8 @@ class Dag:
         return {name: standing.manifest for name, standing in standings.items()}  # type: ignore[misc]
 
     def _ensure(self, node: Node, standings: dict[str, Standing], ran: dict[str, bool]) -> None:
-        """Bring `node` to done, its inputs having been: a damaged one is made again first."""
+        """Bring `node` to done, its inputs having been: one that is damaged is made again first, and one that another
+        process has replaced since is taken as it is."""
         while True:
             standing = self._standing(node, standings, {})
             ran.setdefault(node.name, False)
@@ -184,10 +185,14 @@ class Dag:
                 if node.name in self._targets and not self._brought(standing):
                     continue
                 return
-            damaged = [name for name in node.needs if not self.is_whole(standings[name])]
-            if not damaged:
+            lacking = [name for name in node.needs if not self.is_whole(standings[name])]
+            if not lacking:
                 break
-            for name in damaged:
+            for name in lacking:
+                now = self._standing(self.nodes[name], standings, {})
+                if now.manifest is not None:  # what it lacks may be asked again by the next run, not by each in turn
+                    standings[name] = now
+                    continue
                 self._repairs[name] = self._repairs.get(name, 0) + 1
                 if self._repairs[name] > REPAIRS:
                     raise AutointerpError(
@@ -207,7 +212,7 @@ class Dag:
         return self.store.bring(standing.manifest, kept=not standing.node.remade)
 
     def is_whole(self, standing: Standing) -> bool:
-        """Whether an artifact is here and what its manifest says; one that is damaged is set aside."""
+        """Whether this very artifact is here, and what its manifest says; one that is damaged is set aside."""
         if standing.manifest is None or not self._brought(standing):
             return False
         wrong = self.store.verify(standing.manifest)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from autointerp.artifacts import write_atomically
+from autointerp.engine.store import RECORDS
 from autointerp.hashing import digest
 from autointerp.llm.again import Which, again
 from autointerp.memory import give_back_memory
@@ -32,7 +33,6 @@ T = TypeVar("T")
 
 PART = 256  # features a shard at most: what a kill can cost in work beside the requests, which are kept one by one
 PARTS, FEWEST = 16, 16  # of few features so many shards, each of so many features at least: several workers share them
-RECORDS = ".shards"
 
 
 @dataclass(frozen=True)
@@ -159,12 +159,11 @@ def records(folder: Path) -> Iterator[dict[str, Any]]:
             yield about
 
 
-def forget_shards(folder: Path, *, files: bool) -> None:
-    """Remove the records, and with `files` the shards' files, which were merged into others."""
-    if files:
-        for about in records(folder):
-            for name in about["files"]:
-                (folder / name).unlink(missing_ok=True)
+def forget_shards(folder: Path) -> None:
+    """Remove the shards' files, which were merged into others, and the records."""
+    for about in records(folder):
+        for name in about["files"]:
+            (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / RECORDS, ignore_errors=True)
 
 

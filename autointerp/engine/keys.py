@@ -1,12 +1,15 @@
 """What makes a stage stale when code changes: a hash of all definitions that a function can reach.
 
 1. Start at the function. Collect every name that it reads, in its body, its signature and its annotations.
-2. Resolve each name: a definition of the same file, an import at the top of the file or inside the function
-   (``if TYPE_CHECKING`` too: an annotation tells whose methods are called), a submodule's attribute, or a target
-   written as text, ``"package.module:object"``.
+2. Resolve each name: a definition of the same file, an import of the file (in a ``try`` or an ``if`` too; one under
+   TYPE_CHECKING tells whose methods are called) or of the function, an attribute of a submodule, or a target written as
+   text, ``"package.module:object"``.
 3. Go on from there, through the files of this package and, for a plug-in, of the folder that the plug-in lies in.
 4. Hash each definition that was reached, without docstrings, comments and layout. Statements that a file runs when it
    is imported count with the first definition of the file that is reached.
+
+A function of no file, such as a notebook's, is looked at as it is in memory: its compiled code, and the values that it
+reads, those of other cells too.
 
 A class counts whole. A file that holds the constant ``NOT_IN_KEYS`` does not count, and nothing is followed from it:
 its text says why what it does cannot change a result, or where else the key holds it.
@@ -17,10 +20,12 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from autointerp.hashing import PACKAGE, digest, without_docstrings
@@ -29,23 +34,19 @@ NOT_IN_KEYS = "it makes the keys; a change of what they hold is a change of the 
 
 _EXEMPT = "NOT_IN_KEYS"
 _AT_IMPORT = "at import"
+_STAR = "*"  # before a module's name, where all of its names are imported
+_IN_MEMORY = "(no file)"  # in the place of a module's name
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.\w+)+:[A-Za-z_]\w*")  # "package.module:object"
 _Imports = Mapping[str, tuple[str, str | None]]  # local name -> (module, name in it; None: the module itself)
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 def reached(function: Callable[..., Any]) -> Mapping[str, str]:
-    """Module -> hash of the definitions in it that `function` can reach; its own module first.
-
-    Empty for a function whose source is not at hand (defined at a prompt).
-    """
+    """Module -> hash of the definitions in it that `function` can reach; its own module first."""
     function = inspect.unwrap(function)
-    try:
-        file = Path(inspect.getsourcefile(function) or "")
-    except TypeError:
-        return {}
-    if not file.is_file():
-        return {}
+    file = _file_of(function)
+    if file is None:
+        return _in_memory(function)
     name = function.__qualname__.split(".")[0]
     return _reached(file, name if name != "<lambda>" and "<locals>" not in function.__qualname__ else None)
 
@@ -73,10 +74,87 @@ def _stamp(file: Path) -> tuple[int, int] | None:
     return stat.st_mtime_ns, stat.st_size
 
 
-def code(function: Callable[..., Any]) -> str:
-    """One hash of all that `function` can reach."""
-    modules = reached(function)
-    return digest(dict(modules)) if modules else digest(repr(function))
+def _file_of(value: object) -> Path | None:
+    """The Python file that a function, class or module comes from; None where there is none."""
+    try:
+        file = Path(inspect.getsourcefile(value) or "")  # type: ignore[arg-type]
+    except (TypeError, OSError):  # built in, or of a notebook
+        return None
+    return file if file.is_file() else None
+
+
+# --- what has no file -------------------------------------------------------------------------
+
+
+def _in_memory(function: Callable[..., Any]) -> Mapping[str, str]:
+    """`reached` of a function or class that was defined at a prompt or in a notebook."""
+    meanings: list[Any] = []
+    modules: dict[str, str] = {}
+    pending: list[Any] = [function]
+    seen: list[Any] = []
+    while pending:
+        value = pending.pop()
+        if not isinstance(value, FunctionType | type | ModuleType):
+            meanings.append(_stable(value))
+        elif not any(value is each for each in seen):
+            seen.append(value)
+            file = _file_of(value)
+            if file is not None and _is_local(file):
+                modules |= _reached(file, None) if isinstance(value, ModuleType) else reached(value)
+            elif isinstance(value, FunctionType) and file is None:
+                meanings.append(_stable(value))
+                pending += _read_by(value)
+            elif isinstance(value, type) and value.__module__ == "__main__":
+                meanings.append(value.__qualname__)
+                pending += [*value.__bases__, *_members(value)]
+            else:  # of Python or of an installed package
+                meanings.append(value.__name__)
+    return {_IN_MEMORY: digest(meanings)} | modules
+
+
+def _read_by(function: FunctionType) -> Iterator[Any]:
+    """Its defaults, and the values that it reads around it."""
+    yield from (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    yield from (cell.cell_contents for cell in function.__closure__ or ())
+    pending = [function.__code__]
+    while pending:
+        code = pending.pop()
+        pending += [each for each in code.co_consts if isinstance(each, CodeType)]
+        yield from (function.__globals__[name] for name in code.co_names if name in function.__globals__)
+
+
+def _members(of: type) -> Iterator[Any]:
+    """A class' own functions and values, each behind its name."""
+    for name, member in sorted(vars(of).items()):
+        if name in ("__init__", "__call__") or not name.startswith(("__", "_abc_")):
+            yield name
+            yield member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+
+
+def _stable(value: Any) -> Any:
+    """A value as JSON has it, the same in every process where its text is."""
+    if isinstance(value, CodeType):
+        return [value.co_code.hex(), value.co_names, [_stable(each) for each in value.co_consts]]
+    if isinstance(value, FunctionType):
+        return [value.__qualname__, _stable(value.__code__)]
+    if isinstance(value, tuple | list):
+        return [_stable(each) for each in value]
+    if isinstance(value, set | frozenset):
+        return sorted(digest(_stable(each)) for each in value)
+    if isinstance(value, dict):
+        return [[_stable(key), _stable(each)] for key, each in value.items()]
+    return repr(value)
+
+
+def _is_local(file: Path) -> bool:
+    """Whether a file is this package's or a user's own, and not of Python or of an installed package."""
+    if file.is_relative_to(PACKAGE):
+        return file != PACKAGE / "__init__.py"
+    installed = {"site-packages", "dist-packages"} & {*file.parts}
+    return not installed and not file.is_relative_to(sysconfig.get_path("stdlib"))
+
+
+# --- what has one -----------------------------------------------------------------------------
 
 
 def _root_of(file: Path) -> Path:
@@ -98,11 +176,11 @@ def _scope(file: Path) -> tuple[Path, Path]:
 
 @dataclass(frozen=True)
 class _Reference:
-    """A name that a definition reads: of its own file (no module), or imported, with the attribute asked of it."""
+    """A name that a definition reads: of its own file (no module), or imported, with the attributes asked of it."""
 
     module: str | None
     name: str | None
-    attribute: str | None = None
+    attributes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -131,11 +209,12 @@ class _Module:
         return self.made[name]
 
     def _references(self, statement: ast.stmt) -> Iterator[_Reference]:
-        for name, attribute, imports in _names(statement, self.file, frozenset(), self.imports):
+        for name, attributes, imports in _names(statement, self.file, frozenset(), self.imports):
             if ":" in name:
-                yield _Reference(*name.split(":"))
+                module, _, target = name.partition(":")
+                yield _Reference(module, target)
             elif name in imports:
-                yield _Reference(*imports[name], attribute)
+                yield _Reference(*imports[name], attributes)
             elif name in self.statements:
                 yield _Reference(None, name)
 
@@ -185,6 +264,8 @@ class _Walk:
             self.meanings.setdefault(module.file, {})[name] = definition.meaning
             if _AT_IMPORT in module.statements:
                 yield module.file, _AT_IMPORT
+            for star in (each for each in module.imports if each.startswith(_STAR)):
+                yield from ((file, None) for file in (self._file(module.imports[star][0]),) if file is not None)
             for reference in definition.references:
                 yield from self._follow(module, reference)
         elif name in module.imports:
@@ -197,11 +278,12 @@ class _Walk:
         if where is None:
             yield module.file, name
             return
-        inner = f"{where}.{name}" if name else where
-        if reference.attribute is not None and self._file(inner) is not None:
-            yield from self._target(inner, reference.attribute)  # ``module.name``
-        else:
-            yield from self._target(where, name)
+        parts = [f"{where}.{name}" if name else where, *reference.attributes]
+        for end in range(len(parts) - 1, 0, -1):  # ``package.module.name``: after the longest that is a module
+            if self._file(inner := ".".join(parts[:end])) is not None:
+                yield from self._target(inner, parts[end])
+                return
+        yield from self._target(where, name)
 
     def _target(self, module: str, name: str | None) -> Iterator[tuple[Path, str | None]]:
         """Where ``from module import name`` leads; nothing for other packages' modules. Of a module taken as a whole
@@ -231,18 +313,16 @@ _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 def _names(
     node: ast.AST, file: Path, bound: frozenset[str], imports: _Imports
-) -> Iterator[tuple[str, str | None, _Imports]]:
-    """Each name that `node` reads and that no scope around it binds, with the attribute asked of it where there is
-    one, and the imports that hold there; and each text that names a target."""
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-        if node.value.id not in bound:
-            yield node.value.id, node.attr, imports
-    elif isinstance(node, ast.Name):
-        if node.id not in bound:
-            yield node.id, None, imports
+) -> Iterator[tuple[str, tuple[str, ...], _Imports]]:
+    """Each name that `node` reads and that no scope around it binds, with the attributes asked of it, and the imports
+    that hold there; and each text that names a target."""
+    root, attributes = _chain(node)
+    if isinstance(root, ast.Name):
+        if root.id not in bound:
+            yield root.id, attributes, imports
     elif isinstance(node, ast.Constant):
         if isinstance(node.value, str) and _TARGET.fullmatch(node.value):
-            yield node.value, None, imports
+            yield node.value, (), imports
     elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
         outside, inside = _parts_of(node)
         for part in outside:
@@ -259,6 +339,15 @@ def _names(
     else:
         for part in ast.iter_child_nodes(node):
             yield from _names(part, file, bound, imports)
+
+
+def _chain(node: ast.AST) -> tuple[ast.AST, tuple[str, ...]]:
+    """``a.b.c`` -> the node of a, and (b, c)."""
+    attributes: list[str] = []
+    while isinstance(node, ast.Attribute):
+        attributes.insert(0, node.attr)
+        node = node.value
+    return node, tuple(attributes)
 
 
 def _parts_of(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> tuple[list[ast.AST], list[ast.AST]]:
@@ -313,6 +402,7 @@ def _parsed(file: Path, stamp: tuple[int, int]) -> _Module:
                 definitions.setdefault(name, []).append(node)
         elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
             definitions.setdefault(_AT_IMPORT, []).append(node)
+            imports |= _bound_in([node], file)[1]
     return _Module(file, stamp, {name: tuple(nodes) for name, nodes in definitions.items()}, imports, exempt)
 
 
@@ -338,4 +428,6 @@ def _imported(node: ast.Import | ast.ImportFrom, file: Path) -> dict[str, Any]:
         for _ in range(node.level - 1):
             folder = folder.parent
         module = ".".join([*folder.relative_to(_root_of(file)).parts, *([module] if module else [])])
+    if node.names[0].name == "*":
+        return {f"{_STAR}{module}": (module, None)}
     return {alias.asname or alias.name: (module, alias.name) for alias in node.names}

@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
 from autointerp.engine.remote import Remote, Unreachable, side_by_side
+from autointerp.engine.store import MANIFEST
 from autointerp.errors import ConfigError
 from autointerp.hashing import read_sha256
 from autointerp.resources import cache_dir, mirror_url
@@ -31,7 +32,6 @@ log = logging.getLogger("autointerp")
 T = TypeVar("T")
 How = Literal["read", "written"]
 
-MANIFEST = "manifest.json"
 HOLDS = 60.0  # seconds for which a look at the mirror holds
 REST = 600.0  # seconds for which a mirror that failed is left alone
 PROBE, PROBED = "README.txt", b"A mirror of autointerp's store, which AUTOINTERP_MIRROR names.\n"

@@ -14,11 +14,9 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
-
 from autointerp.artifacts import write_atomically
 from autointerp.engine.mirror import Mirror, Unfit, mirror
-from autointerp.engine.store import Manifest, Store, artifact_name, parsed, text_of
+from autointerp.engine.store import MANIFEST, Manifest, Store, artifact_name, parsed, text_of
 from autointerp.resources import cache_dir
 
 NOT_IN_KEYS = "it keeps what a stage wrote as it was written"
@@ -58,16 +56,10 @@ class MirroredStore(Store):
             self._mirror.refuse(artifact_name(stage, key))
             log.info("%s: a mirror does not keep its files, so they are made again", stage)
             return False
-        final = self.folder(stage, key)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(final.with_name(f"{key}.lock")):
-            if (final / "manifest.json").exists():  # of another process, which fetched it or made its own
+        with self._locked(stage, key) as final:
+            if (final / MANIFEST).exists():  # of another process, which fetched it or made its own
                 return self._is_here(manifest)
             return self._fetched(manifest, final)
-
-    def _is_here(self, manifest: Manifest) -> bool:
-        here = super().find(manifest.stage, manifest.key)
-        return here is not None and here.check == manifest.check
 
     def _fetched(self, manifest: Manifest, final: Path) -> bool:
         coming = final.with_name(f"{manifest.key}.coming")  # what came before a kill lies there
@@ -80,7 +72,7 @@ class MirroredStore(Store):
         for path in coming.rglob("*"):
             if path.is_file() and str(path.relative_to(coming)) not in manifest.files:  # of an earlier one of this key
                 path.unlink()
-        write_atomically(coming / "manifest.json", lambda path: path.write_text(text_of(manifest)))
+        write_atomically(coming / MANIFEST, lambda path: path.write_text(text_of(manifest)))
         self._place(coming, final)
         self._verified.add((manifest.stage, manifest.key))
         log.info("%s: %s from the mirror", manifest.stage, _size(sum(manifest.sizes.values())))

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PATIENCE = 3.0  # seconds for what is under way to end, where a run is stopped
+OF_ALL = ("llm ", "embedder")  # what is loaded once for all subjects, by how its name begins
+OF_ONE = {"hook", "hook_out", "weights"}  # names say these themselves where they matter
 NOT_IN_KEYS = "it holds what other files make, and makes nothing"
 
 
@@ -40,13 +42,16 @@ class Session:
 
     def under(self, config: Config) -> Session:
         """The same session with another config, for what is done again under a change: its loop, its language models
-        and all that was loaded once are shared."""
+        and all that was loaded once are shared, but for what was loaded of another subject."""
         other = copy.copy(self)
         other.config = config
         return other
 
     def once(self, name: str, make: Callable[[], T]) -> T:
-        """What `make` made when it was first asked for by this name."""
+        """What `make` made when it was first asked for by this name, for this config's subject or, where the name is
+        one of `OF_ALL`, for all."""
+        if not name.startswith(OF_ALL):
+            name = f"{name}, {self.config.subject.model_dump_json(exclude=OF_ONE)}"
         if name not in self._kept:
             self._kept[name] = make()
         return self._kept[name]

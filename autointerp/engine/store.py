@@ -25,7 +25,9 @@ NOT_IN_KEYS = "it keeps what a stage wrote as it was written"
 log = logging.getLogger("autointerp")
 
 LOG = "log"  # files in this subfolder of an artifact are kept but are no part of its content
+RECORDS = ".shards"  # those in this one say which shards are done (`engine.executor`), until the artifact is whole
 LONGEST = 240  # bytes of a stage's folder name; three labels and a branch may come to more
+MANIFEST = "manifest.json"
 KEPT_ASIDE = ".damaged"  # the end of the name of a folder that was found damaged
 
 
@@ -53,18 +55,15 @@ class Store:
 
     def find(self, stage: str, key: str) -> Manifest | None:
         """The manifest of an artifact that is there. One with a wrong manifest or wrong file sizes is set aside."""
-        path = self.folder(stage, key) / "manifest.json"
-        try:
-            manifest = parsed(path.read_bytes(), stage, key)
-        except FileNotFoundError:
+        folder = self.folder(stage, key)
+        if (text := _read(folder)) is None:
             return None
-        if manifest is None:
-            return self.set_aside(stage, key, "its manifest is damaged")
-        for name, size in manifest.sizes.items():
-            file = path.parent / name
-            if not file.is_file() or file.stat().st_size != size:
-                return self.set_aside(stage, key, f"{name} is {'cut' if file.is_file() else 'gone'}")
-        return manifest
+        manifest, wrong = _looked_at(folder, text, stage, key)
+        if wrong is None:
+            return manifest
+        if _read(folder) != text:  # another process has put its own there meanwhile
+            return self.find(stage, key)
+        return self.set_aside(stage, key, wrong)
 
     def begun(self, stage: str, key: str) -> bool:
         return self.folder(stage, key).with_name(f"{key}.partial").exists()
@@ -89,6 +88,7 @@ class Store:
 
     def set_aside(self, stage: str, key: str, wrong: str) -> None:
         """Move an artifact out of the way, with one line that says why; it is then made again."""
+        self._verified.discard((stage, key))
         folder = self.folder(stage, key)
         aside = folder.with_name(f"{key}{KEPT_ASIDE}")
         shutil.rmtree(aside, ignore_errors=True)
@@ -99,9 +99,14 @@ class Store:
         log.warning("%s: %s is damaged (%s): set aside as %s, made again", stage, folder.name, wrong, aside.name)
 
     def bring(self, manifest: Manifest, *, kept: bool = True) -> bool:
-        """Whether this very artifact lies in the store now; one of a mirror is fetched. `kept`: a mirror has the files
-        of such artifacts, beside their manifests."""
-        return True
+        """Whether this very artifact lies in the store now: another process may have put its own in the place of one
+        with something to retry. One of a mirror is fetched. `kept`: a mirror has the files of such artifacts, beside
+        their manifests."""
+        return self._is_here(manifest)
+
+    def _is_here(self, manifest: Manifest) -> bool:
+        here = Store.find(self, manifest.stage, manifest.key)
+        return here is not None and here.check == manifest.check
 
     def share(self, manifest: Manifest, *, made: bool = False, kept: bool = True) -> None:
         """Send an artifact to the mirror where there is one that lacks it. `made`: just now."""
@@ -113,13 +118,12 @@ class Store:
 
     @contextmanager
     def writing(self, stage: str, key: str, *, resumable: bool) -> Iterator[Path]:
-        """The folder to write into. One process at a time; others wait and then find it done."""
-        from filelock import FileLock
-
-        final = self.folder(stage, key)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(final.with_name(f"{key}.lock")):
+        """The folder to write into. One process at a time; others wait and then find it done, as is what a process left
+        that was killed between the manifest and the renaming."""
+        with self._locked(stage, key) as final:
             partial = final.with_name(f"{key}.partial")
+            if (text := _read(partial)) is not None and _looked_at(partial, text, stage, key)[1] is None:
+                self._place(partial, final)
             if partial.exists() and not resumable:
                 shutil.rmtree(partial)
             partial.mkdir(exist_ok=True)
@@ -128,6 +132,24 @@ class Store:
             finally:  # nothing was written: another process had done it, or the stage failed at once
                 with suppress(OSError):
                     partial.rmdir()
+
+    @contextmanager
+    def _locked(self, stage: str, key: str) -> Iterator[Path]:
+        """An artifact's folder, which no other process makes or fetches meanwhile."""
+        from filelock import FileLock, Timeout
+
+        final = self.folder(stage, key)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(final.with_name(f"{key}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info("%s: another process makes it; waiting for that", stage)
+            lock.acquire()
+        try:
+            yield final
+        finally:
+            lock.release()
 
     def complete(
         self,
@@ -138,24 +160,27 @@ class Store:
         facts: Mapping[str, Any],
         parts: Mapping[str, str] | None = None,
     ) -> Manifest:
-        """Hash what lies in the partial folder, write the manifest, rename into place."""
+        """Hash what lies in the partial folder, write the manifest, rename into place. Shards' records stay until then:
+        of many gigabytes the hashes take minutes, in which a kill must not cost the shards."""
         final = self.folder(stage, key)
         partial = final.with_name(f"{key}.partial")
         for torn in partial.rglob(".*.tmp"):  # of a process that was killed while it wrote, here or on another node
             torn.unlink()
-        paths = [p for p in sorted(partial.rglob("*")) if p.is_file() and p.name != "manifest.json"]
-        files = {str(path.relative_to(partial)): read_sha256(path) for path in paths}
-        sizes = {str(path.relative_to(partial)): path.stat().st_size for path in paths}
+        paths = {str(path.relative_to(partial)): path for path in sorted(partial.rglob("*")) if path.is_file()}
+        paths = {name: path for name, path in paths.items() if name != MANIFEST and Path(name).parts[0] != RECORDS}
+        files = {name: read_sha256(path) for name, path in paths.items()}
+        sizes = {name: path.stat().st_size for name, path in paths.items()}
         content = digest({name: sha for name, sha in files.items() if not name.startswith(f"{LOG}/")})
         made = Manifest(stage, key, content, files, round(seconds, 3), to_retry, dict(facts), sizes, dict(parts or {}))
         text = text_of(replace(made, check=_check(made)))
-        write_atomically(partial / "manifest.json", lambda path: path.write_text(text))
+        write_atomically(partial / MANIFEST, lambda path: path.write_text(text))
         self._place(partial, final)
         self._verified.add((stage, key))  # hashed a moment ago
         return Manifest(**json.loads(text))
 
     @staticmethod
     def _place(made: Path, final: Path) -> None:
+        shutil.rmtree(made / RECORDS, ignore_errors=True)
         if final.exists():  # an earlier attempt with items to retry, or one whose manifest is gone
             stale = final.with_name(f"{final.name}.old")
             shutil.rmtree(stale, ignore_errors=True)
@@ -164,6 +189,26 @@ class Store:
             shutil.rmtree(stale)
         else:
             made.rename(final)
+
+
+def _read(folder: Path) -> bytes | None:
+    """The text of a folder's manifest; None where it has none."""
+    try:
+        return (folder / MANIFEST).read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _looked_at(folder: Path, text: bytes, stage: str, key: str) -> tuple[Manifest | None, str | None]:
+    """A manifest by its text, and what is wrong with it or its files in `folder`, as far as their sizes tell."""
+    manifest = parsed(text, stage, key)
+    if manifest is None:
+        return None, "its manifest is damaged"
+    for name, size in manifest.sizes.items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size != size:
+            return manifest, f"{name} is {'cut' if file.is_file() else 'gone'}"
+    return manifest, None
 
 
 def _check(manifest: Manifest) -> str:

@@ -108,15 +108,11 @@ def nodes(config: Config, session: Session, targets: Sequence[str] = ("tables",)
         stage = stage_of(use.name)
         codes = dict(keys.reached(stage.work))
         for plugin in use.plugins:
-            codes |= {f"{plugin.__name__} ({module})": value for module, value in _code_of(plugin).items()}
+            codes |= {f"{plugin.__name__} ({module})": value for module, value in keys.reached(plugin).items()}
         work = partial(_run, session, stage, use)
         code = keys.digest(codes)
         made.append(Node(use.name, work, use.section, use.needs, code, stage.resumable, stage.remade, codes))
     return made
-
-
-def _code_of(plugin: object) -> Mapping[str, str]:
-    return keys.reached(plugin) or {"source": keys.code(plugin)}  # type: ignore[arg-type]
 
 
 def _run(session: Session, stage: Stage, use: Use, folder: Path, inputs: Mapping[str, Path]) -> Done:

@@ -85,7 +85,7 @@ def work(job: Job) -> None:
         prepare = partial(_judging, job, given, texts)
         job.to_retry += each_feature(job, sorted(texts), prepare, width=width, bar=bar)
     merge_parts(job.folder, ["calibration"])
-    forget_shards(job.folder, files=True)
+    forget_shards(job.folder)
     table = pq.read_table(job.folder / "calibration.parquet", columns=["truth", "evidence"])
     fitted = stats.fit_calibration(table["truth"].to_numpy(), table["evidence"].to_numpy())
     job.facts |= {"features": len(texts), "pairs": len(table)}

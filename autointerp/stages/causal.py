@@ -27,7 +27,8 @@ def uses(config: Config) -> Iterator[Use]:
     wanted = config.composites.causal
     if config.composites.enabled and wanted is not None:
         section = wanted.model_dump() | {"later": models.identity(wanted.sae) if wanted.sae else None}
-        section |= {"seed": config.seed} | union_section(config) | numbers_section(config)
+        section |= {"seed": config.seed, "hook_out": config.subject.hook_out}
+        section |= union_section(config) | numbers_section(config)
         yield Use("causal", ("corpus", "sae", "harvest", "reencode"), section)
 
 
@@ -55,7 +56,7 @@ def work(job: Job) -> None:
     with progress("causal", len(chosen), "composites") as bar:
         each_feature(job, chosen, prepare, width=1, bar=bar)
     merge_parts(job.folder, ["causal"])
-    forget_shards(job.folder, files=True)
+    forget_shards(job.folder)
     job.facts |= summary(pq.read_table(job.folder / "causal.parquet").to_pylist())
 
 

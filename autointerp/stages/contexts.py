@@ -16,6 +16,7 @@ from autointerp.engine.executor import Shard, each_shard, feature_shards, forget
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.progress import progress
 from autointerp.records import Context, Split
+from autointerp.stages.corpus import subject_section
 from autointerp.stages.select import ready
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def uses(config: Config) -> Iterator[Use]:
-    section = config.contexts.model_dump() | {"seed": config.seed}
+    section = config.contexts.model_dump() | {"seed": config.seed} | subject_section(config)  # its tokenizer
     yield Use("contexts", ("corpus", "harvest", "select", "directions"), section)
 
 
@@ -56,7 +57,7 @@ def work(job: Job) -> None:
     with progress("contexts", len(features), "features") as bar:
         each_shard(job, feature_shards(features, PART), prepare, lambda shard: len(shard.items), bar)
     merge_contexts(part_files(job.folder, "contexts"), job.folder / "contexts.parquet")
-    forget_shards(job.folder, files=True)
+    forget_shards(job.folder)
 
 
 class _Neighbours(Mapping[int, Sequence[int]]):

@@ -137,10 +137,10 @@ def _conclude(job: Job, explainer: str, skipped: Mapping[int, str]) -> None:
         rows += len(columns)
         failures += [row["failure"] for row in columns.to_pylist() if row["status"] == "failed"]
     if rows > 1 and len(failures) == rows and len(set(failures)) == 1:
-        forget_shards(job.folder, files=True)  # asked again by the next run
+        forget_shards(job.folder)  # asked again by the next run
         raise AutointerpError(f"{job.use.name}: all {rows} features failed: {failures[0]}")
     merge_parts(job.folder, ["explanations"])
-    forget_shards(job.folder, files=True)
+    forget_shards(job.folder)
     if skipped:
         names = {"explainer": explainer, "status": "not_composite"}
         lines = [{"feature": feature, "failure": why, **names} for feature, why in skipped.items()]

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 STAGES: Mapping[Need, tuple[str, ...]] = {
     "subject": ("sae",),
     "sae": ("sae",),
-    "activations": ("sae", "harvest"),
+    "activations": ("sae", "corpus", "harvest"),
     "logit_effects": ("directions", "near"),
-    "steered": ("sae", "corpus", "near", "contexts"),
-    "ablated": ("sae", "corpus", "near", "contexts"),
+    "steered": ("sae", "corpus", "harvest", "near", "contexts"),
+    "ablated": ("sae", "corpus", "harvest", "near", "contexts"),
     "neighbours": ("directions", "contexts", "corpus", "harvest"),
     "constituents": ("reencode", "contexts"),
     "token_table": ("corpus", "harvest"),
@@ -87,8 +87,8 @@ def _activations(job: Job, split: Split, explanations: Mapping[int, str | None])
     from autointerp.activations.texts import TextActivations
 
     sae = models.kept_sae(job.session, job.inputs["sae"])
-    threshold = Firings(job.inputs["harvest"]).info.outlier_threshold
-    on_text = TextActivations(models.subject(job.session, sae.cfg.hook_name), sae, threshold)
+    subject, bos = models.subject(job.session, sae.cfg.hook_name), Corpus(job.inputs["corpus"]).info.bos_id
+    on_text = TextActivations(subject, sae, bos, Firings(job.inputs["harvest"]).info.outlier_threshold)
 
     def reader(feature: int) -> Callable[[Sequence[str]], Awaitable[list[tuple[float, ...]]]]:
         async def read(texts: Sequence[str]) -> list[tuple[float, ...]]:

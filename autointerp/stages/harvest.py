@@ -11,7 +11,7 @@ from autointerp.artifacts import Corpus, Firings
 from autointerp.config import Config
 from autointerp.engine import models
 from autointerp.engine.estimate import Amount, Sizes, sae_of, subject_of
-from autointerp.engine.executor import Shard, each_shard, forget_shards
+from autointerp.engine.executor import Shard, each_shard
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.progress import progress
 from autointerp.stages import outliers
@@ -55,7 +55,6 @@ def work(job: Job) -> None:
     with progress("harvest", corpus.info.n_tokens, "tokens") as bar:
         harvest_shards(job, corpus, shards, partial(wanted_of, job), bar)
     merge_shards(_to_merge(job, corpus), job.folder, len(shards))
-    forget_shards(job.folder, files=False)
     info = Firings(job.folder).info
     job.facts |= {"tokens": info.n_tokens, "outlying": info.outlying, "outlier_threshold": info.outlier_threshold}
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from autointerp.activations.contexts import read_contexts
 from autointerp.activations.steering import Steering
-from autointerp.artifacts import Corpus
+from autointerp.artifacts import Corpus, Firings
 from autointerp.engine import models
 from autointerp.engine.stage import Job
 from autointerp.records import OutputEffects
@@ -85,7 +85,9 @@ def _steering(job: Job) -> Steering:
 
     def make() -> Any:
         sae = models.kept_sae(session, folder)
-        reads, corpus = models.subject(session, sae.cfg.hook_name), Corpus(job.inputs["corpus"])
-        return Steering(reads, models.written(session, sae), sae, corpus, firing, seed=job.config.seed)
+        reads, writes = models.subject(session, sae.cfg.hook_name), models.written(session, sae)
+        threshold = Firings(job.inputs["harvest"]).info.outlier_threshold
+        corpus = Corpus(job.inputs["corpus"])
+        return Steering(reads, writes, sae, corpus, firing, outlier_threshold=threshold, seed=job.config.seed)
 
     return session.once(f"steering {folder} {contexts}", make)

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 from autointerp.artifacts import Corpus
 from autointerp.config import Config, RedrawnSae
 from autointerp.engine import models
-from autointerp.engine.executor import RECORDS, Shard, each_shard, is_done, record
+from autointerp.engine.executor import Shard, each_shard, is_done, record
 from autointerp.engine.session import Session
 from autointerp.engine.stage import Job, Use, plain
+from autointerp.engine.store import MANIFEST, RECORDS
 from autointerp.errors import AutointerpError
 from autointerp.progress import Progress, progress
 from autointerp.stages.corpus import cached_by_delphi
@@ -59,7 +60,7 @@ class Member:
     def bytes(self) -> float:
         """That a pass holds for it, about, from what the stage sae says of the SAE."""
         about = json.loads((self.inputs["sae"] / "sae.json").read_text())["cfg"]
-        facts = json.loads((self.inputs["sae"] / "manifest.json").read_text())["facts"]
+        facts = json.loads((self.inputs["sae"] / MANIFEST).read_text())["facts"]
         d_in, latents = about["d_in"], about["d_sae"]
         tokens = min(self.config.executor.shard_tokens, self.config.corpus.tokens)
         firings = tokens * (facts.get("l0") or USUAL_ACTIVE)

@@ -1,4 +1,4 @@
-"""What a stage's key holds of a plug-in: its options, its language model and its prompts.
+"""What a stage's key holds of a plug-in: its options, its language model, its prompts, and what else it is given.
 
 The plug-in's code counts by its own import closure (`Use.plugins`).
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from autointerp.config import Config, PluginConfig
 from autointerp.engine.asking import llm_config
-from autointerp.engine.models import identity
+from autointerp.engine.models import EMBEDDER, identity
 from autointerp.hashing import fingerprint
 from autointerp.llm.registry import backend_of
 from autointerp.llm.registry import identity as llm_identity
@@ -27,8 +27,13 @@ def plugin_section(config: Config, registry: Registry[Callable[..., Any]], plugi
     options = bind_options(registry.kind, plugin.name, function, plugin.options, config.seed)
     held = {name: fingerprint(value) if isinstance(value, Path) else value for name, value in options.items()}
     section: dict[str, Any] = {"name": plugin.name, "label": plugin.key, "options": held}
-    if "llm" in needs(function):
+    wanted = needs(function)
+    if "llm" in wanted:
         section |= llm_section(config, plugin, getattr(inspect.getmodule(function), "PROMPTS", ()))
+    if "embedder" in wanted:
+        section["embedder"] = identity(EMBEDDER)
+    if {"steered", "ablated"} & wanted:  # done where the SAE's output belongs, which no file below says
+        section["hook_out"] = config.subject.hook_out
     return section
 
 

@@ -116,7 +116,7 @@ def _stream(session: Session, folder: Path, outlier_threshold: float | None) -> 
         corpus,
         subject.activations,
         last,
-        seed=session.config.seed,
+        seed=train_config(session.config).seed,
         batch_tokens=session.config.subject.batch_tokens,
         device=models.device(session),
     )

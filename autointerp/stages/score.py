@@ -211,7 +211,7 @@ def _conclude(job: Job, features: int) -> None:
         asked += sum(row["n_scored"] + row["n_unscored"] for row in rows)
         saved += sum(int(row.get("n_saved") or 0) for row in rows)
     merge_parts(job.folder, ["scores", "judgements"])
-    forget_shards(job.folder, files=True)
+    forget_shards(job.folder)
     if reasons:
         lost = len(reasons)
         log.warning("%s: %d of %d features have no score, for example: %s", job.use.name, lost, features, reasons[0])

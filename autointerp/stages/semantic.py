@@ -67,7 +67,7 @@ def work(job: Job) -> None:
     with progress("semantic", len(composites), "composites") as bar:
         job.to_retry += each_feature(job, composites, prepare, width=width, bar=bar)
     merge_parts(job.folder, ["semantic"])
-    forget_shards(job.folder, files=True)
+    forget_shards(job.folder)
     rows = pq.read_table(job.folder / "semantic.parquet").to_pylist()
     job.facts |= {"explainer": explainer, "failed": sum(row["failure"] is not None for row in rows)} | entailed(rows)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("autointerp")
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 BATCH = 512  # documents tokenised at a time
+_HALVES = re.compile("[\ud800-\udfff]")
 
 
 def build_corpus(config: CorpusConfig, subject_folder: Path, folder: Path, *, seed: int = 0) -> Corpus:
@@ -142,7 +144,9 @@ def _files(path: Path) -> list[Path]:
         if path.suffix not in SUFFIXES:
             raise ConfigError(f"corpus.source {str(path)!r}: give a {', '.join(SUFFIXES)} file or a folder of them")
         return [path]
-    files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+    # hidden ones, such as macOS' ._NAME, are no text, and no part of the folder's fingerprint
+    named = (file for file in path.rglob("*") if file.suffix in SUFFIXES and not file.name.startswith("."))
+    files = sorted(file for file in named if file.is_file())
     if not files:
         raise ConfigError(f"corpus.source {str(path)!r} holds no {', '.join(SUFFIXES)} file")
     return files
@@ -233,7 +237,8 @@ def _column(rows: Iterable[dict[str, Any]], column: str, where: str) -> Iterator
             continue
         if not isinstance(text, str):
             raise ConfigError(f"corpus.text_column {column!r} of {where} holds {type(text).__name__}, not text")
-        yield text
+        # half of a pair of UTF-16, which JSON may hold and UTF-8 may not: what was cut there is unknown
+        yield text if text.isascii() else _HALVES.sub("\ufffd", text)
 
 
 def _no_column(column: str, names: Sequence[str], where: str) -> ConfigError:

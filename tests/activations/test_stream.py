@@ -68,6 +68,19 @@ def test_activations_that_float16_cannot_hold_are_refused(tmp_path: Path) -> Non
     stream = CorpusStream(corpus, lambda tokens: ids(tokens) * 1e5, 1, seed=0, batch_tokens=8, device="cpu")
     with pytest.raises(AutointerpError, match="float16"):
         stream.chunk(0)
+    with pytest.raises(AutointerpError, match=r"raise corpus\.tokens"):
+        stream.held_out()
+
+
+def test_bos_and_padding_are_no_activations_that_float16_has_to_hold(tmp_path: Path) -> None:
+    """A BOS of the largest models is a hundred times as large as what comes after it, and is not stored."""
+
+    def large_at_bos(tokens: torch.Tensor) -> torch.Tensor:
+        return torch.where(tokens == BOS, 1e5, tokens)[..., None].float()
+
+    corpus, bar = corpus_of(tmp_path / "corpus", [[1, 2, 3], [4], [5, 6]]), Progress("stored", None, "tokens")
+    harvest_dense(corpus, large_at_bos, 1, tmp_path, batch_tokens=16, device="cpu", bar=bar)
+    assert np.load(tmp_path / "activations.npy")[:, 0].tolist() == [1, 2, 3, 4, 5, 6]
 
 
 def test_training_from_the_stream_explains_as_much_as_training_from_a_file(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from autointerp.engine.dag import Dag, Done, Node
+from autointerp.engine.executor import Shard, is_done, record
 from autointerp.engine.store import Store
 from autointerp.errors import AutointerpError
 from autointerp.hashing import fingerprint
@@ -317,3 +320,147 @@ def test_only_what_was_written_is_left_for_the_next_attempt(tmp_path: Path) -> N
     with store.writing("stage", "half", resumable=True) as folder:
         (folder / "rows").write_text("1")
     assert [path.name for path in (tmp_path / "stage").glob("*.partial")] == ["half.partial"]
+
+
+def test_a_kill_while_a_finished_stage_is_hashed_costs_no_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worked: list[int] = []
+
+    def work(job: Job) -> None:
+        for shard in (Shard(0, (0, 10)), Shard(1, (10, 20))):
+            if not is_done(job.folder, shard):
+                worked.append(shard.number)
+                path = job.folder / f"shard-{shard.number}"
+                path.write_text("firings")
+                record(job.folder, shard, [path], {})
+
+    def killed(path: Path) -> str:
+        raise KeyboardInterrupt
+
+    dag = Dag([node("harvest", work, {}, resumable=True)], Store(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr("autointerp.engine.store.read_sha256", killed)
+        with pytest.raises(KeyboardInterrupt):
+            dag.run()
+    made = dag.run()["harvest"]
+    assert worked == [0, 1]
+    folder = dag.store.folder("harvest", made.key)
+    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "shard-0", "shard-1"]
+    assert set(made.files) == {"shard-0", "shard-1"}
+
+
+@pytest.mark.parametrize("resumable", [True, False])
+@pytest.mark.parametrize("earlier", [True, False])
+def test_a_kill_between_the_manifest_and_the_renaming_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumable: bool, earlier: bool
+) -> None:
+    """`earlier`: an artifact with something to retry is there, and was put away already."""
+    ran: list[int] = []
+
+    def run(folder: Path, inputs: Mapping[str, Path]) -> Done:
+        ran.append(len(ran))
+        (folder / "rows").write_text(f"made {ran[-1]}")
+        return Done(to_retry=int(earlier and len(ran) == 1))
+
+    def killed(made: Path, final: Path) -> None:
+        if final.exists():
+            final.rename(final.with_name("old"))
+        raise KeyboardInterrupt
+
+    dag = Dag([Node("score", run, {}, resumable=resumable)], Store(tmp_path))
+    if earlier:
+        assert dag.run()["score"].to_retry == 1
+    before = len(ran)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_place", staticmethod(killed))
+        with pytest.raises(KeyboardInterrupt):
+            dag.run()
+    made = dag.run()["score"]
+    assert len(ran) == before + 1
+    assert (dag.store.folder("score", made.key) / "rows").read_text() == f"made {before}"
+
+
+def test_a_torn_artifact_whose_manifest_is_whole_is_made_again(tmp_path: Path) -> None:
+    """The machine lost power between the manifest and the renaming: the file system had not written all."""
+    store = Store(tmp_path)
+    with store.writing("stage", "key", resumable=False) as folder:
+        (folder / "rows").write_text("rows")
+        store.complete("stage", "key", 0.0, 0, {})
+    store.folder("stage", "key").rename(folder)
+    (folder / "rows").write_text("")
+    with store.writing("stage", "key", resumable=False) as folder:
+        assert not any(folder.iterdir())
+    assert store.find("stage", "key") is None
+
+
+def test_an_artifact_that_another_process_replaces_meanwhile_is_not_set_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, texts = Store(tmp_path), []
+    for rows in ("one", "one and two"):
+        with store.writing("stage", "key", resumable=True) as folder:
+            (folder / "rows").write_text(rows)
+            store.complete("stage", "key", 0.0, 0, {})
+        texts.append((store.folder("stage", "key") / "manifest.json").read_bytes())
+    reads = iter([texts[0], texts[1], texts[1]])
+    monkeypatch.setattr("autointerp.engine.store._read", lambda folder: next(reads))
+    found = store.find("stage", "key")
+    assert found is not None
+    assert found.sizes == {"rows": len("one and two")}
+
+
+def test_who_waits_for_another_process_says_so(tmp_path: Path) -> None:
+    store, waits = Store(tmp_path), threading.Event()
+
+    class Heard(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "another process makes it" in record.getMessage():
+                waits.set()
+
+    def wait() -> None:
+        with store.writing("harvest", "key", resumable=True):
+            pass
+
+    log, heard = logging.getLogger("autointerp"), Heard()
+    before = log.level
+    log.addHandler(heard)
+    log.setLevel(logging.INFO)
+    try:
+        with store.writing("harvest", "key", resumable=True):
+            waiting = threading.Thread(target=wait)
+            waiting.start()
+            assert waits.wait(30)
+        waiting.join(30)
+        assert not waiting.is_alive()
+    finally:
+        log.removeHandler(heard)
+        log.setLevel(before)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_what_another_process_puts_in_an_input_s_place_is_read_under_its_own_key(tmp_path: Path, left: int) -> None:
+    """Two runs share an explanation of which something failed: the second asks again while the first goes on."""
+    answers = iter([("one answer", 2), ("more answers", left)])
+
+    def explain(folder: Path, inputs: Mapping[str, Path]) -> Done:
+        text, to_retry = next(answers)
+        (folder / "explanations").write_text(text)
+        return Done(to_retry)
+
+    def select(job: Job) -> None:
+        (job.folder / "features").write_text("1 2 3")
+        Dag([explaining], Store(tmp_path)).run()
+
+    def score(job: Job) -> None:
+        (job.folder / "scores").write_text((job.inputs["explain"] / "explanations").read_text())
+
+    explaining = Node("explain", explain, {})
+    scoring = [explaining, node("select", select, {}, ("explain",)), node("score", score, {}, ("explain", "select"))]
+    dag = Dag(scoring, Store(tmp_path))
+    made = dag.run()
+    assert (dag.store.folder("score", made["score"].key) / "scores").read_text() == "more answers"
+    standings = dag.standings()
+    assert standings["explain"].manifest == made["explain"]
+    assert made["score"].parts["input explain"] == made["explain"].content
+    assert standings["explain"].state == ("retry" if left else "done")

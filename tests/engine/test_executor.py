@@ -147,7 +147,7 @@ def test_merged_shards_leave_one_table_and_no_trace(session: Session, tmp_path: 
     folder = tmp_path / "a"
     run(session, folder, range(6), work)
     merge_parts(folder, ["scores", "judgements"])
-    forget_shards(folder, files=True)
+    forget_shards(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["judgements.parquet", "scores.parquet"]
     scores = pq.read_table(folder / "scores.parquet")
     assert scores["f1"].to_pylist() == [None] * 4 + [1.0] * 2

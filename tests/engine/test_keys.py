@@ -17,6 +17,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from autointerp import stages
+from autointerp.config import parse_config
+from autointerp.engine import keys
+from autointerp.hashing import digest
+
 REPOSITORY = Path(__file__).parents[2]
 SAE = REPOSITORY / "pipelines" / "saes" / "stories15m-l1"
 
@@ -87,6 +92,9 @@ CHANGES = [
     Change("llm/backends/openai_read.py", "spelt = text.strip().casefold()", "spelt = text.strip()", DETECTION),
     Change("../mine.py", "return helper.say()", "return helper.say() + '.'", "load:explain/mine.explain"),
     Change("../helper.py", "'the word a'", "'the word b'", "load:explain/mine.explain"),
+    Change("../parts/words.py", "' or'", "' and'", "load:explain/mine.explain"),
+    Change("../guarded.py", "' c'", "' d'", "load:explain/mine.explain"),
+    Change("../shared.py", "' in'", "' of'", "load:explain/mine.explain"),
 ]
 DEFAULTS = [  # of the config: they count through the section
     Change("config.py", "window: int = Field(default=32", "window: int = Field(default=31", "load:contexts"),
@@ -140,6 +148,8 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from autointerp.config import parse_config
+from autointerp import stages
+from autointerp.config import parse_config
 from autointerp.engine import keys
 from autointerp.hashing import digest
 from autointerp import stages
@@ -180,12 +190,23 @@ class Copy:
                 """
                 import autointerp as ai
                 import helper
+                import parts.words
+                from shared import *
+
+                try:
+                    from guarded import ending
+                except ImportError:
+                    ending = str
 
                 async def explain(feature, llm):
-                    return helper.say()
+                    return helper.say() + parts.words.joint() + ending() + last()
                 """
             )
         )
+        (root / "parts").mkdir()
+        (root / "parts" / "words.py").write_text("def joint():\n    return ' or'\n")
+        (root / "guarded.py").write_text("def ending():\n    return ' c'\n")
+        (root / "shared.py").write_text("def last():\n    return ' in'\n")
         (root / "helper.py").write_text("def say():\n    return 'the word a'\n")
         every = {
             "sae": {"load": str(SAE)},
@@ -251,3 +272,69 @@ def test_a_changed_default_of_the_config_makes_its_stages_stale_and_no_other(cop
         changed = {name for name in before if before[name] != after[name]}
         assert change.stale in changed
         assert not [name for name in changed if name.split(":")[1].startswith(("harvest", "sae", "activations"))]
+
+
+CELLS = {
+    "prompt": "PROMPT, MOST = 'Say it', 3",
+    "helper": "def ask(text, words=('a', 'b')):\n    return [PROMPT, text, words]",
+    "reader": "class Reader:\n    size = 2\n\n    def read(self):\n        return self.size",
+    "plug-in": "async def explain(feature, llm):\n    return [ask(each) for each in range(MOST)], Reader().read()",
+}
+
+
+def in_a_notebook(**changed: tuple[str, str]) -> str:
+    """What a key holds of a plug-in whose cells were run, some of them changed."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for cell, text in CELLS.items():
+        before, after = changed.get(cell.replace("-", ""), ("", ""))
+        assert before in text
+        exec(compile(text.replace(before, after) if before else text, f"<{cell}>", "exec"), names)
+    return digest(dict(keys.reached(names["explain"])))
+
+
+def test_a_notebook_s_plug_in_is_the_same_until_a_cell_that_it_reads_changes() -> None:
+    assert in_a_notebook() == in_a_notebook()
+    others = [
+        in_a_notebook(prompt=("Say it", "Say it in a word")),
+        in_a_notebook(prompt=("3", "4")),
+        in_a_notebook(helper=("text, words]", "words]")),
+        in_a_notebook(helper=("'b'", "'c'")),
+        in_a_notebook(reader=("= 2", "= 5")),
+        in_a_notebook(reader=("return self", "return 1 + self")),
+        in_a_notebook(plugin=("range(MOST)", "range(1)")),
+    ]
+    assert len({in_a_notebook(), *others}) == 1 + len(others)
+
+
+def test_a_function_that_is_defined_again_where_another_lay_in_memory_is_not_taken_for_it() -> None:
+    names: dict[str, Any] = {"__name__": "__main__"}
+    known = set()
+    for number in range(8):
+        exec(compile(f"def explain():\n    return {number}", "<cell>", "exec"), names)
+        known.add(digest(dict(keys.reached(names["explain"]))))
+    assert len(known) == 8
+
+
+def sections(folder: Path, **subject: Any) -> dict[str, Any]:
+    """Of every use of a config that reads a transcoder, with scorers that try its features out."""
+    asked = {"scorers": ["steering", "ablation", "embedding"], "controls": [], "composites": {"causal": True}}
+    raw = config(folder, sae={"load": str(SAE)}, **asked)
+    raw["subject"] |= subject
+    return {name: use.section for name, use in stages.uses(parse_config(raw)).items()}
+
+
+def test_a_changed_tokenizer_makes_the_windows_anew_though_the_tokens_be_the_same(tmp_path: Path) -> None:
+    before = sections(tmp_path)
+    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    assert sections(tmp_path)["contexts"] != before["contexts"]
+
+
+def test_where_a_transcoder_writes_is_in_the_keys_of_all_that_tries_it_out(tmp_path: Path) -> None:
+    before, after = sections(tmp_path), sections(tmp_path, hook_out="blocks.2.hook_mlp_out")
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"sae", "causal", "score/steering/default", "score/ablation/default"}
+
+
+def test_an_embedder_is_in_the_keys_of_those_who_are_given_it(tmp_path: Path) -> None:
+    holding = {name for name, section in sections(tmp_path).items() if "embedder" in section}
+    assert holding == {"score/embedding/default"}

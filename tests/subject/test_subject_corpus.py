@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from autointerp.artifacts import Corpus
 from autointerp.config import CorpusConfig
 from autointerp.errors import AutointerpError, ConfigError
+from autointerp.hashing import fingerprint
 from autointerp.subject import build_corpus
 from autointerp.subject.corpus import cut_rows, read_documents
 
@@ -89,6 +90,22 @@ def test_bos_can_be_left_out(stories15m: Path, tmp_path: Path) -> None:
     corpus = build_corpus(config, stories15m, tmp_path / "corpus")
     assert corpus.info.bos_id is None
     assert 1 not in corpus.tokens
+
+
+def test_hidden_files_of_a_folder_are_no_text(tmp_path: Path) -> None:
+    """They are not in the fingerprint either, and a changed one would leave the old corpus done."""
+    (tmp_path / "a.txt").write_text("one")
+    before = fingerprint(tmp_path)
+    (tmp_path / "._a.txt").write_bytes(b"\x00\x05\x16\x07")
+    assert list(read_documents(CorpusConfig(source=str(tmp_path)))) == ["one"]
+    assert fingerprint(tmp_path) == before
+
+
+def test_half_a_pair_of_utf16_becomes_the_sign_for_what_is_unknown(stories15m: Path, tmp_path: Path) -> None:
+    source = tmp_path / "text.jsonl"
+    source.write_text('{"text": "A smile \\ud83d and \\ud83d\\ude00."}\n')
+    assert list(read_documents(CorpusConfig(source=str(source)))) == ["A smile \ufffd and \U0001f600."]
+    assert build_corpus(CorpusConfig(source=str(source)), stories15m, tmp_path / "corpus").info.n_documents == 1
 
 
 def test_a_folder_is_its_files_in_order(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -29,14 +31,18 @@ def subject(planted: PlantedSubject) -> Subject:
 
 
 @pytest.fixture(scope="module")
-def steering(planted: PlantedSubject, subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Steering:
-    folder = tmp_path_factory.mktemp("corpus")
-    build_corpus(CorpusConfig(source=str(planted.text), context=64), planted.model, folder, seed=0)
+def corpus(planted: PlantedSubject, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    config = CorpusConfig(source=str(planted.text), context=64)
+    return build_corpus(config, planted.model, tmp_path_factory.mktemp("corpus"), seed=0)
 
-    def firing(feature: int) -> list[str]:
-        return [sentence(planted, planted.features[feature], i) for i in range(4)]
 
-    return Steering(subject, subject, load_sae(planted.sae), Corpus(folder), firing)
+@pytest.fixture(scope="module")
+def steering(planted: PlantedSubject, subject: Subject, corpus: Corpus) -> Steering:
+    return Steering(subject, subject, load_sae(planted.sae), corpus, firing(planted))
+
+
+def firing(planted: PlantedSubject) -> Callable[[int], list[str]]:
+    return lambda feature: [sentence(planted, planted.features[feature], i) for i in range(4)]
 
 
 def sentence(planted: PlantedSubject, feature: PlantedFeature, i: int) -> str:
@@ -49,7 +55,7 @@ def test_a_feature_fires_on_its_triggers_and_nowhere_else(
 ) -> None:
     own = planted.features[feature]
     texts = [sentence(planted, own, i) for i in range(4)]
-    for text, seen in zip(texts, TextActivations(subject, load_sae(planted.sae)).of(feature)(texts)):
+    for text, seen in zip(texts, TextActivations(subject, load_sae(planted.sae), subject.bos_id).of(feature)(texts)):
         assert [token.strip() for token in seen.tokens] == text.split()
         fired = [token.strip() in own.triggers for token in seen.tokens]
         assert [value > 0 for value in seen.activations] == fired
@@ -97,8 +103,20 @@ def test_strength_is_as_much_as_moves_the_output_enough(steering: Steering) -> N
     assert all(0 < steering.strength(feature) < 8 * steering._norm for feature in range(FEATURES))
 
 
-def test_nothing_is_lost_of_a_feature_that_does_not_fire(planted: PlantedSubject, subject: Subject) -> None:
-    silent = Steering(subject, subject, load_sae(planted.sae), None, lambda feature: [planted.neutral[0]])  # type: ignore[arg-type]
+def test_a_firing_at_an_attention_sink_is_not_ablated(
+    planted: PlantedSubject, subject: Subject, corpus: Corpus
+) -> None:
+    sae = load_sae(planted.sae)
+    all_are_sinks = Steering(subject, subject, sae, corpus, firing(planted), outlier_threshold=1e-6)
+    none_is = Steering(subject, subject, sae, corpus, firing(planted), outlier_threshold=1e6)
+    assert all_are_sinks.lost(0) == ()
+    assert none_is.lost(0) != ()
+
+
+def test_nothing_is_lost_of_a_feature_that_does_not_fire(
+    planted: PlantedSubject, subject: Subject, corpus: Corpus
+) -> None:
+    silent = Steering(subject, subject, load_sae(planted.sae), corpus, lambda feature: [planted.neutral[0]])
     assert silent.lost(0) == ()
 
 

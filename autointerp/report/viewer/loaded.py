@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autointerp.artifacts import Firings
+from autointerp.artifacts import Corpus, Firings
 from autointerp.config import parse_config
 from autointerp.engine import models
 from autointerp.engine.mirrored import open_store
@@ -82,9 +82,11 @@ class Loaded:
     def _on_text(self) -> TextActivations:
         from autointerp.activations.texts import TextActivations
 
-        harvest = self._artifact("harvest")
+        subject = models.subject(self._session, self._sae.cfg.hook_name)
+        harvest, corpus = self._artifact("harvest"), self._artifact("corpus")
         threshold = Firings(harvest).info.outlier_threshold if (harvest / "firings.json").is_file() else None
-        return TextActivations(models.subject(self._session, self._sae.cfg.hook_name), self._sae, threshold)
+        bos = Corpus(corpus).info.bos_id if (corpus / "corpus.json").is_file() else subject.bos_id
+        return TextActivations(subject, self._sae, bos, threshold)
 
     def _artifact(self, stage: str) -> Path:
         """The folder in the store of what a stage of the run wrote, fetched where a mirror alone has it; it may not be
