@@ -103,7 +103,9 @@ class Endpoint:
         alternatives, 0 refuses; `schema`: HTTP status of a request with a schema."""
         self.answer, self.seed, self.latency, self.hold = answer, seed, latency, hold
         self.instead: Callable[[dict[str, Any]], Response | None] = lambda body: None  # of any answer but a probe's
-        self.refuses: dict[str, str] = {}  # parameters of a request, and what is said of them with HTTP 400
+        self.at_probes = yes  # what is answered to a probe
+        self.refuses: dict[str, str] = {}  # parameters of a request, and what is said of them …
+        self.refuses_with = 400  # … with this HTTP status
         self.late_refusals = False  # to all but the first request only when two were answered in another form
         self._refused = False
         self._answered_twice = asyncio.Event()
@@ -230,7 +232,7 @@ class Endpoint:
             return Response('{"choices": [{"mess', media_type="application/json")
         if probe:
             self.probes += 1
-            said: Said = '{"wet": true}' if "response_format" in body else yes([], body)
+            said: Said = '{"wet": true}' if "response_format" in body else self.at_probes([], body)
         else:
             given = self.answer(body["messages"], body)
             said = await given if inspect.isawaitable(given) else given
@@ -259,7 +261,7 @@ class Endpoint:
         for parameter, said in self.refuses.items():
             if body.get(parameter):
                 self.outcomes[f"refused {parameter}"] += 1
-                return failure(400, said, param=parameter)
+                return failure(self.refuses_with, said, param=parameter)
         if self.completion_tokens_only and "max_tokens" in body:
             said = "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."
             return failure(400, said, param="max_tokens", code="unsupported_parameter")

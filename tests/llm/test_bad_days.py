@@ -66,6 +66,8 @@ async def test_an_endpoint_whose_probes_fail_too_is_down(tmp_path: Path) -> None
 
 # --- what is final, and what heals
 
+QUOTA = "You exceeded your current quota, please check your plan and billing details"
+
 
 @pytest.mark.parametrize(
     ("answer", "reason"),
@@ -141,6 +143,10 @@ async def test_what_may_pass_is_retryable_and_heals_in_the_next_run(
         (425, "", "retryable"),
         (429, "slow down", "wait"),
         (429, "insufficient_quota", "stop"),
+        (429, f"{QUOTA}. For more information on this error, read the docs: error-codes/api-errors.", "stop"),
+        (429, f"{QUOTA}. See gemini-api/docs/rate-limits. * Quota exceeded: free_tier_requests, limit: 10", "wait"),
+        (429, f"{QUOTA}. See gemini-api/docs/rate-limits. * Quota exceeded: free_tier_requests, limit: 0", "stop"),
+        (429, "Rate limit reached on requests per min. Limit: 3 / min. Visit account/billing to pay", "wait"),
         (451, "", "final"),
         (499, "", "retryable"),
         (500, "", "retryable"),
@@ -152,6 +158,12 @@ async def test_what_may_pass_is_retryable_and_heals_in_the_next_run(
 def test_every_status_has_a_meaning(status: int, text: str, expected: str) -> None:
     failures = Failures("https://llm.example/v1", "m", "KEY")
     assert kind_of(failures.of_status(status, {}, {"message": text}, None)) == expected
+
+
+def test_a_rate_limit_that_says_how_long_is_no_spent_account() -> None:
+    failures = Failures("https://llm.example/v1", "m", "KEY")
+    assert kind_of(failures.of_status(429, {"retry-after": "16"}, {"message": QUOTA}, None)) == "wait"
+    assert kind_of(failures.of_status(429, {"retry-after": "16"}, {"message": "insufficient_quota"}, None)) == "stop"
 
 
 # --- what cannot be stored

@@ -19,7 +19,6 @@ from autointerp.llm.backend import (
     Complete,
     Fill,
     FinalFailure,
-    RateLimited,
     Raw,
     Reply,
     Request,
@@ -37,7 +36,7 @@ from autointerp.llm.backends.http import (
     is_local,
     secrets_sent,
 )
-from autointerp.llm.backends.openai_read import Unreadable, alternatives, read_choices
+from autointerp.llm.backends.openai_read import Unreadable, alternatives, heard, read_choices
 from autointerp.llm.prices import Prices, listed_prices
 from autointerp.records import Capability, Message
 from autointerp.redact import public_url
@@ -112,9 +111,10 @@ class GeminiBackend:
         if self._client is None:
             await asyncio.to_thread(self._connect)
         if "choices" not in self.memory:
-            self.memory["choices"] = self._config.logprobs is not False and await self._gives_probabilities()
-            if not self.memory["choices"]:
+            able = self._config.logprobs is not False and await self._gives_probabilities()
+            if not able:
                 await self.probe()
+            self.memory["choices"] = able
         if self._config.logprobs and not self.memory["choices"]:
             raise ConfigError(f"llm.logprobs: {self._model} gives no token probabilities, set it to null or false")
 
@@ -148,13 +148,12 @@ class GeminiBackend:
     async def _gives_probabilities(self) -> bool:
         question = Choose(QUESTION, ("Yes", "No"))
         try:
-            return len(keep(await self._send(question))["tokens"]) > 1
-        except Refused:
+            raw = keep(await self._send(question))
+        except FinalFailure:  # where the key or the model is wrong, what is asked next fails too
             return False
-        except FinalFailure as error:
-            if error.fatal:
-                raise
+        if len(raw["tokens"]) < 2:
             return False
+        return bool(self._config.logprobs) or heard(self.read(raw, question), self._model)
 
     # --- asking
 
@@ -247,10 +246,9 @@ def _names(error: Refused, parameter: str) -> bool:
 def _failure(failures: Failures, error: Any) -> RequestFailed:
     """What an error of the library means. Its body may say how long to wait."""
     headers = dict(getattr(error.response, "headers", None) or {})
-    failed = failures.of_status(int(error.code or 0), headers, error.message or error.status, None)
-    if isinstance(failed, RateLimited) and failed.retry_after is None:
-        failed.retry_after = _delay(error.details)
-    return failed
+    if (delay := _delay(error.details)) is not None:
+        headers.setdefault("retry-after", str(delay))
+    return failures.of_status(int(error.code or 0), headers, error.message or error.status, None)
 
 
 def _delay(details: Any) -> float | None:

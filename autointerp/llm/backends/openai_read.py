@@ -6,13 +6,17 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from autointerp.answers import LEAST_MASS
 from autointerp.llm.backend import Choose, Complete, Fill, FinalFailure, Raw, Reply, Request, RetryableFailure, Weigh
 from autointerp.records import Choices, Weight
+
+log = logging.getLogger("autointerp.llm")
 
 Token = tuple[str, float]  # its text and log probability
 
@@ -233,6 +237,15 @@ def read_choices(tokens: Sequence[Token], answers: Sequence[str], after: Sequenc
     if mass <= 0:
         return Choices(None, mass=0.0, failure=f"none of the answers is among the {len(tokens)} likeliest next tokens")
     return Choices(tuple(p / mass for p in shares), mass=min(mass, 1.0))
+
+
+def heard(reply: Reply, model: str) -> bool:
+    """Whether what is said to a probe for probabilities holds those of its answers; a model that thinks first begins
+    with something else, and is better asked for text."""
+    at_once = reply.failure is None and all((choices.mass or 0.0) >= LEAST_MASS for choices in reply.choices)
+    if not at_once:
+        log.warning("%s does not begin with its answer, as a model that thinks first: its text is read instead", model)
+    return at_once
 
 
 def _cannot_be(tokens: Sequence[Token]) -> str | None:
