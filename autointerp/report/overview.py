@@ -211,21 +211,21 @@ class JudgedRow:
 def judgements(run: RunFolder) -> tuple[list[JudgedRow], list[tuple[str, str, int]]]:
     """Over all features and explainers: how often the judge said yes to each kind of example, and why judgements
     failed (scorer, reason, how many; controls included, the most first)."""
-    yes: dict[tuple[str, str, int | None], list[float]] = defaultdict(lambda: [0.0, 0])
+    yes: dict[tuple[str, str, int | None], list[float]] = defaultdict(lambda: [0.0, 0.0, 0])
     failures: Counter[tuple[str, str]] = Counter()
     for batch in run.batches("judgements", [*JUDGED, "status", "failure"]):
         groups = binary(batch).group_by(["scorer", "kind", "quantile"])
-        for row in groups.aggregate([("prediction", "sum"), ("prediction", "count")]).to_pylist():
+        for row in groups.aggregate([("prediction", "sum"), ("truth", "sum"), ("truth", "count")]).to_pylist():
             counts = yes[row["scorer"], row["kind"], row["quantile"]]
-            counts[0] += row["prediction_sum"]
-            counts[1] += row["prediction_count"]
+            for i, name in enumerate(("prediction_sum", "truth_sum", "truth_count")):
+                counts[i] += row[name]
         failed = batch.filter(compute().equal(batch["status"], "failed"))
         for row in failed.group_by(["scorer", "failure"]).aggregate([([], "count_all")]).to_pylist():
             failures[row["scorer"], row["failure"] or "no reason given"] += row["count_all"]
     rows = []
-    for (scorer, kind, quantile), (said_yes, n) in sorted(yes.items(), key=lambda i: (*i[0][:2], -(i[0][2] or 0))):
+    for (scorer, kind, quantile), (said, true, n) in sorted(yes.items(), key=lambda i: (*i[0][:2], -(i[0][2] or 0))):
         what = kind if quantile is None else f"{kind}, quantile {int(quantile) + 1}"
-        rows.append(JudgedRow(scorer, what, int(n), said_yes / n, kind == "activating"))
+        rows.append(JudgedRow(scorer, what, int(n), said / n, true > n / 2))
     return rows, [(scorer, reason, n) for (scorer, reason), n in failures.most_common(10)]
 
 

@@ -23,7 +23,7 @@ from synthetic import FAILURE, HOSTILE, write_run
 
 from autointerp.commands.export import export
 from autointerp.errors import AutointerpError, ConfigError
-from autointerp.report.exports import NAMES
+from autointerp.report.exports import NAMES, neuronpedia
 
 SOURCE = "8-res-16k"
 
@@ -114,6 +114,17 @@ def test_bulk_rows_say_what_the_run_says(run: Path, bulk: Path) -> None:
     for detail in details:
         assert (detail["prediction"] is None) == (detail["correct"] is None)  # what was not judged is not wrong
     assert any(detail["prediction"] is None for detail in details)
+
+
+def test_a_judgement_is_exported_with_the_window_that_was_judged_and_no_verdict_that_nobody_gave() -> None:
+    windows = {4: {"tokens": ["The", " cat"], "activations": [0.0, 1.5]}}
+    judged = {"example": 4, "kind": "random", "quantile": None, "truth": 0.0, "prediction": 1.0, "probability": None}
+    for text, tokens in ((None, ["The", " cat"]), ("The «cat»", ["The", " cat"]), ("of the judge's own", [])):
+        made = neuronpedia.detail(judged | {"text": text}, windows)
+        assert (made["str_tokens"], made["text"]) == (tokens, text or "The cat")
+        assert (made["prediction"], made["correct"]) == (True, False)
+    ranked = neuronpedia.detail(judged | {"prediction": 0.37}, windows, answers=False)
+    assert (ranked["prediction"], ranked["correct"]) == (None, None)
 
 
 def test_neuronpedias_client_reads_the_rows_and_would_send_the_same_body(made: Path, bulk: Path, monkeypatch) -> None:

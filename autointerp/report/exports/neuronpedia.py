@@ -8,7 +8,7 @@ has rows of its table of explanation scores, which the bulk files lack. ``upload
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -161,11 +161,9 @@ class _Names:
             if row.get("control") is not None or row["value"] is None:
                 continue
             key = (row["explainer"], row["scorer"])
-            details = [
-                detail(judgement, windows.get(judgement["example"]))
-                for judgement in feature.judgements
-                if (judgement["explainer"], judgement["scorer"]) == key
-            ]
+            judged = [each for each in feature.judgements if (each["explainer"], each["scorer"]) == key]
+            answers = all(each["prediction"] in (None, 0, 1) for each in judged)
+            details = [detail(each, windows, answers) for each in judged]
             yield {
                 "id": an_id(self.model, self.source, feature.index, "score", *key),
                 "explanationId": self._explanation(feature, row["explainer"]),
@@ -192,11 +190,13 @@ def _by_hand(feature: Feature) -> Iterator[dict[str, Any]]:
         yield {"explainer": BY_HAND, "explanation": label, "model": None, "notes": feature.by_hand.comment}
 
 
-def detail(judgement: dict[str, Any], window: dict[str, Any] | None) -> dict[str, Any]:
+def detail(judgement: dict[str, Any], windows: Mapping[int, dict[str, Any]], answers: bool = True) -> dict[str, Any]:
     """A judgement as a classifier's output of delphi, which is Neuronpedia's form too. `distance` is the quantile from
-    1, -1 for a window in which the feature is silent. What could not be judged has nulls."""
+    1, -1 for a window in which the feature is silent. What could not be judged has nulls, and so has what is ranked by
+    evidence, where nothing `answers` Yes or No."""
     answer, truth = judgement["prediction"], bool(judgement["truth"])
-    prediction = None if answer is None else bool(answer)
+    prediction = bool(answer) if answers and answer is not None else None
+    window = _judged_in(judgement, windows)
     tokens = window["tokens"] if window else []
     return {
         "text": judgement.get("text") or "".join(tokens),
@@ -209,6 +209,19 @@ def detail(judgement: dict[str, Any], window: dict[str, Any] | None) -> dict[str
         "activations": window["activations"] if window else [],
         "str_tokens": tokens,
     }
+
+
+def _judged_in(judgement: dict[str, Any], windows: Mapping[int, dict[str, Any]]) -> dict[str, Any] | None:
+    """The window that was judged. A scorer numbers the texts that it made by itself: then only one that says the same,
+    but for marks, is it."""
+    window, text = windows.get(judgement["example"]), judgement.get("text")
+    if window is None or text is None:
+        return window
+    return window if (said := _letters(text)) and said in _letters("".join(window["tokens"])) else None
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text))
 
 
 def _upload(feature: Feature) -> dict[str, Any]:

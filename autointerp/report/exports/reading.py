@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -85,8 +86,8 @@ def parts(run: RunFolder, size: int = PART) -> Iterator[list[Feature]]:
 
 
 def clean(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row with null for what is not a number, which JSON does not have."""
-    return {name: None if isinstance(value, float) and value != value else value for name, value in row.items()}
+    """A row with null for what is no finite number, which JSON does not have."""
+    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}
 
 
 def hook_of(run: RunFolder) -> str | None:
