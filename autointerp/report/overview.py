@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autointerp.report.arms import judges_of
@@ -14,7 +13,7 @@ from autointerp.report.columns import measures_of
 from autointerp.report.feature import JUDGED, binary
 from autointerp.report.figures import LENT_BY, Mean, ScorerSummary, Summary, lenders_of, mean_of, numbers
 from autointerp.report.folder import RunFolder
-from autointerp.report.text import interval, number
+from autointerp.report.text import interval, named, number
 from autointerp.stats import Paired, paired_difference
 from autointerp.tables import compute
 
@@ -39,10 +38,10 @@ def about(run: RunFolder) -> list[tuple[str, str]]:
     explainers = [plugin.get("label") or plugin["name"] for plugin in config.get("explainers") or ()]
     judges = {label: model for label, (_, model) in judges_of(config).items()}
     rows = [
-        ("Subject", subject.get("model")),
-        ("SAE", _sae(sae)),
+        ("Subject", named(subject.get("model"))),
+        ("SAE", named(sae.get("load")) or ("trained by this run" if sae.get("train") else None)),
         ("Hook", subject.get("hook") or "the SAE's own"),
-        ("Text", corpus.get("source") and f"{corpus['source']}, {corpus['tokens']:,} tokens"),
+        ("Text", corpus.get("source") and f"{named(corpus['source'])}, {corpus['tokens']:,} tokens"),
         ("Explainers", _models(explainers, _explainers_models(run))),
         ("Scorers (judge)", _models(judges, judges)),
         ("Seeds", _pairs(info.get("seeds"))),
@@ -55,20 +54,13 @@ def about(run: RunFolder) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in rows if value]
 
 
-def _sae(sae: Mapping[str, Any]) -> str | None:
-    """Its name; of a folder of this machine the last part, so that a page that is sent on names no home."""
-    if sae.get("load"):
-        return Path(sae["load"]).name if Path(sae["load"]).is_absolute() else sae["load"]
-    return "trained by this run" if sae.get("train") else None
-
-
 def _pairs(values: Mapping[str, Any] | None) -> str:
     return ", ".join(f"{name} {value}" for name, value in (values or {}).items())
 
 
 def _models(labels: Iterable[str], asked: Mapping[str, str | None]) -> str:
     """Plug-ins, each with the model that it asks."""
-    return ", ".join(f"{label} ({asked[label]})" if asked.get(label) else label for label in labels)
+    return ", ".join(f"{label} ({named(asked[label])})" if asked.get(label) else label for label in labels)
 
 
 def _explainers_models(run: RunFolder) -> dict[str, str | None]:
@@ -338,7 +330,7 @@ def usage(run: RunFolder) -> list[dict[str, Any]]:
         failed = pc.cast(pc.not_equal(batch["outcome"], "ok"), pa.int64())
         groups = batch.append_column("failed", failed).group_by(["stage", "model", "cached"])
         for row in groups.aggregate([([], "count_all"), *((name, "sum") for name in (*sums, "failed"))]).to_pylist():
-            key = row["stage"] or "–", row["model"]
+            key = row["stage"] or "–", named(row["model"]) or "–"
             empty = {"stage": key[0], "model": key[1], "requests": 0, "from_cache": 0, "failed": 0}
             total = totals.setdefault(key, empty | dict.fromkeys(sums, 0))
             if row["cached"]:

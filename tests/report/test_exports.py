@@ -24,6 +24,8 @@ from synthetic import FAILURE, HOSTILE, write_run
 from autointerp.commands.export import export
 from autointerp.errors import AutointerpError, ConfigError
 from autointerp.report.exports import NAMES, neuronpedia
+from autointerp.report.html import write_report
+from autointerp.report.text import named
 
 SOURCE = "8-res-16k"
 
@@ -38,10 +40,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "subject": {"model": "openai-community/gpt2", "hook": "blocks.8.hook_resid_pre", "dtype": "float32"},
         "corpus": {"source": "/somewhere/private/text.jsonl", "tokens": 10_000, "context": 128},
         "sae": {"load": "/somewhere/private/sae"},
+        "llm": {"model": "vllm:/somewhere/private/qwen"},
         "scorers": [{"name": "detection"}, {"name": "simulation"}, {"name": "saebench"}],
         "explainers": [{"name": "default"}, {"name": "token_stats"}],
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    rows = pq.read_table(folder / "explanations.parquet")
+    said = [row | {"model": "/somewhere/private/qwen"} for row in rows.to_pylist()]
+    pq.write_table(type(rows).from_pylist(said, rows.schema), folder / "explanations.parquet")
     for table in ("scores", "judgements"):
         rows = pq.read_table(folder / f"{table}.parquet")
         made = rows.to_pylist()
@@ -279,9 +285,19 @@ def test_the_card_has_figures_controls_and_no_path_of_this_machine(made: Path) -
     assert any(line.startswith("| default | detection |") for line in rows)
     assert any(line.startswith("| token\\_stats | simulation |") for line in rows)
     assert all(line.count(" | ") == 6 for line in rows)
-    for file in (made / "hub").rglob("*.*"):
-        if file.suffix in (".md", ".yaml"):
-            assert "private" not in file.read_text()
+    assert "detection (vllm:qwen)" in card.text
+
+
+def test_nothing_that_is_sent_on_names_a_folder_of_this_machine(run: Path, made: Path, tmp_path: Path) -> None:
+    report = write_report(run, tmp_path / "report.html")
+    for file in [report, *(file for file in made.rglob("*.*") if file.is_file())]:
+        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        assert b"private" not in content, file
+    told = pq.read_table(made / "hub" / "data" / "explanations.parquet")
+    assert told.schema == pq.read_schema(run / "explanations.parquet")
+    assert set(told["model"].to_pylist()) == {"qwen"}
+    names = ("org/model", "local:org/model", "s3://bucket/text", "stories15m", "~/text.jsonl", "../up/sae", None)
+    assert [named(name) for name in names] == [*names[:4], "text.jsonl", "sae", None]
 
 
 def test_the_hubs_own_library_loads_each_table_of_the_folder(run: Path, made: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from autointerp.report.arms import judges_of
 from autointerp.report.exports.reading import (
     Feature,
     Wanted,
@@ -26,6 +27,7 @@ from autointerp.report.exports.reading import (
     write_text,
 )
 from autointerp.report.folder import RunFolder
+from autointerp.report.text import named
 
 AUTHOR = "autointerp"
 BY_HAND = "by_hand"  # the type of an explanation that a person wrote
@@ -154,9 +156,8 @@ class _Names:
 
     def scores(self, feature: Feature) -> Iterator[dict[str, Any]]:
         """The real explanations' scores that have a value, each with what was judged."""
-        judges = {scorer.get("label") or scorer["name"]: scorer for scorer in self.run.config.get("scorers") or []}
+        judges = judges_of(self.run.config)
         windows = {context["example"]: context for context in feature.contexts}
-        usual = (self.run.config.get("llm") or {}).get("model")
         for row in feature.scores:
             if row.get("control") is not None or row["value"] is None:
                 continue
@@ -169,7 +170,7 @@ class _Names:
                 "explanationId": self._explanation(feature, row["explainer"]),
                 "value": row["value"],
                 "explanationScoreTypeName": _SCORES.get(row["scorer"], row["scorer"]),
-                "explanationScoreModelName": ((judges.get(row["scorer"]) or {}).get("llm") or {}).get("model") or usual,
+                "explanationScoreModelName": named(judges.get(row["scorer"], ("", None))[1]),
                 "jsonDetails": to_json(details),
             }
 

@@ -17,6 +17,7 @@ from typing import Any
 from autointerp.errors import ConfigError
 from autointerp.report.folder import RunFolder
 from autointerp.report.labels import NOTHING, ByHand, read_labels
+from autointerp.report.text import named
 
 PART = 256  # features that are in memory at a time, and in one file of those formats that have parts
 _LAYER = re.compile(r"(?:blocks|layers|layer|h|block)\.(\d+)")
@@ -68,7 +69,7 @@ def parts(run: RunFolder, size: int = PART) -> Iterator[list[Feature]]:
         features = {row["feature"]: Feature(clean(row)) for row in rows[start : start + size]}
         for row in run.rows("explanations", features):
             if row["explanation"] is not None:
-                features[row["feature"]].explanations.append(clean(row))
+                features[row["feature"]].explanations.append(clean(row) | {"model": named(row.get("model"))})
         for row in run.rows("scores", features):
             features[row["feature"]].scores.append(clean(row))
         for row in run.rows("judgements", features):
