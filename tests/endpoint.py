@@ -103,6 +103,7 @@ class Endpoint:
         alternatives, 0 refuses; `schema`: HTTP status of a request with a schema."""
         self.answer, self.seed, self.latency, self.hold = answer, seed, latency, hold
         self.instead: Callable[[dict[str, Any]], Response | None] = lambda body: None  # of any answer but a probe's
+        self.lists_with = 200  # HTTP status of the list of models
         self.at_probes = yes  # what is answered to a probe
         self.refuses: dict[str, str] = {}  # parameters of a request, and what is said of them …
         self.refuses_with = 400  # … with this HTTP status
@@ -179,8 +180,8 @@ class Endpoint:
     async def _list(self, request: Request) -> Response:
         if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
             return failure(401, f"Incorrect API key provided: {request.headers.get('authorization')}")
-        if self.models is None:
-            return failure(404, "no such page")
+        if self.models is None or self.lists_with != 200:
+            return failure(404 if self.lists_with == 200 else self.lists_with, "no such page")
         return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]})
 
     async def _chat(self, request: Request) -> Response:

@@ -160,6 +160,12 @@ def test_every_status_has_a_meaning(status: int, text: str, expected: str) -> No
     assert kind_of(failures.of_status(status, {}, {"message": text}, None)) == expected
 
 
+def test_a_model_that_thought_for_too_long_says_what_to_set() -> None:
+    said = "Could not finish the message because max_tokens or model output limit was reached. Please try again."
+    failure = Failures("https://llm.example/v1", "m", "KEY").of_status(400, {}, {"message": said}, None)
+    assert str(failure).endswith("; set llm.answer_tokens higher")
+
+
 def test_a_rate_limit_that_says_how_long_is_no_spent_account() -> None:
     failures = Failures("https://llm.example/v1", "m", "KEY")
     assert kind_of(failures.of_status(429, {"retry-after": "16"}, {"message": QUOTA}, None)) == "wait"

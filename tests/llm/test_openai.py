@@ -144,6 +144,13 @@ async def test_probabilities_that_a_model_forbids_do_not_end_the_run(status: int
             assert await complete(api) == "Yes"
 
 
+async def test_a_key_that_may_ask_a_model_and_not_list_them_is_good_enough() -> None:
+    with serving() as endpoint:
+        endpoint.lists_with = 403
+        async with started(endpoint.url) as api:
+            assert await complete(api) == "Yes"
+
+
 async def test_a_key_that_may_do_nothing_is_not_taken_for_a_model_without_probabilities() -> None:
     with serving() as endpoint:
         endpoint.refuses, endpoint.refuses_with = {"messages": "you may not use this model"}, 403
@@ -292,11 +299,15 @@ ODD: list[tuple[dict[str, Any], bool, str]] = [
     (choice({"content": "", "reasoning_content": "Hm"}, "length"), False, "only thought within 50 tokens"),
     (choice({"content": None, "refusal": "I will\nnot"}), False, "I will not"),
     (choice({"content": "x"}, "content_filter"), False, "content filter"),
+    (choice({"content": "half an ans"}, "error"), True, "broke its answer off"),
+    (choice({"content": "half an ans"}, "insufficient_system_resource"), True, "broke its answer off"),
 ]
 
 
 @pytest.mark.parametrize(("body", "retryable", "reason"), ODD)
-def test_an_answer_without_text_is_a_failure_with_a_reason(body: dict[str, Any], retryable: bool, reason: str) -> None:
+def test_an_answer_without_text_or_end_is_a_failure_with_a_reason(
+    body: dict[str, Any], retryable: bool, reason: str
+) -> None:
     request = Complete(QUESTION, 50)
     got = read(keep(body, request), request)
     assert got.text is None

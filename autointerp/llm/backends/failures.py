@@ -21,6 +21,7 @@ _SPENT = re.compile(
 _BILLING = re.compile(r"billing", re.IGNORECASE)
 # Rate limits name the billing page too: OpenAI's of a new account, and each one of Gemini's.
 _PASSES = re.compile(r"rate[ _-]?limit|(try again|retry) (in|after)|per (second|min|hour|day)", re.IGNORECASE)
+_THOUGHT = re.compile(r"max_tokens or model output limit was reached")  # OpenAI's of a model that thinks first
 _KEY = re.compile(
     r"api[ _-]?key[^.]*(invalid|not valid|incorrect|expired|missing)|(invalid|incorrect) api", re.IGNORECASE
 )
@@ -83,7 +84,8 @@ class Failures:
         if is_page(headers):
             return RetryableFailure(f"{self.where}: HTTP {status} with a web page: something else answers there")
         if status in (400, 422):
-            return Refused(reason, text, parameter)
+            more = "; set llm.answer_tokens higher" if _THOUGHT.search(text) else ""
+            return Refused(reason + more, text, parameter)
         if status == 500:
             return ServerError(reason)
         if status in FINAL:

@@ -22,6 +22,7 @@ Token = tuple[str, float]  # its text and log probability
 
 ROUNDING = 1e-3  # by which a log probability may exceed 0
 TOO_MUCH = 1.05  # a sum of probabilities that is no rounding any more
+BROKEN_OFF = ("error", "insufficient_system_resource", "abort")  # as OpenRouter, DeepSeek and vLLM say it
 MARGIN = 16  # tokens kept before the turn that is filled
 MOST_CHARACTERS = 4_000_000  # of a text, whatever a later reader makes of it
 
@@ -171,6 +172,8 @@ def _text(raw: Raw, request: Complete) -> tuple[str, bool]:
     content, cut = raw["content"], raw["finish_reason"] == "length"
     if raw["finish_reason"] == "content_filter":
         raise Unreadable("the endpoint's content filter held the answer back")
+    if raw["finish_reason"] in BROKEN_OFF:
+        raise Unreadable(f"the endpoint broke its answer off ({raw['finish_reason']})", retryable=True)
     if content is None and raw["refusal"]:
         raise Unreadable(f"the model refused: {' '.join(raw['refusal'].split())[:300]}")
     if not (content or "").strip() and (cut or raw["reasoning"]):
