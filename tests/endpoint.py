@@ -39,7 +39,7 @@ from starlette.types import Receive, Scope, Send
 
 from autointerp.llm.backend import FinalFailure, RateLimited, RequestFailed, RetryableFailure
 from autointerp.llm.backends.failures import Refused
-from autointerp.llm.backends.openai import PROBE
+from autointerp.llm.backends.http import PROBE
 
 Said = str | tuple[str, Mapping[str, float]]  # the text, and the probabilities of its first token
 Answer = Callable[[list[dict[str, str]], dict[str, Any]], Said | Awaitable[Said]]

@@ -37,6 +37,7 @@ MOST_BYTES = 90 << 20
 KEPT = 28 * 86_400.0  # seconds for which providers keep a batch's answers
 LONGEST = 26 * 3600.0  # seconds after which a batch that has not ended is given up
 UPLOAD = 900.0  # seconds for sending a batch, and for fetching its answers
+MOST_SAID = 8 << 20  # bytes of what is said of a batch
 HALF = 0.5  # of the price
 
 Answer = dict[str, Any] | RequestFailed
@@ -301,6 +302,13 @@ def _first(waiting: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
             break
         chosen[name] = body
     return chosen
+
+
+def text_of(said: Any, key: str) -> str:
+    """What a provider says of a batch under `key`. Raises RetryableFailure where it does not."""
+    if not isinstance(said, dict) or not isinstance(said.get(key), str):
+        raise RetryableFailure(f"what is said of a batch has no {key!r}")
+    return said[key]
 
 
 # --- a backend by batches ---------------------------------------------------------------------

@@ -16,13 +16,12 @@ from autointerp.config import LLMConfig
 from autointerp.errors import ConfigError
 from autointerp.llm.backend import Choose, Complete, Fill, FinalFailure, Raw, Reply, Request, RetryableFailure, Weigh
 from autointerp.llm.backends.failures import Failures, Refused
-from autointerp.llm.backends.http import asked_for, check_library, find_extra_body, find_headers, secrets_sent
+from autointerp.llm.backends.http import QUESTION, asked_for, check_library, find_extra_body, find_headers, secrets_sent
 from autointerp.llm.backends.openai_read import alternatives, heard, keep, read
 from autointerp.llm.prices import Prices, listed_prices
 from autointerp.records import Capability, Message
 from autointerp.redact import public_url
 
-QUESTION = (Message("user", "Is water wet? Answer Yes or No."),)
 _TOP = 20  # alternatives a token; a provider that gives fewer is asked for five
 _FEWER = 5
 

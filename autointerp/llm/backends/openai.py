@@ -19,7 +19,7 @@ from autointerp.config import LLMConfig
 from autointerp.errors import AutointerpError
 from autointerp.llm.backend import Choose, Complete, Fill, FinalFailure, Raw, Reply, Request, Weigh
 from autointerp.llm.backends.failures import Refused, ServerError
-from autointerp.llm.backends.http import HttpBackend, asked_for, find_extra_body, find_headers, find_key
+from autointerp.llm.backends.http import QUESTION, HttpBackend, asked_for, find_extra_body, find_headers, find_key
 from autointerp.llm.backends.openai_read import alternatives, heard, keep, read
 from autointerp.llm.prices import Prices, listed_prices
 from autointerp.records import Capability, Message
@@ -30,8 +30,6 @@ T = TypeVar("T")
 log = logging.getLogger("autointerp.llm")
 
 OPENAI = "https://api.openai.com/v1"  # where `openai:MODEL` is, when llm.base_url does not say otherwise
-PROBE = "Is water wet? Answer Yes or No."  # what is asked to find out what an endpoint can do
-_QUESTION = (Message("user", PROBE),)
 _PROBE_SCHEMA = {
     "type": "object",
     "properties": {"wet": {"type": "boolean"}},
@@ -136,14 +134,14 @@ class OpenAIBackend(HttpBackend):
     async def probe(self) -> None:
         """One short request. A refusal is an answer too."""
         try:
-            await self._send(self._chat(_QUESTION, 1), MOST_BYTES)
+            await self._send(self._chat(QUESTION, 1), MOST_BYTES)
         except Refused:
             return
 
     async def _probe_logprobs(self) -> int:
-        question = Choose(_QUESTION, ("Yes", "No"))
+        question = Choose(QUESTION, ("Yes", "No"))
         for top in (_TOP, _FEWER):
-            body = {**self._chat(_QUESTION, 1), "logprobs": True, "top_logprobs": top}
+            body = {**self._chat(QUESTION, 1), "logprobs": True, "top_logprobs": top}
             data = await self._tried(lambda body=body: self._send(body, MOST_BYTES))
             if data is not None:
                 raw = keep(data, question)
@@ -154,7 +152,7 @@ class OpenAIBackend(HttpBackend):
         return 0
 
     async def _probe_slots(self) -> bool:
-        question = Fill(_QUESTION, ("Water: ", "\nIce: "), "No", ("Yes", "No"))
+        question = Fill(QUESTION, ("Water: ", "\nIce: "), "No", ("Yes", "No"))
 
         async def ask() -> Reply:
             return self.read(await self.ask(question), question)
@@ -163,11 +161,11 @@ class OpenAIBackend(HttpBackend):
         return reply is not None and reply.failure is None
 
     async def _probe_schema(self) -> bool:
-        body = {**self._chat(_QUESTION, 32), "response_format": _form(_PROBE_SCHEMA)}
+        body = {**self._chat(QUESTION, 32), "response_format": _form(_PROBE_SCHEMA)}
         data = await self._tried(lambda: self._send(body, MOST_BYTES))
         if data is None:
             return False
-        text = keep(data, Complete(_QUESTION, 32))["content"] or ""
+        text = keep(data, Complete(QUESTION, 32))["content"] or ""
         return text.lstrip()[:1] in ("{", "")  # some endpoints take the schema and heed it not
 
     async def _tried(self, ask: Callable[[], Awaitable[T]]) -> T | None:

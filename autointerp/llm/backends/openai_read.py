@@ -157,13 +157,14 @@ def read(raw: Raw, request: Request) -> Reply:
 def _counted(usage: Mapping[str, Any] | None) -> Reply:
     """The tokens used; what was answered is put in by the caller."""
     given = [(usage or {}).get(name) for name in ("prompt_tokens", "completion_tokens", "cached_tokens")]
-    counts = [_count(value) for value in given]
+    counts = [count_of(value) for value in given]
     cannot_be = usage is None or any(value is not None and n is None for value, n in zip(given, counts))
     prompt, completion, cached = (n or 0 for n in counts)
     return Reply(prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached, counted=not cannot_be)
 
 
-def _count(value: object) -> int | None:
+def count_of(value: object) -> int | None:
+    """A number of tokens; None for what can be none."""
     return int(value) if isinstance(value, int | float) and 0 <= value < 1e9 else None
 
 
@@ -181,8 +182,14 @@ def _text(raw: Raw, request: Complete) -> tuple[str, bool]:
         raise Unreadable(f"the model {thought} within {request.max_tokens} tokens: set llm.answer_tokens higher")
     if content is None:
         raise Unreadable("an answer without text", retryable=True)
-    places = [place for place in (content.find(stop) for stop in request.stop if stop) if place >= 0]
-    return (content[: min(places)], False) if places else (content, cut)
+    text, stopped = until(content, request.stop)
+    return text, cut and not stopped
+
+
+def until(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """`text` up to the first of `stops`, and whether it has one."""
+    places = [place for place in (text.find(stop) for stop in stops if stop) if place >= 0]
+    return (text[: min(places)], True) if places else (text, False)
 
 
 def alternatives(pairs: Sequence[Sequence[Any]]) -> list[Token]:
