@@ -344,6 +344,22 @@ def test_a_push_sends_the_folder_and_a_refusal_is_one_line(run: Path, tmp_path: 
     assert not [f for f in tmp_path.rglob("*") if f.is_file() and b"secret-of-mine" in f.read_bytes()]
 
 
+def test_a_push_without_a_network_is_one_line(run: Path, tmp_path: Path, monkeypatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import HTTPError
+
+    class Away:
+        def __init__(self, token: str) -> None: ...
+
+        def create_repo(self, repository: str, **how: object) -> None:
+            raise HTTPError("[Errno 111] Connection refused")
+
+    monkeypatch.setenv("HF_TOKEN", "secret-of-mine")
+    monkeypatch.setattr(huggingface_hub, "HfApi", Away)
+    with pytest.raises(AutointerpError, match=r"is written, and the hub did not take it: .*refused$"):
+        export(run, "hub", out=tmp_path / "out", push="me/mine")
+
+
 # --- all of them ------------------------------------------------------------------------------
 
 
