@@ -45,7 +45,8 @@ from autointerp.engine.session import Session
 from autointerp.engine.stage import Job, Use
 from autointerp.errors import AutointerpError
 from autointerp.explainers.default import explain
-from autointerp.llm.backends.openai import PROBE, OpenAIBackend
+from autointerp.llm.backends.http import PROBE
+from autointerp.llm.backends.openai import OpenAIBackend
 from autointerp.llm.books import of_this_process
 from autointerp.llm.client import Client
 from autointerp.progress import Progress

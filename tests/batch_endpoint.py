@@ -21,13 +21,13 @@ class BatchEndpoint(Endpoint):
     """`looks`: how often a batch is looked at before it has ended. `instead` counts for each request of a batch too.
 
     `requests` holds the bodies that were answered in batches as well; `lose_submissions` answers so many of them with
-    HTTP 503 although the batch is made.
+    HTTP 503 although the batch is made, `lose_lists` so many questions for the list of batches.
     """
 
     def __init__(self, answer: Answer = yes, *, looks: int = 2, **options: Any) -> None:
         super().__init__(answer, **options)
         self.looks = looks
-        self.lose_submissions = 0
+        self.lose_submissions = self.lose_lists = 0
         self.in_batches = 0
         self.batches: dict[str, dict[str, Any]] = {}
         self._files: dict[str, str] = {}
@@ -59,6 +59,9 @@ class BatchEndpoint(Endpoint):
     async def _batches(self, request: Request) -> Response:
         anthropic = "messages" in request.url.path
         if request.method == "GET":
+            if self.lose_lists:
+                self.lose_lists -= 1
+                return failure(503, "try again")
             return JSONResponse({"data": [self._shown(batch) for batch in reversed(self.batches.values())]})
         body = json.loads(await request.body())
         if anthropic:

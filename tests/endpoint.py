@@ -39,7 +39,7 @@ from starlette.types import Receive, Scope, Send
 
 from autointerp.llm.backend import FinalFailure, RateLimited, RequestFailed, RetryableFailure
 from autointerp.llm.backends.failures import Refused
-from autointerp.llm.backends.openai import PROBE
+from autointerp.llm.backends.http import PROBE
 
 Said = str | tuple[str, Mapping[str, float]]  # the text, and the probabilities of its first token
 Answer = Callable[[list[dict[str, str]], dict[str, Any]], Said | Awaitable[Said]]
@@ -103,7 +103,10 @@ class Endpoint:
         alternatives, 0 refuses; `schema`: HTTP status of a request with a schema."""
         self.answer, self.seed, self.latency, self.hold = answer, seed, latency, hold
         self.instead: Callable[[dict[str, Any]], Response | None] = lambda body: None  # of any answer but a probe's
-        self.refuses: dict[str, str] = {}  # parameters of a request, and what is said of them with HTTP 400
+        self.lists_with = 200  # HTTP status of the list of models
+        self.at_probes = yes  # what is answered to a probe
+        self.refuses: dict[str, str] = {}  # parameters of a request, and what is said of them …
+        self.refuses_with = 400  # … with this HTTP status
         self.late_refusals = False  # to all but the first request only when two were answered in another form
         self._refused = False
         self._answered_twice = asyncio.Event()
@@ -177,8 +180,8 @@ class Endpoint:
     async def _list(self, request: Request) -> Response:
         if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
             return failure(401, f"Incorrect API key provided: {request.headers.get('authorization')}")
-        if self.models is None:
-            return failure(404, "no such page")
+        if self.models is None or self.lists_with != 200:
+            return failure(404 if self.lists_with == 200 else self.lists_with, "no such page")
         return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]})
 
     async def _chat(self, request: Request) -> Response:
@@ -230,7 +233,7 @@ class Endpoint:
             return Response('{"choices": [{"mess', media_type="application/json")
         if probe:
             self.probes += 1
-            said: Said = '{"wet": true}' if "response_format" in body else yes([], body)
+            said: Said = '{"wet": true}' if "response_format" in body else self.at_probes([], body)
         else:
             given = self.answer(body["messages"], body)
             said = await given if inspect.isawaitable(given) else given
@@ -259,7 +262,7 @@ class Endpoint:
         for parameter, said in self.refuses.items():
             if body.get(parameter):
                 self.outcomes[f"refused {parameter}"] += 1
-                return failure(400, said, param=parameter)
+                return failure(self.refuses_with, said, param=parameter)
         if self.completion_tokens_only and "max_tokens" in body:
             said = "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."
             return failure(400, said, param="max_tokens", code="unsupported_parameter")

@@ -54,12 +54,13 @@ def export(
 
 def _push(folder: Path, repository: str) -> None:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HTTPError as HubError  # pyright: ignore[reportPrivateImportUsage]
 
     hub = HfApi(token=os.environ[TOKEN])
     try:
         hub.create_repo(repository, repo_type="dataset", exist_ok=True)
         hub.upload_folder(repo_id=repository, repo_type="dataset", folder_path=folder)
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (HubError, HFValidationError, OSError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise AutointerpError(f"{folder} is written, and the hub did not take it: {first}") from error

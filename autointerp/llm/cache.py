@@ -27,6 +27,11 @@ from autointerp.records import Message
 log = logging.getLogger("autointerp.llm")
 
 _PATIENCE = 60.0  # seconds to wait for another process' write
+_NO_DAMAGE = (  # kinds of SQLite's errors that leave the file as it was
+    *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH),
+    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_INTERRUPT),
+)
+_DAMAGE = (sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS)  # of these kinds, and damage all the same
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS raw_answers (key TEXT PRIMARY KEY, answer BLOB, seconds REAL, checksum BLOB)",
     "CREATE TABLE IF NOT EXISTS learnt "
@@ -183,11 +188,11 @@ class RequestCache:
                 old.rename(aside.with_name(aside.name + suffix))
 
     def _is_damage(self, error: BaseException) -> bool:
-        """What SQLite says of a file whose bytes were changed, and not of a full disk or a lock."""
-        text = str(error)
-        if "readonly" in text:  # so it calls a file of an unknown version too
+        """What SQLite says of a file whose bytes were changed, and not of a full disk, a lock, or a disk that fails."""
+        code = getattr(error, "sqlite_errorcode", 0)  # its low byte is the kind
+        if code & 0xFF == sqlite3.SQLITE_READONLY:  # so it calls a file of an unknown version too
             return os.access(self.path, os.W_OK) and os.access(self.path.parent, os.W_OK)
-        if any(word in text for word in ("full", "locked", "unable to open", "closed database")):
+        if code & 0xFF in _NO_DAMAGE and code not in _DAMAGE:
             return False
         return isinstance(error, sqlite3.DatabaseError | MemoryError) and not isinstance(
             error, sqlite3.ProgrammingError
@@ -197,6 +202,8 @@ class RequestCache:
         text = str(error)
         if "full" in text:
             remedy = "make room on the disk and run again; what was answered before is kept"
+        elif "I/O" in text:  # so SQLite calls a used-up quota too
+            remedy = "see to the disk, or the quota on it, and run again; what was answered before is kept"
         elif "locked" in text:
             remedy = f"another process held it for {_PATIENCE:.0f} s: wait for it and run again"
         else:

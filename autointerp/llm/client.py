@@ -50,6 +50,7 @@ class _Outcome:
     reply: Reply
     seconds: float
     attempts: int
+    spoilt: tuple[Reply, ...] = ()  # answers before it that could not be used, and are paid for all the same
 
 
 @dataclass(slots=True)
@@ -232,10 +233,9 @@ class Client:
         return True
 
     def _take_off(self, key: str, request: Request, most_tokens: int) -> _Flight:
-        # prompt tokens are not known before: three characters each is more than any usual text needs
-        characters = sum(len(message.content) for message in request.messages)
-        characters += len(request.turn) if isinstance(request, Fill | Weigh) else 0
-        most = self._budget.price(characters // 3 + 8 * len(request.messages) + 8, most_tokens)
+        texts = [message.content for message in request.messages]
+        texts += [request.turn] if isinstance(request, Fill | Weigh) else []
+        most = self._budget.price(_most_tokens("".join(texts)) + 8 * len(request.messages) + 8, most_tokens)
         flight = _Flight(asyncio.create_task(self._ask(key, request, most)))
         self._flights[key] = flight
         self._tasks.add(flight.task)
@@ -255,6 +255,7 @@ class Client:
         await self._budget.reserve(most)
         used: Spent | None = None
         attempts, seconds = 0, 0.0
+        spoilt: list[Reply] = []
 
         async def once(slot: Slot) -> tuple[Raw, Reply]:
             nonlocal attempts, seconds
@@ -272,6 +273,7 @@ class Client:
                 seconds = time.perf_counter() - begun
                 reply = self._read(raw, request)
                 if reply.retryable:
+                    spoilt.append(reply)
                     raise RetryableFailure(reply.failure or "no answer")
             except RequestFailed as error:
                 seconds = time.perf_counter() - begun
@@ -286,14 +288,15 @@ class Client:
         try:
             async with self._limiter.slot() as slot:
                 raw, reply = await self._attempts()(once, slot)
-            used = self._budget.price(reply.prompt_tokens, reply.completion_tokens) if reply.counted else most
+            used = self._budget.price(*_paid(reply, *spoilt)) if reply.counted else most
             self._cache.put(key, raw, seconds)
         except RequestFailed as error:
             reply = Reply(failure=clean(str(error)), retryable=_retryable(error))
+            used = self._budget.price(*_paid(*spoilt)) if spoilt else None
         finally:
             self._budget.settle(most, used)
         self._notice_capabilities()
-        outcome = _Outcome(reply, seconds, attempts)
+        outcome = _Outcome(reply, seconds, attempts, tuple(spoilt))
         self._count(request, outcome, cached=False)
         return outcome
 
@@ -411,8 +414,21 @@ class Client:
             attempts=outcome.attempts,
             prompt_hash=prompt_hash(request.messages, request.turn if isinstance(request, Fill | Weigh) else None),
         )
-        self._journal.add(row)
+        prompt, completion = _paid(reply, *(() if cached else outcome.spoilt))
+        self._journal.add(replace(row, prompt_tokens=prompt, completion_tokens=completion))
         count(row, reply.retryable)
+
+
+def _paid(*replies: Reply) -> tuple[int, int]:
+    """Tokens of prompts and of answers."""
+    return sum(reply.prompt_tokens for reply in replies), sum(reply.completion_tokens for reply in replies)
+
+
+def _most_tokens(text: str) -> int:
+    """More tokens than any usual text needs, which are not known before: three letters of ASCII each, and two bytes of
+    UTF-8 elsewhere, where a tokenizer may have no words, as of Chinese."""
+    plain = len(text.encode("ascii", "ignore"))
+    return plain // 3 + (len(text.encode("utf-8", "replace")) - plain) // 2
 
 
 def _retryable(error: RequestFailed) -> bool:

@@ -66,12 +66,6 @@ def backend_of(config: LLMConfig) -> type[BackendKind]:
     return backends.get(backend_name(config))
 
 
-def backend_target(config: LLMConfig) -> str:
-    """``module:Class`` of what answers for `config`; its import closure holds the readers of its answers."""
-    kind = backend_of(config)
-    return f"{kind.__module__}:{kind.__qualname__}"
-
-
 def identity(config: LLMConfig, identify_model: Callable[[str], str]) -> dict[str, Any]:
     """JSON for a stage's key: what answers depend on beside the request.
 

@@ -19,7 +19,8 @@ RequestKind = Literal["complete", "choose", "fill", "weigh"]
 
 @dataclass(frozen=True, slots=True)
 class UsageRow:
-    """One request of the pipeline. Tokens and seconds are those of the answer, also where it was `cached`."""
+    """One request of the pipeline. Tokens and seconds are those of the answer, also where it was `cached`; tokens of
+    answers before it that could not be used are added in the run that asked."""
 
     stage: str | None
     feature: int | None
@@ -37,7 +38,7 @@ class UsageRow:
     @property
     def asked(self) -> bool:
         """Whether the endpoint answered it in this run, and wants to be paid for it."""
-        return not self.cached and (self.outcome == "ok" or self.completion_tokens > 0)
+        return not self.cached and (self.outcome == "ok" or self.prompt_tokens + self.completion_tokens > 0)
 
 
 _NAMES = [column.name for column in fields(UsageRow)]

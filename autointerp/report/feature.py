@@ -61,12 +61,14 @@ _SCORE_KEYS = {
 
 @dataclass(frozen=True)
 class Mistake:
-    """A held-out example on which the judge was wrong."""
+    """A held-out example on which the judge was wrong: a window of the run, or a text that the scorer made."""
 
     scorer: str
     yes: bool  # what the judge said
     probability: float | None
-    window: Window
+    kind: str  # of `Judgement`
+    window: Window | None
+    text: str | None  # in place of the window
 
 
 @dataclass
@@ -250,7 +252,8 @@ def _add_windows(run: RunFolder, views: dict[int, FeatureView], per_quantile: in
     mistakes = _mistakes(run, views, min(SURE_ERRORS, max(per_quantile, 2)))
     feature, example = (contexts[name].to_pylist() for name in ("feature", "example"))
     place = {key: i for i, key in enumerate(zip(feature, example))}
-    missed = [place[m["feature"], m["example"]] for m in mistakes if (m["feature"], m["example"]) in place]
+    keys = [(m["feature"], m["example"]) for m in mistakes if m.get("text") is None]
+    missed = [place[key] for key in keys if key in place]
     windows: dict[tuple[int, int], Window] = {}
     for row in contexts.take(sorted({*chosen, *missed})).to_pylist():
         parts = (row[name] for name in ("example", "split", "kind", "quantile", "tokens", "activations"))
@@ -259,9 +262,11 @@ def _add_windows(run: RunFolder, views: dict[int, FeatureView], per_quantile: in
         window = windows[feature[i], example[i]]
         views[feature[i]].windows.setdefault((window.kind, window.quantile), []).append(window)
     for m in mistakes:
-        if window := windows.get((m["feature"], m["example"])):
-            yes = bool(m["prediction"])
-            views[m["feature"]].mistakes.append(Mistake(m["scorer"], yes, m.get("probability"), window))
+        text = m.get("text")  # its example's number may be that of a window which was not judged
+        window = windows.get((m["feature"], m["example"])) if text is None else None
+        if window or text:
+            said = m["scorer"], bool(m["prediction"]), m.get("probability"), m["kind"]
+            views[m["feature"]].mistakes.append(Mistake(*said, window, text))
 
 
 def _strongest(contexts: pa.Table, per_quantile: int) -> tuple[list[int], dict[tuple[int, str, int | None], int]]:
@@ -306,7 +311,7 @@ def binary(judgements: pa.Table) -> pa.Table:
 
 def _mistakes(run: RunFolder, views: dict[int, FeatureView], most: int) -> list[dict[str, Any]]:
     """The surest wrong judgements of each feature's shown explanation; counts all of them in the views."""
-    judgements = run.read("judgements", [*JUDGED, "probability", "status"], views)
+    judgements = run.read("judgements", [*JUDGED, "probability", "status", "text"], views)
     if judgements is None:
         return []
     judged = binary(judgements)

@@ -114,14 +114,14 @@ def lenders_of(table: pa.Table, before: str = "") -> np.ndarray:
 
 
 def mean_of(values: np.ndarray, most: float = 1.0, shared: np.ndarray | None = None) -> Mean:
-    """Mean of `values` [n] that are `most` at most, NaN left out, with its `stats.mean_interval`, or with the
-    `stats.shared_interval` of values that rest on what others rest on too, [n, w]."""
+    """Mean of `values` [n], NaN left out, with its `stats.mean_interval`, or with the `stats.shared_interval` of values
+    that rest on what others rest on too, [n, w]. The interval ends at `most` where all values do."""
     import numpy as np
 
     known = ~np.isnan(values)
     values = values[known]
     low, high = (mean_interval(values) if shared is None else shared_interval(values, shared[known])) or (None, None)
-    high = None if high is None else min(high, most)
+    high = min(high, most) if high is not None and values.max() <= most else high
     return Mean(float(values.mean()) if len(values) else None, low, high, len(values))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autointerp.report.arms import judges_of
@@ -14,7 +13,7 @@ from autointerp.report.columns import measures_of
 from autointerp.report.feature import JUDGED, binary
 from autointerp.report.figures import LENT_BY, Mean, ScorerSummary, Summary, lenders_of, mean_of, numbers
 from autointerp.report.folder import RunFolder
-from autointerp.report.text import interval, number
+from autointerp.report.text import interval, named, number
 from autointerp.stats import Paired, paired_difference
 from autointerp.tables import compute
 
@@ -39,10 +38,10 @@ def about(run: RunFolder) -> list[tuple[str, str]]:
     explainers = [plugin.get("label") or plugin["name"] for plugin in config.get("explainers") or ()]
     judges = {label: model for label, (_, model) in judges_of(config).items()}
     rows = [
-        ("Subject", subject.get("model")),
-        ("SAE", _sae(sae)),
+        ("Subject", named(subject.get("model"))),
+        ("SAE", named(sae.get("load")) or ("trained by this run" if sae.get("train") else None)),
         ("Hook", subject.get("hook") or "the SAE's own"),
-        ("Text", corpus.get("source") and f"{corpus['source']}, {corpus['tokens']:,} tokens"),
+        ("Text", corpus.get("source") and f"{named(corpus['source'])}, {corpus['tokens']:,} tokens"),
         ("Explainers", _models(explainers, _explainers_models(run))),
         ("Scorers (judge)", _models(judges, judges)),
         ("Seeds", _pairs(info.get("seeds"))),
@@ -55,20 +54,13 @@ def about(run: RunFolder) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in rows if value]
 
 
-def _sae(sae: Mapping[str, Any]) -> str | None:
-    """Its name; of a folder of this machine the last part, so that a page that is sent on names no home."""
-    if sae.get("load"):
-        return Path(sae["load"]).name if Path(sae["load"]).is_absolute() else sae["load"]
-    return "trained by this run" if sae.get("train") else None
-
-
 def _pairs(values: Mapping[str, Any] | None) -> str:
     return ", ".join(f"{name} {value}" for name, value in (values or {}).items())
 
 
 def _models(labels: Iterable[str], asked: Mapping[str, str | None]) -> str:
     """Plug-ins, each with the model that it asks."""
-    return ", ".join(f"{label} ({asked[label]})" if asked.get(label) else label for label in labels)
+    return ", ".join(f"{label} ({named(asked[label])})" if asked.get(label) else label for label in labels)
 
 
 def _explainers_models(run: RunFolder) -> dict[str, str | None]:
@@ -211,21 +203,21 @@ class JudgedRow:
 def judgements(run: RunFolder) -> tuple[list[JudgedRow], list[tuple[str, str, int]]]:
     """Over all features and explainers: how often the judge said yes to each kind of example, and why judgements
     failed (scorer, reason, how many; controls included, the most first)."""
-    yes: dict[tuple[str, str, int | None], list[float]] = defaultdict(lambda: [0.0, 0])
+    yes: dict[tuple[str, str, int | None], list[float]] = defaultdict(lambda: [0.0, 0.0, 0])
     failures: Counter[tuple[str, str]] = Counter()
     for batch in run.batches("judgements", [*JUDGED, "status", "failure"]):
         groups = binary(batch).group_by(["scorer", "kind", "quantile"])
-        for row in groups.aggregate([("prediction", "sum"), ("prediction", "count")]).to_pylist():
+        for row in groups.aggregate([("prediction", "sum"), ("truth", "sum"), ("truth", "count")]).to_pylist():
             counts = yes[row["scorer"], row["kind"], row["quantile"]]
-            counts[0] += row["prediction_sum"]
-            counts[1] += row["prediction_count"]
+            for i, name in enumerate(("prediction_sum", "truth_sum", "truth_count")):
+                counts[i] += row[name]
         failed = batch.filter(compute().equal(batch["status"], "failed"))
         for row in failed.group_by(["scorer", "failure"]).aggregate([([], "count_all")]).to_pylist():
             failures[row["scorer"], row["failure"] or "no reason given"] += row["count_all"]
     rows = []
-    for (scorer, kind, quantile), (said_yes, n) in sorted(yes.items(), key=lambda i: (*i[0][:2], -(i[0][2] or 0))):
+    for (scorer, kind, quantile), (said, true, n) in sorted(yes.items(), key=lambda i: (*i[0][:2], -(i[0][2] or 0))):
         what = kind if quantile is None else f"{kind}, quantile {int(quantile) + 1}"
-        rows.append(JudgedRow(scorer, what, int(n), said_yes / n, kind == "activating"))
+        rows.append(JudgedRow(scorer, what, int(n), said / n, true > n / 2))
     return rows, [(scorer, reason, n) for (scorer, reason), n in failures.most_common(10)]
 
 
@@ -338,7 +330,7 @@ def usage(run: RunFolder) -> list[dict[str, Any]]:
         failed = pc.cast(pc.not_equal(batch["outcome"], "ok"), pa.int64())
         groups = batch.append_column("failed", failed).group_by(["stage", "model", "cached"])
         for row in groups.aggregate([([], "count_all"), *((name, "sum") for name in (*sums, "failed"))]).to_pylist():
-            key = row["stage"] or "–", row["model"]
+            key = row["stage"] or "–", named(row["model"]) or "–"
             empty = {"stage": key[0], "model": key[1], "requests": 0, "from_cache": 0, "failed": 0}
             total = totals.setdefault(key, empty | dict.fromkeys(sums, 0))
             if row["cached"]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from autointerp.records import pieces
 from autointerp.report.compare import difference, means, won
 from autointerp.report.feature import Window, fired, level
-from autointerp.report.text import interval, metric, note, number, verdict, visible
+from autointerp.report.text import interval, metric, named, note, number, verdict, visible
 
 if TYPE_CHECKING:
     import jinja2
@@ -46,7 +46,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "metric": metric, "visible": visible, "note": note}
+    environment.filters |= {"number": number, "metric": metric, "visible": visible, "note": note, "named": named}
     environment.filters["words"] = lambda name: visible(name.replace("_", " "))
     environment.globals |= {"interval": interval, "segments": _segments, "verdict": verdict, "fired": fired}
     environment.globals |= {"means": means, "difference": difference, "won": won}

@@ -118,8 +118,11 @@ def _mistakes(view: FeatureView, coloured: bool) -> Iterator[Text]:
         yield _title(f"wrong judgements ({len(view.mistakes)} of {view.n_mistakes}, the surest first)")
     for m in view.mistakes:
         sure = "" if m.probability is None else f" ({number(m.probability)})"
-        text = f"  {m.scorer} said {'yes' if m.yes else 'no'}{sure} to a window that is {m.window.kind}: "
-        yield Text(text).append_text(_tokens(m.window, view.row.get("max_activation"), coloured))
+        what = f"a {'window' if m.window else 'text'} that is {m.kind}"
+        text = Text(f"  {m.scorer} said {'yes' if m.yes else 'no'}{sure} to {what}: ")
+        if m.window:
+            text.append_text(_tokens(m.window, view.row.get("max_activation"), coloured))
+        yield text.append(visible(m.text or ""))
 
 
 def _composite(view: FeatureView, notes: Mapping[Latent, str], coloured: bool) -> Iterator[Text]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Format = Literal["table", "csv", "json", "parquet"]
+_FORMULA = r"^(\s*[=+\-@＝＋－＠]|[\t\r\n])"  # what a spreadsheet computes, as OWASP lists it
 _BATCH = 4096  # rows that are written at a time
 
 
@@ -264,7 +266,7 @@ def _json(shown: pa.Table) -> Iterator[str]:
     before = "["
     for batch in shown.to_batches(max_chunksize=_BATCH):
         for row in batch.to_pylist():
-            clean = {k: None if v != v else v for k, v in row.items()}
+            clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
             text = json.dumps(clean, ensure_ascii=False, indent=1).replace("\n", "\n ")
             yield f"{before}\n {text}"
             before = ","
@@ -274,8 +276,8 @@ def _json(shown: pa.Table) -> Iterator[str]:
 def _csv(shown: pa.Table, raw_cells: bool) -> Iterator[str]:
     """A part of the rows at a time.
 
-    A spreadsheet takes a text that begins with = + - @, a tab or a carriage return for a formula, and texts come from
-    models: an apostrophe before it keeps it a text. `raw_cells` leaves such texts as they are.
+    A spreadsheet takes a text that begins with = + - @, blanks before these, or their wide forms for a formula, and
+    texts come from models: an apostrophe before it keeps it a text. `raw_cells` leaves such texts as they are.
     """
     import pyarrow as pa
     import pyarrow.csv as csv
@@ -283,7 +285,7 @@ def _csv(shown: pa.Table, raw_cells: bool) -> Iterator[str]:
     for i, name in enumerate(shown.column_names):
         kind = shown[name].type
         if not raw_cells and (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            shown = shown.set_column(i, name, compute().replace_substring_regex(shown[name], r"^([=+\-@\t\r])", r"'\1"))
+            shown = shown.set_column(i, name, compute().replace_substring_regex(shown[name], _FORMULA, r"'\1"))
     for start in range(0, max(len(shown), 1), _BATCH):
         sink = pa.BufferOutputStream()
         csv.write_csv(shown.slice(start, _BATCH), sink, csv.WriteOptions(include_header=start == 0))

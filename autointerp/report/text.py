@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import unicodedata
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Any, TextIO
 
 
@@ -68,6 +70,16 @@ def note(row: dict[str, Any]) -> str:
     if status in ("", "ok") and not failure:
         return visible(explanation)
     return f"{visible(explanation)} ({visible(failure) if failure else status})"
+
+
+def named(name: str | None) -> str | None:
+    """A model's, a text's or an SAE's name; of a path of this machine the last part, so that what is sent on names no
+    home: ``vllm:/home/me/qwen`` is ``vllm:qwen``."""
+    match = _PATH.match(name or "")
+    return name if match is None else f"{match[1] or ''}{PurePath(match[2]).name}"
+
+
+_PATH = re.compile(r"(\w[\w-]*:)?((?:/(?!/)|~|\.\.?/).*)", re.DOTALL)
 
 
 def verdict(row: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from endpoint import Drip, failure, kind_of, serving
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from test_client import ask, ask_many, contents, echo, opened
 
-from autointerp.errors import AutointerpError, EndpointDown
+from autointerp.errors import AutointerpError, EndpointDown, OutOfBudget
 from autointerp.llm.again import again
 from autointerp.llm.backends import openai
 from autointerp.llm.backends.failures import Failures
@@ -65,6 +65,8 @@ async def test_an_endpoint_whose_probes_fail_too_is_down(tmp_path: Path) -> None
 
 
 # --- what is final, and what heals
+
+QUOTA = "You exceeded your current quota, please check your plan and billing details"
 
 
 @pytest.mark.parametrize(
@@ -141,6 +143,10 @@ async def test_what_may_pass_is_retryable_and_heals_in_the_next_run(
         (425, "", "retryable"),
         (429, "slow down", "wait"),
         (429, "insufficient_quota", "stop"),
+        (429, f"{QUOTA}. For more information on this error, read the docs: error-codes/api-errors.", "stop"),
+        (429, f"{QUOTA}. See gemini-api/docs/rate-limits. * Quota exceeded: free_tier_requests, limit: 10", "wait"),
+        (429, f"{QUOTA}. See gemini-api/docs/rate-limits. * Quota exceeded: free_tier_requests, limit: 0", "stop"),
+        (429, "Rate limit reached on requests per min. Limit: 3 / min. Visit account/billing to pay", "wait"),
         (451, "", "final"),
         (499, "", "retryable"),
         (500, "", "retryable"),
@@ -152,6 +158,18 @@ async def test_what_may_pass_is_retryable_and_heals_in_the_next_run(
 def test_every_status_has_a_meaning(status: int, text: str, expected: str) -> None:
     failures = Failures("https://llm.example/v1", "m", "KEY")
     assert kind_of(failures.of_status(status, {}, {"message": text}, None)) == expected
+
+
+def test_a_model_that_thought_for_too_long_says_what_to_set() -> None:
+    said = "Could not finish the message because max_tokens or model output limit was reached. Please try again."
+    failure = Failures("https://llm.example/v1", "m", "KEY").of_status(400, {}, {"message": said}, None)
+    assert str(failure).endswith("; set llm.answer_tokens higher")
+
+
+def test_a_rate_limit_that_says_how_long_is_no_spent_account() -> None:
+    failures = Failures("https://llm.example/v1", "m", "KEY")
+    assert kind_of(failures.of_status(429, {"retry-after": "16"}, {"message": QUOTA}, None)) == "wait"
+    assert kind_of(failures.of_status(429, {"retry-after": "16"}, {"message": "insufficient_quota"}, None)) == "stop"
 
 
 # --- what cannot be stored
@@ -318,6 +336,40 @@ async def test_a_budget_counts_an_uncountable_answer_as_the_most_it_may_have_bee
         async with opened(endpoint.url, tmp_path, max_tokens=1000) as llm:
             await llm.complete(ask("q"), max_tokens=100)
             assert llm.spent.tokens > 100
+
+
+async def test_answers_that_could_not_be_used_are_paid_for_and_count_in_this_run_and_when_it_goes_on(
+    tmp_path: Path,
+) -> None:
+    usage = {"prompt_tokens": 100, "completion_tokens": 900}
+    with serving(echo) as endpoint:
+        empty = iter([reply({"content": None}, usage=usage)] * 2)
+        endpoint.instead = lambda body: next(empty, None)
+        async with opened(endpoint.url, tmp_path, max_tokens=100_000) as llm:
+            with llm.meter() as meter:
+                assert (await llm.complete(ask("q"))).text == "heard q"
+            answered = meter.prompt_tokens + meter.completion_tokens  # as a later run counts it, from the cache
+            assert llm.spent.tokens == 2000 + answered
+        endpoint.instead = lambda body: reply({"content": None}, usage=usage)
+        async with opened(endpoint.url, tmp_path, max_tokens=100_000, retries=2) as llm:
+            assert (await llm.complete(ask("never"))).failure
+            assert llm.spent.tokens == 5000 + answered
+        async with opened(endpoint.url, tmp_path, max_tokens=100_000) as llm:
+            assert (llm.spent.requests, llm.spent.tokens) == (2, 5000 + answered)
+
+
+async def test_the_budget_holds_for_text_of_many_tokens_a_letter(tmp_path: Path) -> None:
+    def answered(body: dict[str, Any]) -> Response:
+        tokens = len(body["messages"][-1]["content"])  # one a letter, as of Chinese
+        return reply({"content": "好"}, usage={"prompt_tokens": tokens, "completion_tokens": 1})
+
+    with serving(echo) as endpoint:
+        endpoint.instead = answered
+        async with opened(endpoint.url, tmp_path, max_tokens=1000, concurrency=64) as llm:
+            asked = (llm.complete(ask(f"{'特征' * 50}{i}"), max_tokens=1) for i in range(40))
+            outcomes = await asyncio.gather(*asked, return_exceptions=True)
+            assert any(isinstance(each, OutOfBudget) for each in outcomes)
+            assert 500 < llm.spent.tokens <= 1000
 
 
 # --- what is kept

@@ -122,6 +122,21 @@ async def test_a_submission_whose_answer_was_lost_is_not_repeated(
     assert len(endpoint.batches) == 1
 
 
+@pytest.mark.parametrize("lists", [1, 9])
+async def test_a_connection_that_is_lost_while_submitting_and_after_pays_for_no_second_batch(
+    word: str, endpoint: BatchEndpoint, tmp_path: Path, lists: int
+) -> None:
+    endpoint.lose_submissions, endpoint.lose_lists = 1, lists
+    async with opened(word, endpoint, tmp_path) as llm:
+        answers = await ask_many(llm, 20)
+        assert all(answer.text or answer.retryable for answer in answers)
+        assert all(answer.text for answer in answers) == (lists < 9), "two more tries, then in another run"
+    endpoint.lose_lists = 0
+    async with opened(word, endpoint, tmp_path) as llm:
+        assert all(answer.text for answer in await ask_many(llm, 20))
+    assert len(endpoint.batches) == 1
+
+
 async def test_a_request_that_failed_in_its_batch_is_asked_in_another(
     word: str, endpoint: BatchEndpoint, tmp_path: Path
 ) -> None:

@@ -214,6 +214,30 @@ def test_a_full_disk_is_one_clear_line_and_keeps_what_was_put(tmp_path: Path) ->
     assert cache.get("before")
 
 
+QUOTA = """
+import resource, sys
+from autointerp.errors import AutointerpError
+from autointerp.llm.cache import RequestCache
+cache = RequestCache(sys.argv[1])
+cache.put("before", {"text": "kept"}, 0.0)
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+try:
+    for i in range(100):
+        cache.put(str(i), {"text": str(i) * 4000}, 0.0)
+        cache.put(f"more {i}", {"text": repr([hash((i, j)) for j in range(200)])}, 0.0)
+except AutointerpError as error:
+    print(error)
+"""
+
+
+def test_a_quota_that_is_used_up_is_no_damage_and_keeps_what_was_put(tmp_path: Path) -> None:
+    path = tmp_path / "cache.sqlite"
+    said = subprocess.run([sys.executable, "-c", QUOTA, str(path)], capture_output=True, text=True, check=True)
+    assert "disk I/O error; see to the disk, or the quota" in said.stdout
+    assert not [*tmp_path.glob("*damaged*")]
+    assert RequestCache(path).get("before") == ({"text": "kept"}, 0.0)
+
+
 def test_a_place_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(AutointerpError, match="folder"):

@@ -31,6 +31,7 @@ from autointerp.llm.backend import (
 from autointerp.llm.backends.failures import retry_after
 from autointerp.llm.backends.openai import OpenAIBackend
 from autointerp.llm.backends.openai_read import Token, Unreadable, find_slots, keep, read, read_choices
+from autointerp.llm.backends.wire import Wire
 from autointerp.records import Message
 
 QUESTION = [Message("user", "Does it fire?")]
@@ -131,6 +132,62 @@ async def test_what_an_endpoint_can_do_is_found_out(
             await again.close()
             assert endpoint.received == before  # what was found out is not tried again
             assert again.capabilities == able
+
+
+@pytest.mark.parametrize("status", [403, 404])
+async def test_probabilities_that_a_model_forbids_do_not_end_the_run(status: int) -> None:
+    with serving() as endpoint:
+        endpoint.refuses = {"logprobs": "You are not allowed to request logprobs from this model"}
+        endpoint.refuses_with = status
+        async with started(endpoint.url) as api:
+            assert api.capabilities == {"schema"}
+            assert await complete(api) == "Yes"
+
+
+async def test_a_key_that_may_ask_a_model_and_not_list_them_is_good_enough() -> None:
+    with serving() as endpoint:
+        endpoint.lists_with = 403
+        async with started(endpoint.url) as api:
+            assert await complete(api) == "Yes"
+
+
+async def test_a_key_that_may_do_nothing_is_not_taken_for_a_model_without_probabilities() -> None:
+    with serving() as endpoint:
+        endpoint.refuses, endpoint.refuses_with = {"messages": "you may not use this model"}, 403
+        api = backend(endpoint.url)
+        with pytest.raises(FinalFailure, match="may not use this"):
+            await api.start()
+        await api.close()
+        assert "top_logprobs" not in api.memory
+
+
+async def test_a_model_that_thinks_first_is_asked_for_text_unless_probabilities_are_demanded() -> None:
+    thoughts = lambda messages, body: ("<think>", {"<think>": 0.99, "Yes": 0.006, "No": 0.004})  # noqa: E731
+    with serving(slots=lambda messages, before: {"No": 1.0}) as endpoint:
+        endpoint.at_probes = thoughts
+        async with started(endpoint.url) as api:
+            assert api.capabilities & {"choices", "slots"} == {"slots"}  # a turn that is given has no thoughts
+        async with started(endpoint.url, logprobs=True) as api:
+            assert "choices" in api.capabilities
+
+
+@pytest.mark.parametrize(
+    ("listed", "model"),
+    [("m:latest", "m"), ("org/m", "org/m:nitro"), ("models/m", "m")],
+)
+async def test_a_model_is_known_by_its_name_without_a_tag_or_a_path(
+    listed: str, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def models(self: Wire, path: str) -> list[str]:
+        return ["another", listed]
+
+    monkeypatch.setattr(Wire, "models", models)
+    with serving(models=None) as endpoint:
+        async with started(endpoint.url, model=model) as api:
+            assert await complete(api) == "Yes"
+        with pytest.raises(AutointerpError, match="has no model 'm:7b'"):
+            async with started(endpoint.url, model="m:7b"):
+                pass
 
 
 async def test_token_probabilities_that_are_demanded_and_missing_are_an_error() -> None:
@@ -242,11 +299,15 @@ ODD: list[tuple[dict[str, Any], bool, str]] = [
     (choice({"content": "", "reasoning_content": "Hm"}, "length"), False, "only thought within 50 tokens"),
     (choice({"content": None, "refusal": "I will\nnot"}), False, "I will not"),
     (choice({"content": "x"}, "content_filter"), False, "content filter"),
+    (choice({"content": "half an ans"}, "error"), True, "broke its answer off"),
+    (choice({"content": "half an ans"}, "insufficient_system_resource"), True, "broke its answer off"),
 ]
 
 
 @pytest.mark.parametrize(("body", "retryable", "reason"), ODD)
-def test_an_answer_without_text_is_a_failure_with_a_reason(body: dict[str, Any], retryable: bool, reason: str) -> None:
+def test_an_answer_without_text_or_end_is_a_failure_with_a_reason(
+    body: dict[str, Any], retryable: bool, reason: str
+) -> None:
     request = Complete(QUESTION, 50)
     got = read(keep(body, request), request)
     assert got.text is None

@@ -23,7 +23,9 @@ from synthetic import FAILURE, HOSTILE, write_run
 
 from autointerp.commands.export import export
 from autointerp.errors import AutointerpError, ConfigError
-from autointerp.report.exports import NAMES
+from autointerp.report.exports import NAMES, neuronpedia
+from autointerp.report.html import write_report
+from autointerp.report.text import named
 
 SOURCE = "8-res-16k"
 
@@ -38,10 +40,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "subject": {"model": "openai-community/gpt2", "hook": "blocks.8.hook_resid_pre", "dtype": "float32"},
         "corpus": {"source": "/somewhere/private/text.jsonl", "tokens": 10_000, "context": 128},
         "sae": {"load": "/somewhere/private/sae"},
+        "llm": {"model": "vllm:/somewhere/private/qwen"},
         "scorers": [{"name": "detection"}, {"name": "simulation"}, {"name": "saebench"}],
         "explainers": [{"name": "default"}, {"name": "token_stats"}],
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    rows = pq.read_table(folder / "explanations.parquet")
+    said = [row | {"model": "/somewhere/private/qwen"} for row in rows.to_pylist()]
+    pq.write_table(type(rows).from_pylist(said, rows.schema), folder / "explanations.parquet")
     for table in ("scores", "judgements"):
         rows = pq.read_table(folder / f"{table}.parquet")
         made = rows.to_pylist()
@@ -114,6 +120,17 @@ def test_bulk_rows_say_what_the_run_says(run: Path, bulk: Path) -> None:
     for detail in details:
         assert (detail["prediction"] is None) == (detail["correct"] is None)  # what was not judged is not wrong
     assert any(detail["prediction"] is None for detail in details)
+
+
+def test_a_judgement_is_exported_with_the_window_that_was_judged_and_no_verdict_that_nobody_gave() -> None:
+    windows = {4: {"tokens": ["The", " cat"], "activations": [0.0, 1.5]}}
+    judged = {"example": 4, "kind": "random", "quantile": None, "truth": 0.0, "prediction": 1.0, "probability": None}
+    for text, tokens in ((None, ["The", " cat"]), ("The «cat»", ["The", " cat"]), ("of the judge's own", [])):
+        made = neuronpedia.detail(judged | {"text": text}, windows)
+        assert (made["str_tokens"], made["text"]) == (tokens, text or "The cat")
+        assert (made["prediction"], made["correct"]) == (True, False)
+    ranked = neuronpedia.detail(judged | {"prediction": 0.37}, windows, answers=False)
+    assert (ranked["prediction"], ranked["correct"]) == (None, None)
 
 
 def test_neuronpedias_client_reads_the_rows_and_would_send_the_same_body(made: Path, bulk: Path, monkeypatch) -> None:
@@ -268,9 +285,19 @@ def test_the_card_has_figures_controls_and_no_path_of_this_machine(made: Path) -
     assert any(line.startswith("| default | detection |") for line in rows)
     assert any(line.startswith("| token\\_stats | simulation |") for line in rows)
     assert all(line.count(" | ") == 6 for line in rows)
-    for file in (made / "hub").rglob("*.*"):
-        if file.suffix in (".md", ".yaml"):
-            assert "private" not in file.read_text()
+    assert "detection (vllm:qwen)" in card.text
+
+
+def test_nothing_that_is_sent_on_names_a_folder_of_this_machine(run: Path, made: Path, tmp_path: Path) -> None:
+    report = write_report(run, tmp_path / "report.html")
+    for file in [report, *(file for file in made.rglob("*.*") if file.is_file())]:
+        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        assert b"private" not in content, file
+    told = pq.read_table(made / "hub" / "data" / "explanations.parquet")
+    assert told.schema == pq.read_schema(run / "explanations.parquet")
+    assert set(told["model"].to_pylist()) == {"qwen"}
+    names = ("org/model", "local:org/model", "s3://bucket/text", "stories15m", "~/text.jsonl", "../up/sae", None)
+    assert [named(name) for name in names] == [*names[:4], "text.jsonl", "sae", None]
 
 
 def test_the_hubs_own_library_loads_each_table_of_the_folder(run: Path, made: Path, tmp_path: Path) -> None:
@@ -315,6 +342,22 @@ def test_a_push_sends_the_folder_and_a_refusal_is_one_line(run: Path, tmp_path: 
     with pytest.raises(AutointerpError, match=r"403 Forbidden$"):
         export(run, "hub", out=tmp_path / "two", push="me/mine")
     assert not [f for f in tmp_path.rglob("*") if f.is_file() and b"secret-of-mine" in f.read_bytes()]
+
+
+def test_a_push_without_a_network_is_one_line(run: Path, tmp_path: Path, monkeypatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import HTTPError
+
+    class Away:
+        def __init__(self, token: str) -> None: ...
+
+        def create_repo(self, repository: str, **how: object) -> None:
+            raise HTTPError("[Errno 111] Connection refused")
+
+    monkeypatch.setenv("HF_TOKEN", "secret-of-mine")
+    monkeypatch.setattr(huggingface_hub, "HfApi", Away)
+    with pytest.raises(AutointerpError, match=r"is written, and the hub did not take it: .*refused$"):
+        export(run, "hub", out=tmp_path / "out", push="me/mine")
 
 
 # --- all of them ------------------------------------------------------------------------------

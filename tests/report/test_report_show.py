@@ -5,12 +5,16 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from synthetic import FAILURE, write_run
 
 from autointerp.errors import AutointerpError
 from autointerp.report import RunFolder, show
 from autointerp.report.feature import gather, level
+from autointerp.report.html import page_of
+from autointerp.report.overview import judgements
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +74,42 @@ def test_strongest_windows_are_chosen_and_controls_are_no_mistakes(run: Path):
         assert peaks == sorted((max(w.activations) for w in every.windows[key]), reverse=True)[:2]
     judgements = [j for j in RunFolder(run).rows("judgements", [10]) if j["control"] is None and j["status"] == "ok"]
     assert view.n_mistakes == sum(j["truth"] != j["prediction"] for j in judgements)
+
+
+@pytest.fixture(scope="module")
+def with_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with judgements of texts that a scorer made, whose numbers are those of windows which were not judged."""
+    folder = write_run(tmp_path_factory.mktemp("runs") / "texts")
+    judged = pq.read_table(folder / "judgements.parquet").to_pylist()
+    made = {"feature": 10, "explainer": "default", "control": None, "quantile": None, "status": "ok", "failure": None}
+    judged += [
+        made | {"scorer": scorer, "kind": kind, "example": i, "truth": truth, "prediction": said, "probability": p,
+                "text": text}
+        for i, (scorer, kind, truth, said, p, text) in enumerate([
+            ("generation", "neutral", 0.0, 1.0, None, "a text of the judge's own"),
+            ("generation", "generated", 1.0, 1.0, None, "another"),
+            ("fuzzing", "mismarked", 0.0, 1.0, 0.99, "the «cat» sat"),
+            ("fuzzing", "marked", 1.0, 0.0, 0.4, "the cat «sat»"),
+        ])
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist([{"text": None} | row for row in judged]), folder / "judgements.parquet")
+    return folder
+
+
+def test_a_wrong_judgement_stands_beside_what_was_judged(with_texts: Path):
+    text = shown(with_texts, 10)
+    assert "generation said yes to a text that is neutral: a text of the judge's own\n" in text
+    assert "fuzzing said yes (.99) to a text that is mismarked: the «cat» sat\n" in text
+    page = page_of(RunFolder(with_texts))
+    assert "the text is neutral</p>" in page
+    assert '<span class="text">a text of the judge&#39;s own</span>' in page
+
+
+def test_yes_is_right_where_it_is_the_truth(with_texts: Path):
+    rows, _ = judgements(RunFolder(with_texts))
+    right = {row.what.partition(",")[0]: row.right for row in rows}
+    wrong = dict.fromkeys(("neutral", "mismarked", "random", "near"), False)
+    assert right == {"activating": True, "marked": True, "generated": True} | wrong
 
 
 def test_many_features_at_once_are_as_one_by_one(run: Path):

@@ -8,6 +8,7 @@ import json
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,7 +19,7 @@ from synthetic import write_run
 
 from autointerp.errors import AutointerpError, ConfigError
 from autointerp.report.columns import features_by
-from autointerp.report.figures import ranges_of, summarise
+from autointerp.report.figures import mean_of, ranges_of, summarise
 from autointerp.report.folder import RunFolder, find_run
 from autointerp.report.html import write_report
 from autointerp.report.overview import charts
@@ -369,6 +370,24 @@ def test_csv_cells_that_a_spreadsheet_would_compute_are_text(hostile: Path):
     assert read["firings"] == "-5", "numbers stay numbers"
     raw = [row["explanation"] for row in csv.DictReader(io.StringIO(text_of(hostile, format="csv", raw_cells=True)))]
     assert raw[:4] == ["=1+1", "+49", "-2", "@SUM(A1)"]
+
+
+def test_blanks_and_wide_letters_hide_no_formula_and_no_number_is_beyond_json(tmp_path: Path):
+    texts = [" =1+1", "\n=1+1", "＝1+1", "a - b"]
+    rows = [{"feature": i, "ece": float("inf"), "explanation": text, "status": "ok"} for i, text in enumerate(texts)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "features.parquet")
+    cells = [row["explanation"] for row in csv.DictReader(io.StringIO(text_of(tmp_path, format="csv")))]
+    assert cells == ["' =1+1", "'\n=1+1", "'＝1+1", "a - b"]
+    read = json.loads(text_of(tmp_path, format="json"), parse_constant=pytest.fail)
+    assert [row["ece"] for row in read] == [None] * 4
+
+
+def test_an_interval_holds_its_mean_where_values_are_larger_than_one():
+    large, shares = mean_of(np.array([1.5, 2.5, 4.0])), mean_of(np.array([0.9, 1.0, 1.0, 1.0]))
+    assert large.value is not None
+    assert large.high is not None
+    assert large.high > large.value > 2
+    assert shares.high == 1.0
 
 
 @pytest.mark.parametrize("format", ["csv", "json"])

@@ -416,6 +416,14 @@ def test_composites_open_into_trees_that_end(own: Path):
     assert tree.index(">17<") < tree.index(">31<")
 
 
+def test_a_run_is_compared_whatever_its_name(tmp_path: Path) -> None:
+    name = "two  blanks & <more>"
+    write_run(tmp_path / name)
+    client = client_of(write_run(tmp_path / "own"))
+    assert '<option value="two  blanks &amp; &lt;more&gt;">' in page(client, "/compare")
+    assert "Scores side by side" in page(client, "/compare", **{"with": name})
+
+
 def test_two_runs_stand_side_by_side(client: TestClient):
     text = page(client, "/compare", **{"with": "beside"})
     assert "seen − beside" in text

@@ -13,13 +13,21 @@ from autointerp.config import LLMConfig
 from autointerp.errors import ConfigError
 from autointerp.llm.backend import Complete, FinalFailure, Raw, Reply, Request, RetryableFailure
 from autointerp.llm.backends.failures import Refused
-from autointerp.llm.backends.http import HttpBackend, asked_for, check_library, find_extra_body, find_headers, find_key
+from autointerp.llm.backends.http import (
+    QUESTION,
+    HttpBackend,
+    asked_for,
+    check_library,
+    find_extra_body,
+    find_headers,
+    find_key,
+)
+from autointerp.llm.backends.openai_read import count_of, until
 from autointerp.llm.prices import Prices, listed_prices
-from autointerp.records import Capability, Message
+from autointerp.records import Capability
 from autointerp.redact import public_url
 
 ANTHROPIC = "https://api.anthropic.com"
-PROBE = Complete((Message("user", "Is water wet? Answer Yes or No."),), 1)
 MOST_BYTES = 8 << 20
 _COUNTS = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens", "output_tokens")
 
@@ -79,7 +87,7 @@ class AnthropicBackend(HttpBackend):
     async def probe(self) -> None:
         """One short request. A refusal is an answer too."""
         try:
-            await self._send(self._body(PROBE), MOST_BYTES)
+            await self._send(self._body(Complete(QUESTION, 1)), MOST_BYTES)
         except Refused:
             return
 
@@ -151,15 +159,13 @@ def read(raw: Raw, request: Request) -> Reply:
     if not text.strip() and (cut or raw["thought"]):
         why = f"the model gave no text within {request.max_tokens} tokens: set llm.answer_tokens higher"
         return Reply(failure=why, **counts)
-    places = [place for place in (text.find(stop) for stop in request.stop if stop) if place >= 0]
-    return Reply(text=text[: min(places)] if places else text, truncated=cut and not places, **counts)
+    text, stopped = until(text, request.stop)
+    return Reply(text=text, truncated=cut and not stopped, **counts)
 
 
 def _counts(usage: Mapping[str, Any]) -> dict[str, Any]:
     numbers = [usage.get(name) for name in _COUNTS]
-    fresh, written, cached, answered = (
-        int(n) if isinstance(n, int | float) and 0 <= n < 1e9 else None for n in numbers
-    )
+    fresh, written, cached, answered = map(count_of, numbers)
     known = [fresh, answered, *(n for n, given in ((written, numbers[1]), (cached, numbers[2])) if given is not None)]
     return {
         "prompt_tokens": (fresh or 0) + (written or 0) + (cached or 0),

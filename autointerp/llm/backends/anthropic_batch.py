@@ -8,11 +8,10 @@ from typing import Any
 
 from autointerp.llm.backend import RetryableFailure
 from autointerp.llm.backends.anthropic import AnthropicBackend
-from autointerp.llm.backends.batches import UPLOAD, Answer, BatchBackend, Intent
+from autointerp.llm.backends.batches import MOST_SAID, UPLOAD, Answer, BatchBackend, Intent, text_of
 from autointerp.llm.backends.wire import Wire
 
 _PLACE = "/v1/messages/batches"
-_MOST = 8 << 20  # bytes of what is said of a batch
 _SLACK = 60.0  # seconds by which two clocks may differ
 _STATUS = {
     "invalid_request_error": 400,
@@ -45,21 +44,21 @@ class _Provider:
 
     async def submit(self, requests: Sequence[tuple[str, dict[str, Any]]], mark: str) -> str:
         body = {"requests": [{"custom_id": name, "params": params} for name, params in requests]}
-        return _text(await self._wire.post(_PLACE, body, _MOST, seconds=UPLOAD), "id")
+        return text_of(await self._wire.post(_PLACE, body, MOST_SAID, seconds=UPLOAD), "id")
 
     async def find(self, intent: Intent, known: Sequence[str]) -> str | None:
         """These batches carry no mark: the one of as many requests that was made since, and that nobody knows."""
-        listed = await self._wire.get(f"{_PLACE}?limit=100", _MOST)
+        listed = await self._wire.get(f"{_PLACE}?limit=100", MOST_SAID)
         entries = listed.get("data") if isinstance(listed, dict) else None
         for entry in reversed(entries if isinstance(entries, list) else []):  # the newest come first
             counts = (entry.get("request_counts") or {}) if isinstance(entry, dict) else {}
             as_many = sum(n for n in counts.values() if isinstance(n, int)) == intent.count
             if as_many and entry.get("id") not in known and _seconds(entry) >= intent.created - _SLACK:
-                return _text(entry, "id")
+                return text_of(entry, "id")
         return None
 
     async def ended(self, batch: str) -> bool:
-        return _text(await self._wire.get(f"{_PLACE}/{batch}", _MOST), "processing_status") == "ended"
+        return text_of(await self._wire.get(f"{_PLACE}/{batch}", MOST_SAID), "processing_status") == "ended"
 
     async def answers(self, batch: str) -> AsyncIterator[tuple[str, Answer]]:
         for line in await self._wire.lines(f"{_PLACE}/{batch}/results", UPLOAD):
@@ -85,9 +84,3 @@ def _seconds(entry: dict[str, Any]) -> float:
         return datetime.fromisoformat(str(entry.get("created_at")).replace("Z", "+00:00")).timestamp()
     except ValueError:
         return 0.0
-
-
-def _text(data: Any, key: str) -> str:
-    if not isinstance(data, dict) or not isinstance(data.get(key), str):
-        raise RetryableFailure(f"what is said of a batch has no {key!r}")
-    return data[key]

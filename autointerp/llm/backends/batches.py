@@ -37,6 +37,7 @@ MOST_BYTES = 90 << 20
 KEPT = 28 * 86_400.0  # seconds for which providers keep a batch's answers
 LONGEST = 26 * 3600.0  # seconds after which a batch that has not ended is given up
 UPLOAD = 900.0  # seconds for sending a batch, and for fetching its answers
+MOST_SAID = 8 << 20  # bytes of what is said of a batch
 HALF = 0.5  # of the price
 
 Answer = dict[str, Any] | RequestFailed
@@ -96,6 +97,12 @@ class Batches:
                 del self.memory[key]
             elif word == "batch":
                 self._batches[name] = _Batch(kept["created"], set(kept["names"]))
+        await self._recall_submitted()
+        if self._batches:
+            log.info("%d batches of an earlier run are taken up", len(self._batches))
+
+    async def _recall_submitted(self) -> None:
+        """Of what may have been submitted, for nothing was heard of it, take up what the provider has."""
         for key, kept in list(self.memory.items()):
             word, _, mark = key.partition(" ")
             if word == "submitting":
@@ -103,8 +110,6 @@ class Batches:
                 if batch := await self.provider.find(intent, list(self._batches)):
                     self._note(batch, kept["names"], kept["created"])
                 del self.memory[key]
-        if self._batches:
-            log.info("%d batches of an earlier run are taken up", len(self._batches))
 
     async def ask(self, body: dict[str, Any]) -> dict[str, Any]:
         """The answer to `body`; raises RequestFailed."""
@@ -127,14 +132,19 @@ class Batches:
         if name in self._held:
             self._give(name, self._held.pop(name))
             return
+        if not self._comes(name):
+            self._waiting[name] = body
+            if self._collecting is None:
+                self._collecting = asyncio.create_task(self._collect())
+
+    def _comes(self, name: str) -> bool:
+        """Whether a batch has the request; it is looked at then."""
         for identifier, batch in self._batches.items():
             if name in batch.names:
                 if batch.looking is None:
                     batch.looking = asyncio.create_task(self._look(identifier, batch))
-                return
-        self._waiting[name] = body
-        if self._collecting is None:
-            self._collecting = asyncio.create_task(self._collect())
+                return True
+        return False
 
     def _give(self, name: str, answer: Answer) -> None:
         future = self._wanted.get(name)
@@ -189,36 +199,45 @@ class Batches:
     async def _submit(self, requests: dict[str, dict[str, Any]]) -> None:
         for name in requests:
             del self._waiting[name]
-        if not requests:
-            return
-        created, names = time.time(), sorted(requests)
-        mark = hashlib.sha256(json.dumps([created, *names]).encode()).hexdigest()[:32]
-        self.memory[f"submitting {mark}"] = {"created": created, "names": names}
         try:
-            batch = await self._submitted(list(requests.items()), Intent(mark, created, len(names)))
+            await self._recall_submitted()
+            requests = {name: body for name, body in requests.items() if not self._comes(name)}
+            if not requests:
+                return
+            batch = await self._submitted(requests)
         except RequestFailed as error:
-            self.memory.pop(f"submitting {mark}")
-            for name in names:
+            for name in requests:
                 self._give(name, error)
                 self._held.pop(name, None)
             return
-        self._note(batch, names, created)
-        self.memory.pop(f"submitting {mark}")
         log.info(
             "batch %s of %d requests is submitted: it may take hours, and goes on where this run is stopped",
             batch,
-            len(names),
+            len(requests),
         )
         self._batches[batch].looking = asyncio.create_task(self._look(batch, self._batches[batch]))
 
-    async def _submitted(self, requests: list[tuple[str, dict[str, Any]]], intent: Intent) -> str:
+    async def _submitted(self, requests: dict[str, dict[str, Any]]) -> str:
+        """The id of a new batch of `requests`, which is noted. Where it cannot be told whether there is one, what was
+        written down stays, and is looked for before anything else is submitted."""
+        created, names = time.time(), sorted(requests)
+        mark = hashlib.sha256(json.dumps([created, *names]).encode()).hexdigest()[:32]
+        key = f"submitting {mark}"
+        self.memory[key] = {"created": created, "names": names}
         try:
-            return await self.provider.submit(requests, intent.mark)
+            batch = await self.provider.submit(list(requests.items()), mark)
         except RetryableFailure:  # it may have been submitted, and only the answer been lost
-            batch = await self.provider.find(intent, list(self._batches))
-            if batch is None:
+            found = await self.provider.find(Intent(mark, created, len(names)), list(self._batches))
+            if found is None:
+                del self.memory[key]
                 raise
-            return batch
+            batch = found
+        except RequestFailed:
+            del self.memory[key]
+            raise
+        self._note(batch, names, created)
+        del self.memory[key]
+        return batch
 
     def _note(self, identifier: str, names: Sequence[str], created: float) -> None:
         self._batches[identifier] = _Batch(created, set(names))
@@ -283,6 +302,13 @@ def _first(waiting: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
             break
         chosen[name] = body
     return chosen
+
+
+def text_of(said: Any, key: str) -> str:
+    """What a provider says of a batch under `key`. Raises RetryableFailure where it does not."""
+    if not isinstance(said, dict) or not isinstance(said.get(key), str):
+        raise RetryableFailure(f"what is said of a batch has no {key!r}")
+    return said[key]
 
 
 # --- a backend by batches ---------------------------------------------------------------------

@@ -15,7 +15,13 @@ from autointerp.redact import public_url, redact
 
 FINAL = (400, 413, 414, 422, 431, 451)  # for this request; others may be answered
 MISPLACED = (404, 405, 407, 410)  # no request will be answered here
-_BILLING = re.compile(r"insufficient_quota|credit balance|billing|payment required|out of credit", re.IGNORECASE)
+_SPENT = re.compile(
+    r"insufficient_quota|credit balance|payment required|out of credit|free_tier\w*, limit: 0\b", re.IGNORECASE
+)
+_BILLING = re.compile(r"billing", re.IGNORECASE)
+# Rate limits name the billing page too: OpenAI's of a new account, and each one of Gemini's.
+_PASSES = re.compile(r"rate[ _-]?limit|(try again|retry) (in|after)|per (second|min|hour|day)", re.IGNORECASE)
+_THOUGHT = re.compile(r"max_tokens or model output limit was reached")  # OpenAI's of a model that thinks first
 _KEY = re.compile(
     r"api[ _-]?key[^.]*(invalid|not valid|incorrect|expired|missing)|(invalid|incorrect) api", re.IGNORECASE
 )
@@ -60,7 +66,7 @@ class Failures:
         """What the answer with an error status means."""
         text = self.clean(body)
         reason = f"{self.where}: HTTP {status}: {text}"
-        if status == 402 or (status in (400, 403, 429) and _BILLING.search(text)):
+        if status == 402 or (status in (400, 403, 429) and _no_credit(_one_line(body), status == 429, headers)):
             return FinalFailure(f"{reason}; the account has no credit left: add some and run again", fatal=True)
         if status == 429:
             return RateLimited(reason, retry_after(headers))
@@ -78,7 +84,8 @@ class Failures:
         if is_page(headers):
             return RetryableFailure(f"{self.where}: HTTP {status} with a web page: something else answers there")
         if status in (400, 422):
-            return Refused(reason, text, parameter)
+            more = "; set llm.answer_tokens higher" if _THOUGHT.search(text) else ""
+            return Refused(reason + more, text, parameter)
         if status == 500:
             return ServerError(reason)
         if status in FINAL:
@@ -90,14 +97,27 @@ class Failures:
 
     def clean(self, value: object) -> str:
         """One line of at most 300 characters, without the key."""
-        if isinstance(value, Mapping):
-            inner = value.get("error") if isinstance(value.get("error"), Mapping | str) else value
-            value = inner if isinstance(inner, str) else inner.get("message") or json.dumps(inner, default=str)  # type: ignore[union-attr]
-        text = " ".join(str(value)[:10_000].split()) or type(value).__name__
+        text = _one_line(value)
         for secret in self.secrets:
             text = text.replace(secret, "[key]")
         text = redact(text)
         return text if len(text) <= 300 else text[:299] + "…"
+
+
+def _one_line(value: object) -> str:
+    """What the body of an error says, as it stands there."""
+    if isinstance(value, Mapping):
+        inner = value.get("error") if isinstance(value.get("error"), Mapping | str) else value
+        value = inner if isinstance(inner, str) else inner.get("message") or json.dumps(inner, default=str)  # type: ignore[union-attr]
+    return " ".join(str(value)[:10_000].split()) or type(value).__name__
+
+
+def _no_credit(text: str, limited: bool, headers: Mapping[str, str]) -> bool:
+    """Whether the account is to be paid for first; `limited`: it may be a rate limit, which passes by itself."""
+    if _SPENT.search(text):
+        return True
+    passes = limited and (retry_after(headers) is not None or _PASSES.search(text))
+    return bool(_BILLING.search(text)) and not passes
 
 
 def is_page(headers: Mapping[str, str]) -> bool:

@@ -19,7 +19,6 @@ from autointerp.llm.backend import (
     Complete,
     Fill,
     FinalFailure,
-    RateLimited,
     Raw,
     Reply,
     Request,
@@ -29,6 +28,7 @@ from autointerp.llm.backend import (
 )
 from autointerp.llm.backends.failures import Failures, Refused
 from autointerp.llm.backends.http import (
+    QUESTION,
     asked_for,
     check_library,
     find_extra_body,
@@ -37,13 +37,12 @@ from autointerp.llm.backends.http import (
     is_local,
     secrets_sent,
 )
-from autointerp.llm.backends.openai_read import Unreadable, alternatives, read_choices
+from autointerp.llm.backends.openai_read import alternatives, count_of, heard, read_choices, until
 from autointerp.llm.prices import Prices, listed_prices
-from autointerp.records import Capability, Message
+from autointerp.records import Capability
 from autointerp.redact import public_url
 
 GEMINI = "https://generativelanguage.googleapis.com"
-QUESTION = (Message("user", "Is water wet? Answer Yes or No."),)
 _TOP = 20  # alternatives a token, the most that the API gives
 _COUNTS = ("prompt_token_count", "cached_content_token_count", "candidates_token_count", "thoughts_token_count")
 _THOUGHTS = {"none": 0, "minimal": 512, "low": 1024, "medium": 8192, "high": 24576}  # tokens, as Google maps them
@@ -112,9 +111,10 @@ class GeminiBackend:
         if self._client is None:
             await asyncio.to_thread(self._connect)
         if "choices" not in self.memory:
-            self.memory["choices"] = self._config.logprobs is not False and await self._gives_probabilities()
-            if not self.memory["choices"]:
+            able = self._config.logprobs is not False and await self._gives_probabilities()
+            if not able:
                 await self.probe()
+            self.memory["choices"] = able
         if self._config.logprobs and not self.memory["choices"]:
             raise ConfigError(f"llm.logprobs: {self._model} gives no token probabilities, set it to null or false")
 
@@ -148,13 +148,12 @@ class GeminiBackend:
     async def _gives_probabilities(self) -> bool:
         question = Choose(QUESTION, ("Yes", "No"))
         try:
-            return len(keep(await self._send(question))["tokens"]) > 1
-        except Refused:
+            raw = keep(await self._send(question))
+        except FinalFailure:  # where the key or the model is wrong, what is asked next fails too
             return False
-        except FinalFailure as error:
-            if error.fatal:
-                raise
+        if len(raw["tokens"]) < 2:
             return False
+        return bool(self._config.logprobs) or heard(self.read(raw, question), self._model)
 
     # --- asking
 
@@ -247,10 +246,9 @@ def _names(error: Refused, parameter: str) -> bool:
 def _failure(failures: Failures, error: Any) -> RequestFailed:
     """What an error of the library means. Its body may say how long to wait."""
     headers = dict(getattr(error.response, "headers", None) or {})
-    failed = failures.of_status(int(error.code or 0), headers, error.message or error.status, None)
-    if isinstance(failed, RateLimited) and failed.retry_after is None:
-        failed.retry_after = _delay(error.details)
-    return failed
+    if (delay := _delay(error.details)) is not None:
+        headers.setdefault("retry-after", str(delay))
+    return failures.of_status(int(error.code or 0), headers, error.message or error.status, None)
 
 
 def _delay(details: Any) -> float | None:
@@ -312,10 +310,7 @@ def read(raw: Raw, request: Request) -> Reply:
     if isinstance(request, Choose):
         if not raw["tokens"]:
             return Reply(failure="an answer without token probabilities", retryable=True, **counts)
-        try:
-            return Reply(choices=(read_choices(alternatives(raw["tokens"]), request.answers),), **counts)
-        except Unreadable as error:
-            return Reply(failure=str(error), retryable=error.retryable, **counts)
+        return Reply(choices=(read_choices(alternatives(raw["tokens"]), request.answers),), **counts)
     assert isinstance(request, Complete)
     text, cut = "".join(raw["texts"]), reason == "MAX_TOKENS"
     if not text.strip() and cut:
@@ -323,14 +318,14 @@ def read(raw: Raw, request: Request) -> Reply:
         return Reply(failure=why, **counts)
     if not text.strip():
         return Reply(failure=f"an answer without text ({reason or 'no reason given'})", retryable=True, **counts)
-    places = [place for place in (text.find(stop) for stop in request.stop if stop) if place >= 0]
-    return Reply(text=text[: min(places)] if places else text, truncated=cut and not places, **counts)
+    text, stopped = until(text, request.stop)
+    return Reply(text=text, truncated=cut and not stopped, **counts)
 
 
 def _counts(usage: Mapping[str, Any] | None) -> dict[str, Any]:
     """Cached tokens are among those of the prompt; thoughts are paid for as answers are."""
     given = usage or {}
-    numbers = [n if isinstance(n := given.get(name), int) and 0 <= n < 1e9 else None for name in _COUNTS]
+    numbers = [count_of(given.get(name)) for name in _COUNTS]
     prompt, cached, answered, thought = (n or 0 for n in numbers)
     return {
         "prompt_tokens": prompt,

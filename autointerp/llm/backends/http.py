@@ -19,10 +19,13 @@ from autointerp.errors import ConfigError
 from autointerp.llm.backend import RetryableFailure
 from autointerp.llm.backends.failures import Failures, Refused
 from autointerp.llm.backends.wire import Wire
+from autointerp.records import Message
 from autointerp.redact import VARIABLE, hide, not_harmless, public_url, secrets_of
 
 log = logging.getLogger("autointerp.llm")
 
+PROBE = "Is water wet? Answer Yes or No."  # what is asked to find out what an endpoint can do
+QUESTION = (Message("user", PROBE),)
 _DROPPABLE = ("temperature", "seed", "stop", "stop_sequences")  # parameters that a request can do without
 
 

@@ -16,13 +16,12 @@ from autointerp.config import LLMConfig
 from autointerp.errors import ConfigError
 from autointerp.llm.backend import Choose, Complete, Fill, FinalFailure, Raw, Reply, Request, RetryableFailure, Weigh
 from autointerp.llm.backends.failures import Failures, Refused
-from autointerp.llm.backends.http import asked_for, check_library, find_extra_body, find_headers, secrets_sent
-from autointerp.llm.backends.openai_read import alternatives, keep, read
+from autointerp.llm.backends.http import QUESTION, asked_for, check_library, find_extra_body, find_headers, secrets_sent
+from autointerp.llm.backends.openai_read import alternatives, heard, keep, read
 from autointerp.llm.prices import Prices, listed_prices
 from autointerp.records import Capability, Message
 from autointerp.redact import public_url
 
-QUESTION = (Message("user", "Is water wet? Answer Yes or No."),)
 _TOP = 20  # alternatives a token; a provider that gives fewer is asked for five
 _FEWER = 5
 
@@ -89,9 +88,10 @@ class LiteLLMBackend:
         if self._library is None:
             await asyncio.to_thread(self._load)
         if "top_logprobs" not in self.memory:
-            self.memory["top_logprobs"] = 0 if self._config.logprobs is False else await self._probe_logprobs()
-            if not self.memory["top_logprobs"]:
+            most = 0 if self._config.logprobs is False else await self._probe_logprobs()
+            if not most:
                 await self.probe()
+            self.memory["top_logprobs"] = most
         if self._config.logprobs and not self.memory["top_logprobs"]:
             raise ConfigError(f"llm.logprobs: {self._model} gives no token probabilities, set it to null or false")
 
@@ -130,10 +130,12 @@ class LiteLLMBackend:
             try:
                 raw = keep(await self._send(QUESTION, max_tokens=1, logprobs=True, top_logprobs=top), question)
             except FinalFailure as error:
-                if error.fatal:
-                    raise
+                if error.fatal:  # where the key or the model is wrong, what is asked next fails too
+                    return 0
                 continue
-            return top if raw["tokens"] and len(alternatives(raw["tokens"][0])) > 1 else 0
+            if not raw["tokens"] or len(alternatives(raw["tokens"][0])) < 2:
+                return 0
+            return top if self._config.logprobs or heard(self.read(raw, question), self._model) else 0
         return 0
 
     # --- asking

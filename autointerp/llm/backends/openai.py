@@ -19,8 +19,8 @@ from autointerp.config import LLMConfig
 from autointerp.errors import AutointerpError
 from autointerp.llm.backend import Choose, Complete, Fill, FinalFailure, Raw, Reply, Request, Weigh
 from autointerp.llm.backends.failures import Refused, ServerError
-from autointerp.llm.backends.http import HttpBackend, asked_for, find_extra_body, find_headers, find_key
-from autointerp.llm.backends.openai_read import alternatives, keep, read
+from autointerp.llm.backends.http import QUESTION, HttpBackend, asked_for, find_extra_body, find_headers, find_key
+from autointerp.llm.backends.openai_read import alternatives, heard, keep, read
 from autointerp.llm.prices import Prices, listed_prices
 from autointerp.records import Capability, Message
 from autointerp.redact import public_url
@@ -30,8 +30,6 @@ T = TypeVar("T")
 log = logging.getLogger("autointerp.llm")
 
 OPENAI = "https://api.openai.com/v1"  # where `openai:MODEL` is, when llm.base_url does not say otherwise
-PROBE = "Is water wet? Answer Yes or No."  # what is asked to find out what an endpoint can do
-_QUESTION = (Message("user", PROBE),)
 _PROBE_SCHEMA = {
     "type": "object",
     "properties": {"wet": {"type": "boolean"}},
@@ -48,8 +46,9 @@ class OpenAIBackend(HttpBackend):
     """Chat completions over HTTP, one attempt a call; what the endpoint can do is tried in `start` and remembered.
 
     A subclass that starts its own server sets `base_url` before it calls `start` here.
-    `memory` holds what was found out: "top_logprobs" (0: no token probabilities), "slots", "schema", and the
-    parameters that the endpoint wants otherwise. The client hands in one that lasts.
+    `memory` holds what was found out: "top_logprobs" (0: no token probabilities), "at_once" (whether an answer begins
+    with its first token, and not a model's thoughts), "slots", "schema", and the parameters that the endpoint wants
+    otherwise. The client hands in one that lasts.
     """
 
     library, client, path, models_path = "openai", "AsyncOpenAI", "/chat/completions", "/models"
@@ -103,7 +102,7 @@ class OpenAIBackend(HttpBackend):
     @property
     def capabilities(self) -> frozenset[Capability]:
         able: set[Capability] = set()
-        if self.memory.get("top_logprobs"):
+        if self.memory.get("top_logprobs") and self.memory.get("at_once", True):
             able.add("choices")
         if self.memory.get("slots"):
             able.add("slots")
@@ -117,7 +116,7 @@ class OpenAIBackend(HttpBackend):
         """Connect, look for the model and try what it can do, a request of a few tokens each; may be called again
         after a RateLimited or RetryableFailure and goes on where it was. Raises AutointerpError, ConfigError."""
         known = await (await self.connect()).models(self.models_path)
-        if known and not any(name == self._model or name.endswith("/" + self._model) for name in known):
+        if known and not any(_means(self._model, name) for name in known):
             raise AutointerpError(f"{self._where} has no model {self._model!r}{did_you_mean(self._model, known)}")
         if "top_logprobs" not in self.memory:
             self.memory["top_logprobs"] = 0 if self._config.logprobs is False else await self._probe_logprobs()
@@ -135,22 +134,25 @@ class OpenAIBackend(HttpBackend):
     async def probe(self) -> None:
         """One short request. A refusal is an answer too."""
         try:
-            await self._send(self._chat(_QUESTION, 1), MOST_BYTES)
+            await self._send(self._chat(QUESTION, 1), MOST_BYTES)
         except Refused:
             return
 
     async def _probe_logprobs(self) -> int:
-        question = Choose(_QUESTION, ("Yes", "No"))
+        question = Choose(QUESTION, ("Yes", "No"))
         for top in (_TOP, _FEWER):
-            body = {**self._chat(_QUESTION, 1), "logprobs": True, "top_logprobs": top}
+            body = {**self._chat(QUESTION, 1), "logprobs": True, "top_logprobs": top}
             data = await self._tried(lambda body=body: self._send(body, MOST_BYTES))
             if data is not None:
-                tokens = keep(data, question)["tokens"]
-                return top if tokens and len(alternatives(tokens[0])) > 1 else 0
+                raw = keep(data, question)
+                if not raw["tokens"] or len(alternatives(raw["tokens"][0])) < 2:
+                    return 0
+                self.memory["at_once"] = bool(self._config.logprobs) or heard(self.read(raw, question), self._model)
+                return top
         return 0
 
     async def _probe_slots(self) -> bool:
-        question = Fill(_QUESTION, ("Water: ", "\nIce: "), "No", ("Yes", "No"))
+        question = Fill(QUESTION, ("Water: ", "\nIce: "), "No", ("Yes", "No"))
 
         async def ask() -> Reply:
             return self.read(await self.ask(question), question)
@@ -159,25 +161,25 @@ class OpenAIBackend(HttpBackend):
         return reply is not None and reply.failure is None
 
     async def _probe_schema(self) -> bool:
-        body = {**self._chat(_QUESTION, 32), "response_format": _form(_PROBE_SCHEMA)}
+        body = {**self._chat(QUESTION, 32), "response_format": _form(_PROBE_SCHEMA)}
         data = await self._tried(lambda: self._send(body, MOST_BYTES))
         if data is None:
             return False
-        text = keep(data, Complete(_QUESTION, 32))["content"] or ""
+        text = keep(data, Complete(QUESTION, 32))["content"] or ""
         return text.lstrip()[:1] in ("{", "")  # some endpoints take the schema and heed it not
 
     async def _tried(self, ask: Callable[[], Awaitable[T]]) -> T | None:
-        """The answer, or None where the endpoint refuses this kind of request, with HTTP 500 as some do, though it
-        answers others."""
+        """The answer, or None where the endpoint refuses this kind of request, with HTTP 500 or 403 as some do, though
+        it answers others. Raises RequestFailed where it does not."""
         for _ in range(3):
             try:
                 return await ask()
             except ServerError:
                 continue
             except FinalFailure as error:
-                if error.fatal:
-                    raise
-                return None
+                if not error.fatal:
+                    return None
+                break
         await self.probe()
         return None
 
@@ -261,6 +263,12 @@ class OpenAIBackend(HttpBackend):
         self._refused_schemas.add(name)
         log.info("%s takes no structured output of this form: going on without", self._where)
         return data
+
+
+def _means(model: str, listed: str) -> bool:
+    """Whether `model` asks for `listed`: by the end of its path, and with a tag or without one (Ollama's ``:latest``,
+    OpenRouter's ``:nitro``, which no list has)."""
+    return listed in (model, f"{model}:latest", model.rpartition(":")[0]) or listed.endswith(f"/{model}")
 
 
 def _form(schema: Mapping[str, object]) -> dict[str, Any]:

@@ -7,12 +7,11 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from autointerp.llm.backend import FinalFailure, RateLimited, RetryableFailure
-from autointerp.llm.backends.batches import UPLOAD, Answer, BatchBackend, Intent
+from autointerp.llm.backends.batches import MOST_SAID, UPLOAD, Answer, BatchBackend, Intent, text_of
 from autointerp.llm.backends.openai import OpenAIBackend
 from autointerp.llm.backends.wire import Wire
 
 _ENDPOINT = "/v1/chat/completions"
-_MOST = 8 << 20  # bytes of what is said of a batch
 _LIMIT_PAUSE = 300.0  # seconds, where as many tokens wait at the provider as it lets wait
 
 
@@ -37,20 +36,20 @@ class _Provider:
         ]
         file = await self._wire.upload(f"autointerp-{mark}.jsonl", "\n".join(lines).encode(), "batch", UPLOAD)
         asked = {"input_file_id": file, "endpoint": _ENDPOINT, "completion_window": "24h"}
-        made = await self._wire.post("/batches", asked | {"metadata": {"autointerp": mark}}, _MOST)
-        return _text(made, "id")
+        made = await self._wire.post("/batches", asked | {"metadata": {"autointerp": mark}}, MOST_SAID)
+        return text_of(made, "id")
 
     async def find(self, intent: Intent, known: Sequence[str]) -> str | None:
-        listed = await self._wire.get("/batches?limit=100", _MOST)
+        listed = await self._wire.get("/batches?limit=100", MOST_SAID)
         entries = listed.get("data") if isinstance(listed, dict) else None
         for entry in entries if isinstance(entries, list) else ():
             if isinstance(entry, dict) and (entry.get("metadata") or {}).get("autointerp") == intent.mark:
-                return _text(entry, "id")
+                return text_of(entry, "id")
         return None
 
     async def ended(self, batch: str) -> bool:
-        state = await self._wire.get(f"/batches/{batch}", _MOST)
-        status = _text(state, "status")
+        state = await self._wire.get(f"/batches/{batch}", MOST_SAID)
+        status = text_of(state, "status")
         if status == "failed":
             raise self._refused(state)
         return status in ("completed", "expired", "cancelled")
@@ -64,7 +63,7 @@ class _Provider:
         return FinalFailure(f"{self._wire.failures.where}: the batch was refused: {why}", fatal=True)
 
     async def answers(self, batch: str) -> AsyncIterator[tuple[str, Answer]]:
-        state = await self._wire.get(f"/batches/{batch}", _MOST)
+        state = await self._wire.get(f"/batches/{batch}", MOST_SAID)
         for key in ("output_file_id", "error_file_id"):
             if state.get(key):
                 for line in await self._wire.lines(f"/files/{state[key]}/content", UPLOAD):
@@ -82,9 +81,3 @@ class _Provider:
         inner = body.get("error") if isinstance(body, dict) else None
         parameter = inner.get("param") if isinstance(inner, dict) else None
         return self._wire.failures.of_status(status if isinstance(status, int) else 500, {}, body, parameter)
-
-
-def _text(data: Any, key: str) -> str:
-    if not isinstance(data, dict) or not isinstance(data.get(key), str):
-        raise RetryableFailure(f"what is said of a batch has no {key!r}")
-    return data[key]

@@ -6,18 +6,23 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from autointerp.answers import LEAST_MASS
 from autointerp.llm.backend import Choose, Complete, Fill, FinalFailure, Raw, Reply, Request, RetryableFailure, Weigh
 from autointerp.records import Choices, Weight
+
+log = logging.getLogger("autointerp.llm")
 
 Token = tuple[str, float]  # its text and log probability
 
 ROUNDING = 1e-3  # by which a log probability may exceed 0
 TOO_MUCH = 1.05  # a sum of probabilities that is no rounding any more
+BROKEN_OFF = ("error", "insufficient_system_resource", "abort")  # as OpenRouter, DeepSeek and vLLM say it
 MARGIN = 16  # tokens kept before the turn that is filled
 MOST_CHARACTERS = 4_000_000  # of a text, whatever a later reader makes of it
 
@@ -152,13 +157,14 @@ def read(raw: Raw, request: Request) -> Reply:
 def _counted(usage: Mapping[str, Any] | None) -> Reply:
     """The tokens used; what was answered is put in by the caller."""
     given = [(usage or {}).get(name) for name in ("prompt_tokens", "completion_tokens", "cached_tokens")]
-    counts = [_count(value) for value in given]
+    counts = [count_of(value) for value in given]
     cannot_be = usage is None or any(value is not None and n is None for value, n in zip(given, counts))
     prompt, completion, cached = (n or 0 for n in counts)
     return Reply(prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached, counted=not cannot_be)
 
 
-def _count(value: object) -> int | None:
+def count_of(value: object) -> int | None:
+    """A number of tokens; None for what can be none."""
     return int(value) if isinstance(value, int | float) and 0 <= value < 1e9 else None
 
 
@@ -167,6 +173,8 @@ def _text(raw: Raw, request: Complete) -> tuple[str, bool]:
     content, cut = raw["content"], raw["finish_reason"] == "length"
     if raw["finish_reason"] == "content_filter":
         raise Unreadable("the endpoint's content filter held the answer back")
+    if raw["finish_reason"] in BROKEN_OFF:
+        raise Unreadable(f"the endpoint broke its answer off ({raw['finish_reason']})", retryable=True)
     if content is None and raw["refusal"]:
         raise Unreadable(f"the model refused: {' '.join(raw['refusal'].split())[:300]}")
     if not (content or "").strip() and (cut or raw["reasoning"]):
@@ -174,8 +182,14 @@ def _text(raw: Raw, request: Complete) -> tuple[str, bool]:
         raise Unreadable(f"the model {thought} within {request.max_tokens} tokens: set llm.answer_tokens higher")
     if content is None:
         raise Unreadable("an answer without text", retryable=True)
-    places = [place for place in (content.find(stop) for stop in request.stop if stop) if place >= 0]
-    return (content[: min(places)], False) if places else (content, cut)
+    text, stopped = until(content, request.stop)
+    return text, cut and not stopped
+
+
+def until(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """`text` up to the first of `stops`, and whether it has one."""
+    places = [place for place in (text.find(stop) for stop in stops if stop) if place >= 0]
+    return (text[: min(places)], True) if places else (text, False)
 
 
 def alternatives(pairs: Sequence[Sequence[Any]]) -> list[Token]:
@@ -233,6 +247,15 @@ def read_choices(tokens: Sequence[Token], answers: Sequence[str], after: Sequenc
     if mass <= 0:
         return Choices(None, mass=0.0, failure=f"none of the answers is among the {len(tokens)} likeliest next tokens")
     return Choices(tuple(p / mass for p in shares), mass=min(mass, 1.0))
+
+
+def heard(reply: Reply, model: str) -> bool:
+    """Whether what is said to a probe for probabilities holds those of its answers; a model that thinks first begins
+    with something else, and is better asked for text."""
+    at_once = reply.failure is None and all((choices.mass or 0.0) >= LEAST_MASS for choices in reply.choices)
+    if not at_once:
+        log.warning("%s does not begin with its answer, as a model that thinks first: its text is read instead", model)
+    return at_once
 
 
 def _cannot_be(tokens: Sequence[Token]) -> str | None:

@@ -99,7 +99,7 @@ class Wire:
         except (library.NotFoundError, library.BadRequestError):
             return []
         except library.APIStatusError as error:
-            if error.status_code in (405, 501):
+            if error.status_code in (403, 405, 501):  # a key may ask models and not list them
                 return []
             raise self._failed(error) from None
         except library.APIConnectionError as error:

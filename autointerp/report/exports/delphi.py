@@ -28,7 +28,7 @@ def write(run: RunFolder, out: Path, wanted: Wanted) -> None:
             judged: dict[tuple[str, str], list[dict[str, Any]]] = {}
             for row in feature.judgements:
                 if row["scorer"] in _SCORERS:
-                    example = detail(row, windows.get(row["example"]))
+                    example = detail(row, windows)
                     example["activating"] = example["ground_truth"]  # its newer name
                     judged.setdefault((row["explainer"], row["scorer"]), []).append(example)
             for (explainer, scorer), examples in judged.items():

@@ -1,7 +1,8 @@
 """Export hub: a dataset folder for the Hugging Face hub: the run's tables, and a card with its figures and controls.
 
-Each table is a configuration of the dataset: ``datasets.load_dataset(FOLDER, "features")``. Paths of this machine in
-the config are cut to their last part. Nothing is sent: `autointerp.commands.export` does that where it is asked to.
+Each table is a configuration of the dataset: ``datasets.load_dataset(FOLDER, "features")``. Paths of this machine, in
+the config and as names of models, are cut to their last part. Nothing is sent: `autointerp.commands.export` does that
+where it is asked to.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from typing import Any
 import yaml
 
 from autointerp.report.columns import explainers_of, features_by
-from autointerp.report.exports.reading import Wanted, hook_of, slug, write_text
+from autointerp.report.exports.reading import Wanted, hook_of, write_text
 from autointerp.report.figures import Mean, summarise
 from autointerp.report.folder import RunFolder
 from autointerp.report.labels import FILE as LABELS
 from autointerp.report.overview import about
-from autointerp.report.text import interval, number
+from autointerp.report.text import interval, named, number
 
 TABLES = (
     "features",
@@ -46,10 +47,25 @@ def write(run: RunFolder, out: Path, wanted: Wanted) -> None:
     files = [name for name in (*(f"{table}.parquet" for table in TABLES), LABELS) if (run.path / name).is_file()]
     (out / "data").mkdir(parents=True, exist_ok=True)
     for name in files:
-        shutil.copyfile(run.path / name, out / "data" / name)
+        _copy(run.path / name, out / "data" / name)
     config = yaml.safe_dump(_without_paths(run.config), sort_keys=False, allow_unicode=True)
     write_text(out / "config.yaml", config)
     write_text(out / "README.md", card(run, files, wanted))
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A file of the run as it is; where it names models, these without paths of this machine."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if source.suffix != ".parquet" or "model" not in (schema := pq.read_schema(source)).names:
+        shutil.copyfile(source, target)
+        return
+    place = schema.get_field_index("model")
+    with pq.ParquetFile(source) as file, pq.ParquetWriter(target, schema) as out:
+        for batch in file.iter_batches():
+            models = pa.array([named(model) for model in batch["model"].to_pylist()], schema.field(place).type)
+            out.write_batch(batch.set_column(place, schema.field(place), models))
 
 
 def card(run: RunFolder, files: list[str], wanted: Wanted) -> str:
@@ -101,10 +117,10 @@ def card(run: RunFolder, files: list[str], wanted: Wanted) -> str:
 def _subject(run: RunFolder, wanted: Wanted) -> list[str]:
     config = run.config
     facts = {
-        "Subject": wanted.model or _cut((config.get("subject") or {}).get("model")),
-        "SAE": wanted.source or _cut((config.get("sae") or {}).get("load")) or "trained by the run",
+        "Subject": wanted.model or named((config.get("subject") or {}).get("model")),
+        "SAE": wanted.source or named((config.get("sae") or {}).get("load")) or "trained by the run",
         "Hook": hook_of(run),
-        "Text": _cut((config.get("corpus") or {}).get("source")),
+        "Text": named((config.get("corpus") or {}).get("source")),
         **{key: value for key, value in about(run) if key not in _PRIVATE},
     }
     return [f"- {key}: {_text(str(value))}" for key, value in facts.items() if value]
@@ -143,14 +159,9 @@ def _hub_id(model: Any) -> str | None:
     return name if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) and not Path(name).exists() else None
 
 
-def _cut(value: Any) -> Any:
-    """The last part of a path of this machine; anything else as it is."""
-    return slug(Path(value).name) if isinstance(value, str) and value.startswith(("/", "~", "./", "../")) else value
-
-
 def _without_paths(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_paths(part) for key, part in value.items()}
     if isinstance(value, list):
         return [_without_paths(part) for part in value]
-    return _cut(value)
+    return named(value) if isinstance(value, str) else value

@@ -8,10 +8,11 @@ has rows of its table of explanation scores, which the bulk files lack. ``upload
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from autointerp.report.arms import judges_of
 from autointerp.report.exports.reading import (
     Feature,
     Wanted,
@@ -26,6 +27,7 @@ from autointerp.report.exports.reading import (
     write_text,
 )
 from autointerp.report.folder import RunFolder
+from autointerp.report.text import named
 
 AUTHOR = "autointerp"
 BY_HAND = "by_hand"  # the type of an explanation that a person wrote
@@ -154,24 +156,21 @@ class _Names:
 
     def scores(self, feature: Feature) -> Iterator[dict[str, Any]]:
         """The real explanations' scores that have a value, each with what was judged."""
-        judges = {scorer.get("label") or scorer["name"]: scorer for scorer in self.run.config.get("scorers") or []}
+        judges = judges_of(self.run.config)
         windows = {context["example"]: context for context in feature.contexts}
-        usual = (self.run.config.get("llm") or {}).get("model")
         for row in feature.scores:
             if row.get("control") is not None or row["value"] is None:
                 continue
             key = (row["explainer"], row["scorer"])
-            details = [
-                detail(judgement, windows.get(judgement["example"]))
-                for judgement in feature.judgements
-                if (judgement["explainer"], judgement["scorer"]) == key
-            ]
+            judged = [each for each in feature.judgements if (each["explainer"], each["scorer"]) == key]
+            answers = all(each["prediction"] in (None, 0, 1) for each in judged)
+            details = [detail(each, windows, answers) for each in judged]
             yield {
                 "id": an_id(self.model, self.source, feature.index, "score", *key),
                 "explanationId": self._explanation(feature, row["explainer"]),
                 "value": row["value"],
                 "explanationScoreTypeName": _SCORES.get(row["scorer"], row["scorer"]),
-                "explanationScoreModelName": ((judges.get(row["scorer"]) or {}).get("llm") or {}).get("model") or usual,
+                "explanationScoreModelName": named(judges.get(row["scorer"], ("", None))[1]),
                 "jsonDetails": to_json(details),
             }
 
@@ -192,11 +191,13 @@ def _by_hand(feature: Feature) -> Iterator[dict[str, Any]]:
         yield {"explainer": BY_HAND, "explanation": label, "model": None, "notes": feature.by_hand.comment}
 
 
-def detail(judgement: dict[str, Any], window: dict[str, Any] | None) -> dict[str, Any]:
+def detail(judgement: dict[str, Any], windows: Mapping[int, dict[str, Any]], answers: bool = True) -> dict[str, Any]:
     """A judgement as a classifier's output of delphi, which is Neuronpedia's form too. `distance` is the quantile from
-    1, -1 for a window in which the feature is silent. What could not be judged has nulls."""
+    1, -1 for a window in which the feature is silent. What could not be judged has nulls, and so has what is ranked by
+    evidence, where nothing `answers` Yes or No."""
     answer, truth = judgement["prediction"], bool(judgement["truth"])
-    prediction = None if answer is None else bool(answer)
+    prediction = bool(answer) if answers and answer is not None else None
+    window = _judged_in(judgement, windows)
     tokens = window["tokens"] if window else []
     return {
         "text": judgement.get("text") or "".join(tokens),
@@ -209,6 +210,19 @@ def detail(judgement: dict[str, Any], window: dict[str, Any] | None) -> dict[str
         "activations": window["activations"] if window else [],
         "str_tokens": tokens,
     }
+
+
+def _judged_in(judgement: dict[str, Any], windows: Mapping[int, dict[str, Any]]) -> dict[str, Any] | None:
+    """The window that was judged. A scorer numbers the texts that it made by itself: then only one that says the same,
+    but for marks, is it."""
+    window, text = windows.get(judgement["example"]), judgement.get("text")
+    if window is None or text is None:
+        return window
+    return window if (said := _letters(text)) and said in _letters("".join(window["tokens"])) else None
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text))
 
 
 def _upload(feature: Feature) -> dict[str, Any]:

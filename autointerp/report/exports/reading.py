@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +17,7 @@ from typing import Any
 from autointerp.errors import ConfigError
 from autointerp.report.folder import RunFolder
 from autointerp.report.labels import NOTHING, ByHand, read_labels
+from autointerp.report.text import named
 
 PART = 256  # features that are in memory at a time, and in one file of those formats that have parts
 _LAYER = re.compile(r"(?:blocks|layers|layer|h|block)\.(\d+)")
@@ -67,7 +69,7 @@ def parts(run: RunFolder, size: int = PART) -> Iterator[list[Feature]]:
         features = {row["feature"]: Feature(clean(row)) for row in rows[start : start + size]}
         for row in run.rows("explanations", features):
             if row["explanation"] is not None:
-                features[row["feature"]].explanations.append(clean(row))
+                features[row["feature"]].explanations.append(clean(row) | {"model": named(row.get("model"))})
         for row in run.rows("scores", features):
             features[row["feature"]].scores.append(clean(row))
         for row in run.rows("judgements", features):
@@ -85,8 +87,8 @@ def parts(run: RunFolder, size: int = PART) -> Iterator[list[Feature]]:
 
 
 def clean(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row with null for what is not a number, which JSON does not have."""
-    return {name: None if isinstance(value, float) and value != value else value for name, value in row.items()}
+    """A row with null for what is no finite number, which JSON does not have."""
+    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}
 
 
 def hook_of(run: RunFolder) -> str | None:
