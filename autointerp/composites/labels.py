@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING, Any, Literal
 
 from autointerp.composites import nulls
@@ -277,24 +278,49 @@ def _p_values(
 def expand(table: pd.DataFrame, features: Iterable[int]) -> dict[int, dict[int, float]]:
     """The atoms of flagged latents: their constituents, theirs in turn, with the products of the coefficients.
 
-    2g + h, g + h and g + 2h become three composites of two atoms. A latent that is not flagged is its own
-    atom, and so is one with constituents in a union dictionary, or among those it was reached from.
+    2g + h, g + h and g + 2h become three composites of two atoms. A latent that is not flagged is its own atom. So is
+    one with constituents in a union dictionary, and a constituent on a cycle, where each latent comes down to others
+    that come down to it.
     """
-    by_feature = table.set_index("feature")
-    label, constituents = by_feature["label"].to_dict(), by_feature["constituents"].to_dict()
-    coefficients = by_feature["coefficients"].to_dict()
+    rows = zip(table["feature"], table["label"], table["constituents"], table["coefficients"])
+    whole = {
+        int(f): {int(part): float(weight) for part, weight in zip(parts, coefficients)}
+        for f, label, parts, coefficients in rows
+        if label in FLAGGED and len(parts) == len(coefficients)
+    }
+    open_ = whole.keys() - _on_cycles(whole)
+    first = TopologicalSorter({f: [part for part in parts if part in open_] for f, parts in whole.items()})
+    atoms: dict[int, dict[int, float]] = {}
+    for f in first.static_order():
+        own: dict[int, float] = {}
+        for part, weight in whole[f].items():
+            for atom, share in (atoms[part] if part in open_ else {part: 1.0}).items():
+                own[atom] = own.get(atom, 0.0) + weight * share
+        atoms[f] = own
+    return {int(f): atoms.get(int(f), {int(f): 1.0}) for f in features}
 
-    def walk(at: int, weight: float, above: frozenset[int], atoms: dict[int, float]) -> dict[int, float]:
-        parts = [int(part) for part in constituents[at]]
-        whole = len(parts) == len(coefficients[at]) and not above.intersection(parts)
-        if label[at] not in FLAGGED or not whole:
-            atoms[at] = atoms.get(at, 0.0) + weight
-        else:
-            for part, coefficient in zip(parts, coefficients[at]):
-                walk(part, weight * float(coefficient), above | {at}, atoms)
-        return atoms
 
-    return {int(feature): walk(int(feature), 1.0, frozenset(), {}) for feature in features}
+def _on_cycles(whole: Mapping[int, Mapping[int, float]]) -> set[int]:
+    """The latents on cycles of `whole` (latent -> its constituents), and those on the way from one to another."""
+    left = set(whole)
+    wholes: dict[int, list[int]] = {}
+    for f, parts in whole.items():
+        for part in parts:
+            wholes.setdefault(part, []).append(f)
+    for down, up in (
+        (whole, wholes),
+        (wholes, whole),
+    ):  # without what has a beginning, and then without what has an end
+        waits = {f: len(left.intersection(down.get(f, ()))) for f in left}
+        free = [f for f, count in waits.items() if not count]
+        while free:
+            f = free.pop()
+            left.discard(f)
+            for other in left.intersection(up.get(f, ())):
+                waits[other] -= 1
+                if not waits[other]:
+                    free.append(other)
+    return left
 
 
 def with_atoms(table: pd.DataFrame) -> pd.DataFrame:

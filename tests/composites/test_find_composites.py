@@ -175,6 +175,35 @@ def test_composites_of_composites_expand_to_atoms():
     assert set(expand(table, [4])[4]) == {0, 1, 2}
 
 
+def sums(parts):
+    """A table of composites whose coefficients are all ½."""
+    import pandas as pd
+
+    columns = ("feature", "label", "constituents", "coefficients")
+    rows = [(f, "composite" if own else "atomic", own, [0.5] * len(own)) for f, own in parts.items()]
+    return pd.DataFrame(rows, columns=list(columns))
+
+
+def test_sums_that_share_their_parts_over_many_levels_expand_at_once():
+    chain = {f: [f - 1, f - 2] if f > 1 else [] for f in range(200)}  # 2^100 ways lead down
+    atoms = expand(sums(chain), [2, 3, 199])
+    assert atoms[2] == {1: 0.5, 0: 0.5}
+    assert atoms[3] == {1: 0.75, 0: 0.25}
+    assert atoms[199].keys() == {0, 1}
+    assert sum(atoms[199].values()) == pytest.approx(1)
+
+
+def test_on_a_cycle_of_sums_a_constituent_is_its_own_atom():
+    rng = np.random.default_rng(0)
+    ring = {f: [(f + 1) % 60, *rng.choice(60, 2).tolist(), 60] for f in range(60)}  # each leads to each, in many ways
+    table = sums({**ring, 60: [61, 62], 61: [], 62: [], 63: [0, 60], 64: [63, 61]})
+    atoms = expand(table, range(65))
+    assert set(atoms[0]) == {*ring[0][:3], 61, 62}
+    assert set(atoms[63]) == {0, 61, 62}
+    assert atoms[64] == {0: 0.25, 61: 0.5 + 0.125, 62: 0.125}
+    assert atoms[61] == {61: 1.0}
+
+
 def test_duplicates_are_reported_and_do_not_hide_a_composite():
     base = directions(200)
     base[2] = unit(base[0] + base[1])
