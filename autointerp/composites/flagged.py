@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autointerp.activations.contexts import read_contexts
-from autointerp.composites.evidence import Pair, random_parts, swapped_parts
+from autointerp.composites.evidence import Pair, StandIns, random_parts, swapped_parts
 from autointerp.composites.labels import FLAGGED
 from autointerp.composites.union import name_of, parts_of
 from autointerp.records import Constituent, Context
@@ -96,11 +96,13 @@ def flagged_among(selected: Rows, explained: Rows, checked: Rows, seed: int) -> 
     for row in selected:
         counts[row["feature"]] = row["firings"]
     whole = {f: parts for f, parts in own.items() if all(part in texts for part in parts)}
+    pool, saying = StandIns(np.array([*texts], np.int64), counts, n), {}
+    for g, text in texts.items():
+        saying.setdefault(text, []).append(g)
     random = {}
     for f, parts in whole.items():
-        own_texts = {texts[part] for part in parts}
-        pool = np.array([g for g, text in texts.items() if text not in own_texts], np.int64)
-        if drawn := random_parts(f, parts, pool, counts, seed, n):
+        same = {g for part in parts for g in saying[texts[part]]}
+        if drawn := random_parts(f, parts, pool, seed, same):
             random[f] = drawn
     return Flagged(
         {"own": own, "swapped": swapped_parts(whole, seed, n), "random": random},
