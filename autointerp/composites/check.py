@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from autointerp.composites.decompose import EDGE, decompose, gram
 from autointerp.composites.decoys import least_r2, sums_by_chance
-from autointerp.composites.labels import FLAGGED, make_table, without_chance
+from autointerp.composites.labels import make_table
 from autointerp.composites.maps import Geometries
 from autointerp.composites.neighbours import BLOCK, MEMORY, Rows, as_matrix, full_precision, not_zero, search
 from autointerp.composites.subspaces import subspaces
@@ -117,11 +117,8 @@ def table_of(Z: Rows, living: torch.Tensor, n: int, m: int, block: int) -> pd.Da
     of_copies = torch.full((len(Z),), -torch.inf, device=Z.device).scatter_reduce(0, copies[0], copies[2], "amax")
     fits.highest = torch.maximum(fits.highest, of_copies[queries])
     groups = leader[queries], twin[queries], _pair_cosines(rows.plain, queries, twin[queries].clamp_min(0))
-    table = make_table(n, rows.dimensions, candidates, queries, fits, *groups, spaces)
-    if rows.flat is None:
-        return table
-    flagged = torch.tensor(table.loc[table["label"].isin(FLAGGED), "r2"].to_numpy())
-    return without_chance(table, least_r2(*sums_by_chance(rows, firsts, m, block), flagged))
+    least = None if rows.flat is None else partial(least_r2, *sums_by_chance(rows, firsts, m, block))
+    return make_table(n, rows.dimensions, candidates, queries, fits, *groups, spaces, least)
 
 
 def _sources(W_dec: np.ndarray | torch.Tensor, union: np.ndarray | torch.Tensor | None) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -49,12 +49,13 @@ def make_table(
     twin: torch.Tensor,
     twin_cosines: torch.Tensor,
     spaces: Sequence[Subspace] = (),
+    least: Callable[[np.ndarray], float] | None = None,
 ) -> pd.DataFrame:
     """The columns of `find_composites` for `n` latents, of which `queries` [q] are alive and were fitted.
 
     `d` is in how many dimensions their whitened rows lie, and `candidates` are the rows that each was searched among.
     `leader`, `twin` [q] are of `check._groups`, `twin_cosines` [q] the cosine to the twin. `spaces` are of
-    `subspaces.subspaces`.
+    `subspaces.subspaces`. `least` says of the R² of all sums up to which of them chance makes such (`decoys.least_r2`).
     """
     import numpy as np
     import pandas as pd
@@ -64,6 +65,11 @@ def make_table(
     shared = {member: space for space in reversed(spaces) for member in space.members}
     no_sums = np.isin(rows, list(shared)) | _of_one_space(f["parts"], spaces)
     label = _labels(rows, f, leaders, twins, d, candidates, np.isin(rows, list(shared)), no_sums)
+    why = np.full(len(rows), None, dtype=object)
+    if least is not None:
+        level = least(f["r2"][np.isin(label, FLAGGED)])
+        label, why = _without_chance(label, f["r2"], level)
+        shared = {} if level > TELLS else shared
     chosen, weights = _terms(label, f, twins, cosine)
     r2, partial, p, null = _figures(label, f, cosine, d, candidates)
     alone = (f["nearest"] < 0) & (label != "duplicate")  # nothing to compare with
@@ -81,37 +87,15 @@ def make_table(
     figures.loc[rows[alone], ["r2", "p_value", "p_value_null"]] = np.nan
     table = figures.reindex(range(n))
     table["label"] = table["label"].fillna("dead")
-    table["failure"] = pd.Series(None, index=table.index, dtype=object)
+    failure = np.full(n, None, dtype=object)
+    failure[rows] = why
+    table["failure"] = failure
     table.loc[rows[alone], "failure"] = "no other latent to compare with"
     table.loc[table["label"] == "dead", "failure"] = "a zero row, or not alive"
     table = table.assign(feature=np.arange(n), **_lists(n, rows, chosen, weights), **_shared(n, shared))
     table = table.assign(reencode=np.nan, lift=np.nan, semantic=np.nan)
     order = "feature label constituents coefficients union_constituents r2 partial_r2 max_cosine p_value p_value_null"
     return table.reindex(columns=[*order.split(), *SHARED, "reencode", "lift", "semantic", "failure"])
-
-
-def without_chance(table: pd.DataFrame, least: float) -> pd.DataFrame:
-    """`table` without the sums that chance makes in a dictionary of so steep a spectrum, those of R² up to `least`,
-    with the reason; without any sum or subspace where chance fits nearly as well as they."""
-    import numpy as np
-
-    if least > TELLS:
-        told = np.isin(table["label"], ["duplicate", "dead"])
-        why = "cannot tell: of this steep a spectrum the check flags as much by chance"
-    else:
-        told = ~(np.isin(table["label"], FLAGGED) & (table["r2"] <= least))
-        why = f"chance alone makes sums of an R² up to {least:.2f} in so steep a spectrum"
-    lists = {
-        name: [own if keep else [] for own, keep in zip(table[name], told)]
-        for name in ("constituents", "coefficients", "union_constituents", "members", "places")
-    }
-    return table.assign(
-        label=np.where(told, table["label"], "atomic"),
-        failure=np.where(told, table["failure"], why),
-        rank=table["rank"].where(told),
-        circular=table["circular"].where(told),
-        **lists,
-    )
 
 
 def sums(fits: Fits) -> torch.Tensor:
@@ -150,6 +134,22 @@ def _labels(
         ["subspace", "duplicate", "composite", "possible", "duplicate", "parent_of_children", "split_child"],
         "atomic",
     )
+
+
+def _without_chance(label: np.ndarray, r2: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """The labels [q] where chance makes sums of an R² up to `level`, and why some are atomic: sums up to it are none.
+    Where chance fits nearly as well as any sum, there is none, and no relative or subspace either."""
+    import numpy as np
+
+    if level > TELLS:
+        told = np.isin(label, ["duplicate", "dead"])
+        why = "cannot tell: of this steep a spectrum the check flags as much by chance"
+    else:
+        told = ~(np.isin(label, FLAGGED) & (r2 <= level))
+        why = f"chance alone makes sums of an R² up to {level:.2f} in so steep a spectrum"
+    failure = np.full(len(label), why, dtype=object)
+    failure[told] = None
+    return np.where(told, label, "atomic"), failure
 
 
 def _of_one_space(parts: np.ndarray, spaces: Sequence[Subspace]) -> np.ndarray:
