@@ -158,9 +158,11 @@ def _of_one_space(parts: np.ndarray, spaces: Sequence[Subspace]) -> np.ndarray:
     import numpy as np
 
     inside = np.zeros(len(parts), dtype=bool)
-    for space in spaces:
-        inside |= (np.isin(parts, space.members) | (parts < 0)).all(1)
-    return inside & (parts[:, 0] >= 0)
+    members = {member for space in spaces for member in space.members}
+    asked = np.flatnonzero((parts[:, 0] >= 0) & (np.isin(parts, list(members)) | (parts < 0)).all(1))
+    for space in spaces if len(asked) else ():
+        inside[asked] |= (np.isin(parts[asked], space.members) | (parts[asked] < 0)).all(1)
+    return inside
 
 
 def _terms(
@@ -216,13 +218,15 @@ def _shared(n: int, shared: Mapping[int, Subspace]) -> dict[str, Any]:
     import pandas as pd
 
     spaces = [shared.get(row) for row in range(n)]
-    own = {space: [row for row in space.members if row < n] for space in set(shared.values())}
-    flat = {space: [number for place in space.places[: len(rows)] for number in place] for space, rows in own.items()}
+    own, flat = {}, {}  # by identity: a space's hash is as long as the space
+    for space in {id(space): space for space in shared.values()}.values():
+        own[id(space)] = [row for row in space.members if row < n]
+        flat[id(space)] = [number for place in space.places[: len(own[id(space)])] for number in place]
     return {
         "rank": pd.array([None if space is None else space.rank for space in spaces], dtype="Int64"),
-        "members": [[] if space is None else own[space] for space in spaces],
+        "members": [own.get(id(space), []) for space in spaces],
         "circular": pd.array([None if space is None else space.circular for space in spaces], dtype="boolean"),
-        "places": [[] if space is None else flat[space] for space in spaces],
+        "places": [flat.get(id(space), []) for space in spaces],
     }
 
 
