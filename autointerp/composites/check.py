@@ -32,6 +32,7 @@ def find_composites(
     *,
     neighbours: int = 32,
     alive: np.ndarray | torch.Tensor | None = None,
+    union_alive: np.ndarray | torch.Tensor | None = None,
     device: str | torch.device = "cpu",
     block: int = BLOCK,
     memory: int = MEMORY,
@@ -39,8 +40,9 @@ def find_composites(
     """Which latents are sums of two to four others, and which are duplicates, children, parents or in a subspace.
 
     `W_dec` [n, d] and `union` [u, d] are decoder rows, floats of any width; the rows of `union` (another
-    SAE of the same activations) are further candidates. `alive` [n] bool leaves out latents known to be
-    dead; zero rows are dead anyway. `neighbours` candidates are tried for each latent, in all pairs.
+    SAE of the same activations) are further candidates. `alive` [n] and `union_alive` [u] bool leave out
+    latents known to be dead; zero rows are dead anyway. `neighbours` candidates are tried for each latent,
+    in all pairs.
     `device`, `block` (rows at a time) and `memory` (bytes) change time and memory, not labels: rows that
     do not fit in `memory` are read as they are needed, from disk where `W_dec` is a map of a file.
 
@@ -87,7 +89,7 @@ def find_composites(
     sources = _sources(W_dec, union)
     with full_precision(), torch.inference_mode():
         Z = Rows(sources, device, memory)
-        return table_of(Z, _living(Z, len(sources[0]), alive), len(sources[0]), neighbours, block)
+        return table_of(Z, _living(Z, len(sources[0]), alive, union_alive), len(sources[0]), neighbours, block)
 
 
 def table_of(Z: Rows, living: torch.Tensor, n: int, m: int, block: int) -> pd.DataFrame:
@@ -132,16 +134,19 @@ def _sources(W_dec: np.ndarray | torch.Tensor, union: np.ndarray | torch.Tensor 
     return sources
 
 
-def _living(Z: Rows, n: int, alive: np.ndarray | torch.Tensor | None) -> torch.Tensor:
-    """[rows] bool: no zero row, and among the first n none that `alive` [n] leaves out."""
+def _living(
+    Z: Rows, n: int, alive: np.ndarray | torch.Tensor | None, union_alive: np.ndarray | torch.Tensor | None
+) -> torch.Tensor:
+    """[rows] bool: no zero row, and none that `alive` [n] of the first n leaves out, or `union_alive` of the rest."""
     import torch
 
     living = not_zero(Z)
-    if alive is not None:
-        mask = torch.as_tensor(alive, device=Z.device)
-        if mask.shape != (n,) or mask.dtype != torch.bool:
-            raise AutointerpError(f"alive must be {n} booleans, this is {mask.dtype} {list(mask.shape)}")
-        living[:n] &= mask
+    for name, given, part in (("alive", alive, living[:n]), ("union_alive", union_alive, living[n:])):
+        if given is not None:
+            mask = torch.as_tensor(given, device=Z.device)
+            if mask.shape != part.shape or mask.dtype != torch.bool:
+                raise AutointerpError(f"{name} must be {len(part)} booleans, this is {mask.dtype} {list(mask.shape)}")
+            part &= mask
     return living
 
 

@@ -10,18 +10,24 @@ from autointerp.config import Config
 from autointerp.engine import models
 from autointerp.engine.estimate import Amount, Sizes
 from autointerp.engine.stage import Job, Stage, Use
+from autointerp.stages.branches import UNION
 
 
 def uses(config: Config) -> Iterator[Use]:
     if config.composites.enabled:
         section = config.composites.model_dump(exclude={"tokens", "semantic", "causal"}) | union_section(config)
-        yield Use("composites", ("sae", "harvest"), section)
+        yield Use("composites", ("sae", "harvest", *lent_harvest(config)), section)
 
 
 def union_section(config: Config) -> dict[str, Any]:
     """What the section of a stage that reads the union SAE holds of it."""
     union = config.composites.union
     return {"union": models.identity(union) if union else None}
+
+
+def lent_harvest(config: Config) -> tuple[str, ...]:
+    """The name of the union SAE's harvest, where there is one."""
+    return (f"{UNION}harvest",) if config.composites.union is not None else ()
 
 
 def work(job: Job) -> None:
@@ -31,9 +37,10 @@ def work(job: Job) -> None:
     config = job.config.composites
     sae = models.open_sae(job.session, job.inputs["sae"])
     union = models.load_sae(job.session, config.union).W_dec if config.union else None
-    alive = Firings(job.inputs["harvest"]).counts > 0
+    alive, *union_alive = (Firings(job.inputs[name]).counts > 0 for name in ("harvest", *lent_harvest(job.config)))
+    masks = {"alive": alive, "union_alive": union_alive[0] if union_alive else None}
     device = models.device(job.session)
-    table = find_composites(sae.W_dec, union, neighbours=config.neighbours, alive=alive, device=device)
+    table = find_composites(sae.W_dec, union, neighbours=config.neighbours, **masks, device=device)
     save_composites(table, job.folder / "composites.parquet")
     job.facts |= {"labels": table["label"].value_counts().to_dict()}
 

@@ -11,7 +11,7 @@ from autointerp.engine import models
 from autointerp.engine.estimate import Amount, Sizes, sae_of, subject_of
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.stages.branches import UNION
-from autointerp.stages.composites import union_section
+from autointerp.stages.composites import lent_harvest, union_section
 from autointerp.stages.corpus import numbers_section
 from autointerp.tables import write_rows
 
@@ -26,8 +26,7 @@ def uses(config: Config) -> Iterator[Use]:
     if config.composites.enabled:
         section = {"tokens": config.composites.tokens, "window": config.contexts.window, "seed": config.seed}
         section |= union_section(config) | numbers_section(config)
-        lent = (f"{UNION}harvest",) if config.composites.union is not None else ()
-        yield Use("reencode", ("corpus", "sae", "harvest", "composites", *lent), section)
+        yield Use("reencode", ("corpus", "sae", "harvest", "composites", *lent_harvest(config)), section)
 
 
 def work(job: Job) -> None:

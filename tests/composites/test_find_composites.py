@@ -340,11 +340,25 @@ def test_what_the_union_lends_is_never_a_row_that_the_dictionary_has():
     assert (table["union_constituents"].map(len) == 0).all()
 
 
+def test_dead_latents_of_the_union_are_not_lent_and_none_stands_before_its_living_copy():
+    base, other = directions(200), directions(300, seed=9)
+    base[5] = unit(base[0] + 0.6 * other[7])
+    other[3] = other[7]  # the first of the two copies is lent
+    assert find_composites(base, other)["union_constituents"][5] == [3]
+    alive = np.ones(300, dtype=bool)
+    alive[3] = False
+    assert find_composites(base, other, union_alive=alive)["union_constituents"][5] == [7]
+    alive[7] = False
+    assert 5 not in flagged(find_composites(base, other, union_alive=alive))
+
+
 def test_a_union_of_another_width_or_a_wrong_mask_is_refused():
     with pytest.raises(AutointerpError, match="width 8"):
         find_composites(directions(10), directions(10, 8))
     with pytest.raises(AutointerpError, match="10 booleans"):
         find_composites(directions(10), alive=np.ones(9, dtype=bool))
+    with pytest.raises(AutointerpError, match="union_alive must be 0 booleans"):
+        find_composites(directions(10), union_alive=np.ones(9, dtype=bool))
 
 
 def test_zero_rows_and_masked_rows_are_dead_and_no_candidates():
