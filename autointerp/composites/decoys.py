@@ -48,7 +48,7 @@ def sums_by_chance(rows: Geometries, firsts: torch.Tensor, m: int, block: int) -
         return np.zeros(0), 1.0
     asked = possible[torch.linspace(0, len(possible) - 1, min(DECOYS, len(possible))).long().to(possible.device)]
     raw = rows.raw
-    decoys = rows.of_others(Rows([*raw.sources, -raw[asked].cpu()], raw.device, raw.memory))
+    decoys = rows.of_others(Rows([*raw.sources, -raw[asked].cpu()], raw.device, raw.room))
     queries = torch.arange(len(raw), len(raw) + len(asked), device=possible.device)
     allowed = torch.cat([firsts, torch.zeros_like(firsts[: len(asked)])])
     lists, _ = search(decoys.white, allowed, queries, m, block)
