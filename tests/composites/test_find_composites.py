@@ -271,6 +271,18 @@ def test_random_dictionaries_are_not_flagged_and_their_p_values_are_uniform(d):
     assert np.mean(p <= 0.5) >= 0.3  # neither idle
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_rows_that_span_few_of_their_dimensions_are_judged_by_chance_in_those(noise):
+    rng, span = np.random.default_rng(0), np.linalg.qr(np.random.default_rng(1).standard_normal((256, 40)))[0].T
+    inside = directions(3000, 40) @ span
+    inside[2] = unit(inside[0] + 0.8 * inside[1])
+    rows = unit(inside + noise / 16 * rng.standard_normal((3000, 256)))
+    table = find_composites(rows)
+    assert 2 in flagged(table)
+    assert len(flagged(table)) <= 3  # in 256 dimensions nothing would fit so well by chance, and a tenth is flagged
+    assert (table["p_value"] <= 0.05).mean() == pytest.approx(0.05, abs=0.03)
+
+
 def test_a_cone_without_composites_is_not_flagged():
     rows = plant(1500, 128, seed=1, composites=0.0, power=1.0, mean=0.5).rows
     assert len(flagged(find_composites(rows))) <= 1
