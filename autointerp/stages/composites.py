@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autointerp.artifacts import Firings
 from autointerp.config import Config
@@ -11,6 +11,11 @@ from autointerp.engine import models
 from autointerp.engine.estimate import Amount, Sizes
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.stages.branches import UNION
+
+if TYPE_CHECKING:
+    import torch
+
+    from autointerp.sae.model import SAE
 
 
 def uses(config: Config) -> Iterator[Use]:
@@ -43,6 +48,19 @@ def work(job: Job) -> None:
     table = find_composites(sae.W_dec, union, neighbours=config.neighbours, **masks, device=device)
     save_composites(table, job.folder / "composites.parquet")
     job.facts |= {"labels": table["label"].value_counts().to_dict()}
+
+
+def decoder_rows(job: Job, table: Any, sae: SAE) -> torch.Tensor:
+    """Decoder rows [n, d] in float32 on the processor; behind them those of the union dictionary, where it lends to a
+    flagged latent of `table` (of `find_composites`)."""
+    import torch
+
+    from autointerp.composites.union import lends
+
+    union, rows = job.config.composites.union, [sae.W_dec]
+    if union is not None and lends(table):
+        rows.append(models.load_sae(job.session, union).W_dec)
+    return torch.cat([each.detach().float().cpu() for each in rows])
 
 
 def amount(config: Config, use: Use, sizes: Sizes) -> Amount:
