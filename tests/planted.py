@@ -119,21 +119,23 @@ Parts = dict[str, tuple[str, str]]
 
 def split_in_two(folder: Path, composites: int = 3) -> dict[int, int]:
     """Of the SAE that `plant_composites` wrote, two: ``folder/narrow`` without the parts of the composites, and
-    ``folder/wide``, a union dictionary that has them, each twice, and all that the narrow one has but the composites.
-    Returns row of the wide one -> latent of the SAE."""
+    ``folder/wide``, a union dictionary that has them, each twice and before that dead, and all that the narrow one has
+    but the composites. Returns row of the wide one -> latent of the SAE."""
     import torch
     from safetensors.torch import load_file
 
     whole = load_file(folder / "sae" / "sae_weights.safetensors")
     n, parts = len(whole["W_dec"]), list(range(composites, 3 * composites))
     rest = list(range(3 * composites, n))
-    rows = {"narrow": [*range(composites), *rest], "wide": [*rest, *parts, *parts]}
+    rows = {"narrow": [*range(composites), *rest], "wide": [*rest, *parts, *parts, *parts]}
     for name, kept in rows.items():
         along = {"W_enc": 1, "b_dec": None}
         tensors = {
             key: value if (axis := along.get(key, 0)) is None else value.index_select(axis, torch.tensor(kept))
             for key, value in whole.items()
         }
+        if name == "wide":
+            tensors["threshold"][len(rest) : len(rest) + len(parts)] = 1e9
         _write_sae(folder / name, "jumprelu", tensors)
     return dict(enumerate(rows["wide"]))
 

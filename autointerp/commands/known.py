@@ -178,18 +178,19 @@ class Known:
     def flagged(self, explainer: str | None) -> Flagged:
         """The composites, with what `explainer` says of the features; a text of its own for each where it has not run,
         so that the controls are drawn as they will be."""
-        from autointerp.composites.flagged import behind, checked_rows, flagged_among
+        from autointerp.composites.flagged import behind, checked_rows, flagged_among, latents_of
 
         def texts(branch: str, features: Sequence[int]) -> list[dict[str, Any]]:
             written = self._explanations(explainer, branch) if explainer else None
             made = ({"feature": f, "explanation": f"{self.stand_in} {f}", "failure": None} for f in features)
             return list(made) if written is None else written
 
-        checked, lent = checked_rows(self.inputs["reencode"]), self._lent or []
-        own = [] if self.selection is None else self.selection.to_pylist()
-        selected = [*own, *behind(lent, len(checked))]
-        explained = behind(texts(UNION, [row["feature"] for row in lent if row["status"] == "ok"]), len(checked))
-        return flagged_among(selected, [*texts("", self._ready), *explained], checked, self.config.seed)
+        folder, lent = self.inputs["reencode"], self._lent or []
+        d_sae, own = latents_of(folder), [] if self.selection is None else self.selection.to_pylist()
+        selected = [*own, *behind(lent, d_sae)]
+        explained = behind(texts(UNION, [row["feature"] for row in lent if row["status"] == "ok"]), d_sae)
+        checked = checked_rows(folder, [row["feature"] for row in own])
+        return flagged_among(selected, [*texts("", self._ready), *explained], checked, d_sae, self.config.seed)
 
     @cached_property
     def _lent(self) -> list[dict[str, Any]] | None:
@@ -204,8 +205,7 @@ class Known:
             return selected(self.inputs[f"{UNION}select"]).to_pylist()
         if self.selection is None or "reencode" not in self.inputs:
             return None
-        ready = set(self._ready)
-        rows = [row for row in checked_rows(self.inputs["reencode"]) if row["feature"] in ready]
+        rows = checked_rows(self.inputs["reencode"], self._ready)
         lent = {part for row in rows if row["label"] in FLAGGED for part in row["union_constituents"]}
         return [{"feature": part, "firings": 0, "status": "ok", "failure": None} for part in sorted(lent)]
 

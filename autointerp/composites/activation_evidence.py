@@ -29,6 +29,7 @@ from autointerp.composites.evidence import (
     PLAIN_LEAST,
     Pair,
     Reencoding,
+    StandIns,
     absorbs,
     draw,
     lift,
@@ -140,13 +141,13 @@ def to_test(table: Frame, counts: np.ndarray, seed: int) -> dict[int, UnderTest]
     `counts` are the firings of the SAE's latents, and of the union dictionary's where a latent has parts of it."""
     n, rows = len(table), table[table["label"].isin(FLAGGED)].to_dict("records")
     own = {row["feature"]: parts_of(row, n) for row in rows}
-    swapped, alive = swapped_parts(own, seed, n), np.flatnonzero(counts > 0)
+    swapped, alive = swapped_parts(own, seed, n), StandIns(np.flatnonzero(counts > 0), counts, n)
     tested: dict[int, UnderTest] = {}
     for f, parts in own.items():
         pairs: dict[Pair, list[int] | None] = {
             "own": parts,
             "swapped": swapped.get(f),
-            "random": random_parts(f, parts, alive, counts, seed, n),
+            "random": random_parts(f, parts, alive, seed),
         }
         tested[f] = UnderTest({pair: members for pair, members in pairs.items() if members})
     own_parent = table["constituents"].map(len) > 0

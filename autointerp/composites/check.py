@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from autointerp.composites.decompose import EDGE, decompose, gram
 from autointerp.composites.decoys import least_r2, sums_by_chance
-from autointerp.composites.labels import FLAGGED, make_table, without_chance
+from autointerp.composites.labels import make_table
 from autointerp.composites.maps import Geometries
 from autointerp.composites.neighbours import BLOCK, MEMORY, Rows, as_matrix, full_precision, not_zero, search
 from autointerp.composites.subspaces import subspaces
@@ -32,6 +32,7 @@ def find_composites(
     *,
     neighbours: int = 32,
     alive: np.ndarray | torch.Tensor | None = None,
+    union_alive: np.ndarray | torch.Tensor | None = None,
     device: str | torch.device = "cpu",
     block: int = BLOCK,
     memory: int = MEMORY,
@@ -39,8 +40,9 @@ def find_composites(
     """Which latents are sums of two to four others, and which are duplicates, children, parents or in a subspace.
 
     `W_dec` [n, d] and `union` [u, d] are decoder rows, floats of any width; the rows of `union` (another
-    SAE of the same activations) are further candidates. `alive` [n] bool leaves out latents known to be
-    dead; zero rows are dead anyway. `neighbours` candidates are tried for each latent, in all pairs.
+    SAE of the same activations) are further candidates. `alive` [n] and `union_alive` [u] bool leave out
+    latents known to be dead; zero rows are dead anyway. `neighbours` candidates are tried for each latent,
+    in all pairs.
     `device`, `block` (rows at a time) and `memory` (bytes) change time and memory, not labels: rows that
     do not fit in `memory` are read as they are needed, from disk where `W_dec` is a map of a file.
 
@@ -87,7 +89,7 @@ def find_composites(
     sources = _sources(W_dec, union)
     with full_precision(), torch.inference_mode():
         Z = Rows(sources, device, memory)
-        return table_of(Z, _living(Z, len(sources[0]), alive), len(sources[0]), neighbours, block)
+        return table_of(Z, _living(Z, len(sources[0]), alive, union_alive), len(sources[0]), neighbours, block)
 
 
 def table_of(Z: Rows, living: torch.Tensor, n: int, m: int, block: int) -> pd.DataFrame:
@@ -117,11 +119,8 @@ def table_of(Z: Rows, living: torch.Tensor, n: int, m: int, block: int) -> pd.Da
     of_copies = torch.full((len(Z),), -torch.inf, device=Z.device).scatter_reduce(0, copies[0], copies[2], "amax")
     fits.highest = torch.maximum(fits.highest, of_copies[queries])
     groups = leader[queries], twin[queries], _pair_cosines(rows.plain, queries, twin[queries].clamp_min(0))
-    table = make_table(n, rows.dimensions, candidates, queries, fits, *groups, spaces)
-    if rows.flat is None:
-        return table
-    flagged = torch.tensor(table.loc[table["label"].isin(FLAGGED), "r2"].to_numpy())
-    return without_chance(table, least_r2(*sums_by_chance(rows, firsts, m, block), flagged))
+    least = None if rows.flat is None else partial(least_r2, *sums_by_chance(rows, firsts, m, block))
+    return make_table(n, rows.dimensions, candidates, queries, fits, *groups, spaces, least)
 
 
 def _sources(W_dec: np.ndarray | torch.Tensor, union: np.ndarray | torch.Tensor | None) -> list[Any]:
@@ -135,16 +134,19 @@ def _sources(W_dec: np.ndarray | torch.Tensor, union: np.ndarray | torch.Tensor 
     return sources
 
 
-def _living(Z: Rows, n: int, alive: np.ndarray | torch.Tensor | None) -> torch.Tensor:
-    """[rows] bool: no zero row, and among the first n none that `alive` [n] leaves out."""
+def _living(
+    Z: Rows, n: int, alive: np.ndarray | torch.Tensor | None, union_alive: np.ndarray | torch.Tensor | None
+) -> torch.Tensor:
+    """[rows] bool: no zero row, and none that `alive` [n] of the first n leaves out, or `union_alive` of the rest."""
     import torch
 
     living = not_zero(Z)
-    if alive is not None:
-        mask = torch.as_tensor(alive, device=Z.device)
-        if mask.shape != (n,) or mask.dtype != torch.bool:
-            raise AutointerpError(f"alive must be {n} booleans, this is {mask.dtype} {list(mask.shape)}")
-        living[:n] &= mask
+    for name, given, part in (("alive", alive, living[:n]), ("union_alive", union_alive, living[n:])):
+        if given is not None:
+            mask = torch.as_tensor(given, device=Z.device)
+            if mask.shape != part.shape or mask.dtype != torch.bool:
+                raise AutointerpError(f"{name} must be {len(part)} booleans, this is {mask.dtype} {list(mask.shape)}")
+            part &= mask
     return living
 
 

@@ -7,7 +7,7 @@ It enters by its projections x·g on the raw decoder rows g of the parts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Literal
@@ -169,16 +169,27 @@ def swapped_parts(flagged: Mapping[int, Sequence[int]], seed: int, d_sae: int | 
     """
     import numpy as np
 
-    def makeup(parts: Sequence[int]) -> tuple[int, int]:
-        return len(parts), 0 if d_sae is None else sum(part >= d_sae for part in parts)
-
+    alike: dict[tuple[int, int], list[int]] = {}  # how many parts, and of the union -> latents with such
+    holding: dict[
+        tuple[int, int], dict[int, list[int]]
+    ] = {}  # latent -> places in `alike` of those that it would share
+    makeup = {
+        f: (len(parts), sum(d_sae is not None and part >= d_sae for part in parts)) for f, parts in flagged.items()
+    }
+    for f, parts in flagged.items():
+        group = alike.setdefault(makeup[f], [])
+        for latent in {f, *parts}:
+            holding.setdefault(makeup[f], {}).setdefault(latent, []).append(len(group))
+        group.append(f)
     swapped = {}
     for f, parts in flagged.items():
-        own = {f, *parts}
-        alike = [g for g, theirs in flagged.items() if makeup(theirs) == makeup(parts)]
-        others = [g for g in alike if own.isdisjoint({g, *flagged[g]})]
-        if others:
-            swapped[f] = list(flagged[others[np.random.default_rng([seed, f]).integers(len(others))]])
+        group, held = alike[makeup[f]], holding[makeup[f]]
+        shared = {place for latent in (f, *parts) for place in held.get(latent, ())}
+        if len(shared) < len(group):
+            chosen = int(np.random.default_rng([seed, f]).integers(len(group) - len(shared)))
+            for place in sorted(shared):  # the one drawn among the others
+                chosen += place <= chosen
+            swapped[f] = list(flagged[group[chosen]])
     return swapped
 
 
@@ -190,24 +201,60 @@ def some_atomic(labels: Sequence[str], counts: np.ndarray, seed: int, most: int 
     return np.sort(np.random.default_rng([seed, 2]).permutation(atomic)[:most])
 
 
-def random_parts(
-    f: int, parts: Sequence[int], pool: np.ndarray, counts: np.ndarray, seed: int, d_sae: int | None = None
-) -> list[int] | None:
-    """For each part of f a latent of `pool` [n] that fires about as often, none twice; None where too few are left.
+class StandIns:
+    """Latents of `pool` [n], in its order, by how often they fire: `counts` are the firings of all latents. Where there
+    is a union dictionary, from latent `d_sae` on, those of either stand in for their own alone."""
 
-    `counts` are the firings of all latents. For a part of the union dictionary, from latent `d_sae` on, one of that.
-    """
+    def __init__(self, pool: np.ndarray, counts: np.ndarray, d_sae: int | None = None) -> None:
+        import numpy as np
+
+        self.counts, self.d_sae = counts, d_sae
+        union = np.zeros(len(pool), bool) if d_sae is None else pool >= d_sae
+        self._sorted = {lent: self._by_count(pool[union == lent]) for lent in (False, True)}
+
+    def _by_count(self, pool: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Places in `pool` by firings, equal ones in its order; there log(1 + firings), and the latents."""
+        import numpy as np
+
+        order = np.argsort(self.counts[pool], kind="stable")
+        return order, np.log1p(self.counts[pool])[order], pool[order]
+
+    def nearest(self, part: int, without: Collection[int]) -> np.ndarray:
+        """Up to `ALIKE` latents, none of them `without`, whose log(1 + firings) is nearest to the part's; of equally
+        near ones the first of the pool."""
+        import numpy as np
+
+        order, sizes, latents = self._sorted[self.d_sae is not None and part >= self.d_sae]
+        wanted, most = np.log1p(self.counts[part]), ALIKE + len(without)
+        near: list[np.ndarray] = []  # the first `most` of each number of firings, until there are enough on either side
+        low = high = int(np.searchsorted(sizes, wanted))
+        found = 0
+        while low > 0 and found < most:
+            stop, low = low, int(np.searchsorted(sizes, sizes[low - 1]))
+            near.append(np.arange(low, min(stop, low + most)))
+            found += stop - low
+        found = 0
+        while high < len(sizes) and found < most:
+            start, high = high, int(np.searchsorted(sizes, sizes[high], side="right"))
+            near.append(np.arange(start, min(high, start + most)))
+            found += high - start
+        at = np.concatenate([np.zeros(0, int), *near])
+        at = at[~np.isin(latents[at], list(without))]
+        return latents[at[np.lexsort((order[at], np.abs(sizes[at] - wanted)))][:ALIKE]]
+
+
+def random_parts(f: int, parts: Sequence[int], pool: StandIns, seed: int, same: Iterable[int] = ()) -> list[int] | None:
+    """For each part of f a latent of `pool` that fires about as often, none twice and none of those that say the
+    `same`; None where too few are left."""
     import numpy as np
 
     rng = np.random.default_rng([seed, f, 1])
-    left = pool[~np.isin(pool, [f, *parts])]
+    without = {f, *parts, *same}
     chosen: list[int] = []
     for part in parts:
-        alike = left if d_sae is None else left[(left >= d_sae) == (part >= d_sae)]
-        if not len(alike):
+        near = pool.nearest(part, without)
+        if not len(near):
             return None
-        away = np.abs(np.log1p(counts[alike]) - np.log1p(counts[part]))
-        near = np.argsort(away, kind="stable")[:ALIKE]
-        chosen.append(int(alike[rng.choice(near)]))
-        left = left[left != chosen[-1]]
+        chosen.append(int(rng.choice(near)))
+        without.add(chosen[-1])
     return chosen

@@ -5,16 +5,17 @@ Constituents of the union dictionary are numbered behind the SAE's own latents, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autointerp.activations.contexts import read_contexts
-from autointerp.composites.evidence import Pair, random_parts, swapped_parts
+from autointerp.composites.evidence import Pair, StandIns, random_parts, swapped_parts
 from autointerp.composites.labels import FLAGGED
 from autointerp.composites.union import name_of, parts_of
 from autointerp.records import Constituent, Context
+from autointerp.tables import FeatureRows
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,16 @@ def read_flagged(inputs: Mapping[str, Path], explainer: str, seed: int) -> Flagg
     dictionary, `union:select` and so on, where its constituents are explained."""
     import pyarrow.parquet as pq
 
-    checked = checked_rows(inputs["reencode"])
+    d_sae = latents_of(inputs["reencode"])
     selected: list[Mapping[str, Any]] = []
     explained: list[Mapping[str, Any]] = []
-    for branch, first in (("", 0), ("union:", len(checked))):
+    for branch, first in (("", 0), ("union:", d_sae)):
         for rows, use, file in ((selected, "select", "selection"), (explained, f"explain/{explainer}", "explanations")):
             folder = inputs.get(branch + use)
             if folder is not None:
                 rows += behind(pq.read_table(folder / f"{file}.parquet").to_pylist(), first)
-    return flagged_among(selected, explained, checked, seed)
+    checked = checked_rows(inputs["reencode"], [row["feature"] for row in selected if row["feature"] < d_sae])
+    return flagged_among(selected, explained, checked, d_sae, seed)
 
 
 def behind(rows: Rows, d_sae: int) -> list[dict[str, Any]]:
@@ -72,17 +74,22 @@ def behind(rows: Rows, d_sae: int) -> list[dict[str, Any]]:
     return [{**row, "feature": d_sae + row["feature"]} for row in rows]
 
 
-def checked_rows(reencode: Path) -> Rows:
-    """What the check says of each latent of the SAE, from the folder of reencode."""
+def latents_of(reencode: Path) -> int:
+    """How many latents the SAE has, from the folder of reencode."""
     import pyarrow.parquet as pq
 
+    return pq.read_metadata(reencode / "composites.parquet").num_rows
+
+
+def checked_rows(reencode: Path, features: Collection[int]) -> Rows:
+    """What the check says of `features` of the SAE, from the folder of reencode."""
     names = ["feature", "label", "constituents", "coefficients", "union_constituents"]
-    return pq.read_table(reencode / "composites.parquet", columns=names).to_pylist()
+    return FeatureRows(reencode / "composites.parquet").read(features, names).to_pylist()
 
 
-def flagged_among(selected: Rows, explained: Rows, checked: Rows, seed: int) -> Flagged:
-    """From the rows of selection.parquet, explanations.parquet and composites.parquet, the last with all latents; among
-    the first two those of the union dictionary (`behind`)."""
+def flagged_among(selected: Rows, explained: Rows, checked: Rows, d_sae: int, seed: int) -> Flagged:
+    """From the rows of selection.parquet, explanations.parquet and composites.parquet, the last of an SAE of `d_sae`
+    latents; among the first two those of the union dictionary (`behind`)."""
     import numpy as np
 
     seed %= 2**64
@@ -90,25 +97,27 @@ def flagged_among(selected: Rows, explained: Rows, checked: Rows, seed: int) -> 
     failures = {row["feature"]: row["failure"] for row in (*selected, *explained) if row["failure"]}
     chosen = {row["feature"] for row in selected if row["status"] == "ok"}
     rows = [row for row in checked if row["feature"] in chosen]
-    n, flagged = len(checked), [row for row in rows if row["label"] in FLAGGED]
-    own = {row["feature"]: parts_of(row, n) for row in flagged}
-    counts = np.zeros(max([n, *(row["feature"] + 1 for row in selected)]), np.int64)
+    flagged = [row for row in rows if row["label"] in FLAGGED]
+    own = {row["feature"]: parts_of(row, d_sae) for row in flagged}
+    counts = np.zeros(max([d_sae, *(row["feature"] + 1 for row in selected)]), np.int64)
     for row in selected:
         counts[row["feature"]] = row["firings"]
     whole = {f: parts for f, parts in own.items() if all(part in texts for part in parts)}
+    pool, saying = StandIns(np.array([*texts], np.int64), counts, d_sae), {}
+    for g, text in texts.items():
+        saying.setdefault(text, []).append(g)
     random = {}
     for f, parts in whole.items():
-        own_texts = {texts[part] for part in parts}
-        pool = np.array([g for g, text in texts.items() if text not in own_texts], np.int64)
-        if drawn := random_parts(f, parts, pool, counts, seed, n):
+        same = {g for part in parts for g in saying[texts[part]]}
+        if drawn := random_parts(f, parts, pool, seed, same):
             random[f] = drawn
     return Flagged(
-        {"own": own, "swapped": swapped_parts(whole, seed, n), "random": random},
+        {"own": own, "swapped": swapped_parts(whole, seed, d_sae), "random": random},
         {row["feature"]: row["coefficients"] for row in flagged},
         texts,
         failures,
         {row["feature"]: row["label"] for row in rows},
-        n,
+        d_sae,
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING, Any, Literal
 
 from autointerp.composites import nulls
@@ -48,12 +49,13 @@ def make_table(
     twin: torch.Tensor,
     twin_cosines: torch.Tensor,
     spaces: Sequence[Subspace] = (),
+    least: Callable[[np.ndarray], float] | None = None,
 ) -> pd.DataFrame:
     """The columns of `find_composites` for `n` latents, of which `queries` [q] are alive and were fitted.
 
     `d` is in how many dimensions their whitened rows lie, and `candidates` are the rows that each was searched among.
     `leader`, `twin` [q] are of `check._groups`, `twin_cosines` [q] the cosine to the twin. `spaces` are of
-    `subspaces.subspaces`.
+    `subspaces.subspaces`. `least` says of the R² of all sums up to which of them chance makes such (`decoys.least_r2`).
     """
     import numpy as np
     import pandas as pd
@@ -63,6 +65,11 @@ def make_table(
     shared = {member: space for space in reversed(spaces) for member in space.members}
     no_sums = np.isin(rows, list(shared)) | _of_one_space(f["parts"], spaces)
     label = _labels(rows, f, leaders, twins, d, candidates, np.isin(rows, list(shared)), no_sums)
+    why = np.full(len(rows), None, dtype=object)
+    if least is not None:
+        level = least(f["r2"][np.isin(label, FLAGGED)])
+        label, why = _without_chance(label, f["r2"], level)
+        shared = {} if level > TELLS else shared
     chosen, weights = _terms(label, f, twins, cosine)
     r2, partial, p, null = _figures(label, f, cosine, d, candidates)
     alone = (f["nearest"] < 0) & (label != "duplicate")  # nothing to compare with
@@ -80,37 +87,15 @@ def make_table(
     figures.loc[rows[alone], ["r2", "p_value", "p_value_null"]] = np.nan
     table = figures.reindex(range(n))
     table["label"] = table["label"].fillna("dead")
-    table["failure"] = pd.Series(None, index=table.index, dtype=object)
+    failure = np.full(n, None, dtype=object)
+    failure[rows] = why
+    table["failure"] = failure
     table.loc[rows[alone], "failure"] = "no other latent to compare with"
     table.loc[table["label"] == "dead", "failure"] = "a zero row, or not alive"
     table = table.assign(feature=np.arange(n), **_lists(n, rows, chosen, weights), **_shared(n, shared))
     table = table.assign(reencode=np.nan, lift=np.nan, semantic=np.nan)
     order = "feature label constituents coefficients union_constituents r2 partial_r2 max_cosine p_value p_value_null"
     return table.reindex(columns=[*order.split(), *SHARED, "reencode", "lift", "semantic", "failure"])
-
-
-def without_chance(table: pd.DataFrame, least: float) -> pd.DataFrame:
-    """`table` without the sums that chance makes in a dictionary of so steep a spectrum, those of R² up to `least`,
-    with the reason; without any sum or subspace where chance fits nearly as well as they."""
-    import numpy as np
-
-    if least > TELLS:
-        told = np.isin(table["label"], ["duplicate", "dead"])
-        why = "cannot tell: of this steep a spectrum the check flags as much by chance"
-    else:
-        told = ~(np.isin(table["label"], FLAGGED) & (table["r2"] <= least))
-        why = f"chance alone makes sums of an R² up to {least:.2f} in so steep a spectrum"
-    lists = {
-        name: [own if keep else [] for own, keep in zip(table[name], told)]
-        for name in ("constituents", "coefficients", "union_constituents", "members", "places")
-    }
-    return table.assign(
-        label=np.where(told, table["label"], "atomic"),
-        failure=np.where(told, table["failure"], why),
-        rank=table["rank"].where(told),
-        circular=table["circular"].where(told),
-        **lists,
-    )
 
 
 def sums(fits: Fits) -> torch.Tensor:
@@ -151,15 +136,33 @@ def _labels(
     )
 
 
+def _without_chance(label: np.ndarray, r2: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """The labels [q] where chance makes sums of an R² up to `level`, and why some are atomic: sums up to it are none.
+    Where chance fits nearly as well as any sum, there is none, and no relative or subspace either."""
+    import numpy as np
+
+    if level > TELLS:
+        told = np.isin(label, ["duplicate", "dead"])
+        why = "cannot tell: of this steep a spectrum the check flags as much by chance"
+    else:
+        told = ~(np.isin(label, FLAGGED) & (r2 <= level))
+        why = f"chance alone makes sums of an R² up to {level:.2f} in so steep a spectrum"
+    failure = np.full(len(label), why, dtype=object)
+    failure[told] = None
+    return np.where(told, label, "atomic"), failure
+
+
 def _of_one_space(parts: np.ndarray, spaces: Sequence[Subspace]) -> np.ndarray:
     """[q] bool: all of the parts [q, TERMS] are members of one subspace. Whatever has something in it, as a child of a
     member has, is fitted by any few of its members."""
     import numpy as np
 
     inside = np.zeros(len(parts), dtype=bool)
-    for space in spaces:
-        inside |= (np.isin(parts, space.members) | (parts < 0)).all(1)
-    return inside & (parts[:, 0] >= 0)
+    members = {member for space in spaces for member in space.members}
+    asked = np.flatnonzero((parts[:, 0] >= 0) & (np.isin(parts, list(members)) | (parts < 0)).all(1))
+    for space in spaces if len(asked) else ():
+        inside[asked] |= (np.isin(parts[asked], space.members) | (parts[asked] < 0)).all(1)
+    return inside
 
 
 def _terms(
@@ -215,13 +218,15 @@ def _shared(n: int, shared: Mapping[int, Subspace]) -> dict[str, Any]:
     import pandas as pd
 
     spaces = [shared.get(row) for row in range(n)]
-    own = {space: [row for row in space.members if row < n] for space in set(shared.values())}
-    flat = {space: [number for place in space.places[: len(rows)] for number in place] for space, rows in own.items()}
+    own, flat = {}, {}  # by identity: a space's hash is as long as the space
+    for space in {id(space): space for space in shared.values()}.values():
+        own[id(space)] = [row for row in space.members if row < n]
+        flat[id(space)] = [number for place in space.places[: len(own[id(space)])] for number in place]
     return {
         "rank": pd.array([None if space is None else space.rank for space in spaces], dtype="Int64"),
-        "members": [[] if space is None else own[space] for space in spaces],
+        "members": [own.get(id(space), []) for space in spaces],
         "circular": pd.array([None if space is None else space.circular for space in spaces], dtype="boolean"),
-        "places": [[] if space is None else flat[space] for space in spaces],
+        "places": [flat.get(id(space), []) for space in spaces],
     }
 
 
@@ -277,24 +282,49 @@ def _p_values(
 def expand(table: pd.DataFrame, features: Iterable[int]) -> dict[int, dict[int, float]]:
     """The atoms of flagged latents: their constituents, theirs in turn, with the products of the coefficients.
 
-    2g + h, g + h and g + 2h become three composites of two atoms. A latent that is not flagged is its own
-    atom, and so is one with constituents in a union dictionary, or among those it was reached from.
+    2g + h, g + h and g + 2h become three composites of two atoms. A latent that is not flagged is its own atom. So is
+    one with constituents in a union dictionary, and a constituent on a cycle, where each latent comes down to others
+    that come down to it.
     """
-    by_feature = table.set_index("feature")
-    label, constituents = by_feature["label"].to_dict(), by_feature["constituents"].to_dict()
-    coefficients = by_feature["coefficients"].to_dict()
+    rows = zip(table["feature"], table["label"], table["constituents"], table["coefficients"])
+    whole = {
+        int(f): {int(part): float(weight) for part, weight in zip(parts, coefficients)}
+        for f, label, parts, coefficients in rows
+        if label in FLAGGED and len(parts) == len(coefficients)
+    }
+    open_ = whole.keys() - _on_cycles(whole)
+    first = TopologicalSorter({f: [part for part in parts if part in open_] for f, parts in whole.items()})
+    atoms: dict[int, dict[int, float]] = {}
+    for f in first.static_order():
+        own: dict[int, float] = {}
+        for part, weight in whole[f].items():
+            for atom, share in (atoms[part] if part in open_ else {part: 1.0}).items():
+                own[atom] = own.get(atom, 0.0) + weight * share
+        atoms[f] = own
+    return {int(f): atoms.get(int(f), {int(f): 1.0}) for f in features}
 
-    def walk(at: int, weight: float, above: frozenset[int], atoms: dict[int, float]) -> dict[int, float]:
-        parts = [int(part) for part in constituents[at]]
-        whole = len(parts) == len(coefficients[at]) and not above.intersection(parts)
-        if label[at] not in FLAGGED or not whole:
-            atoms[at] = atoms.get(at, 0.0) + weight
-        else:
-            for part, coefficient in zip(parts, coefficients[at]):
-                walk(part, weight * float(coefficient), above | {at}, atoms)
-        return atoms
 
-    return {int(feature): walk(int(feature), 1.0, frozenset(), {}) for feature in features}
+def _on_cycles(whole: Mapping[int, Mapping[int, float]]) -> set[int]:
+    """The latents on cycles of `whole` (latent -> its constituents), and those on the way from one to another."""
+    left = set(whole)
+    wholes: dict[int, list[int]] = {}
+    for f, parts in whole.items():
+        for part in parts:
+            wholes.setdefault(part, []).append(f)
+    for down, up in (
+        (whole, wholes),
+        (wholes, whole),
+    ):  # without what has a beginning, and then without what has an end
+        waits = {f: len(left.intersection(down.get(f, ()))) for f in left}
+        free = [f for f, count in waits.items() if not count]
+        while free:
+            f = free.pop()
+            left.discard(f)
+            for other in left.intersection(up.get(f, ())):
+                waits[other] -= 1
+                if not waits[other]:
+                    free.append(other)
+    return left
 
 
 def with_atoms(table: pd.DataFrame) -> pd.DataFrame:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 LEAST = 0.01  # shrinkage
 DIMENSIONS = 16  # that must count in a spectrum
+SPANNED = 0.75  # share of the dimensions below which rows are said to span fewer; families alone lower it by less
 
 
 @dataclass(frozen=True)
@@ -107,17 +108,25 @@ def whitener(Z: Rows | torch.Tensor, living: torch.Tensor | None = None) -> torc
 
 def whitening(moment: Moment) -> tuple[torch.Tensor, float]:
     """L of `whitener`, and how many dimensions are left: the participation ratio of the whitened moment. It is d but
-    where the spectrum is so steep that the least shrinkage hides its end."""
+    where the spectrum is so steep that the least shrinkage hides its end, and where as many rows as dimensions leave
+    some of these empty: shrinkage stands for what few rows do not show."""
     import torch
 
     natural = moment.shrinkage()
     least = max(natural, LEAST)
     L = torch.linalg.cholesky(moment.shrunk(least))
-    if natural == least:
-        return L, float(len(L))
-    left = torch.linalg.solve_triangular(L, moment.shrunk(natural), upper=False)
-    left = torch.linalg.solve_triangular(L, left.T, upper=False)
-    return L, float(left.trace() ** 2 / (left**2).sum())
+
+    def counted(second: torch.Tensor) -> float:
+        left = torch.linalg.solve_triangular(L, second, upper=False)
+        left = torch.linalg.solve_triangular(L, left.T, upper=False)
+        return float(left.trace() ** 2 / (left**2).sum().clamp_min(1e-300))
+
+    dimensions = float(len(L)) if natural == least else counted(moment.shrunk(natural))
+    if moment.n >= len(L):
+        chance = 1 / counted(moment.second) - 1 / moment.n  # the mean cos² of two rows; beside itself a row has 1
+        spanned = 1 / max(chance, 1e-12)
+        dimensions = spanned if spanned < SPANNED * dimensions else dimensions
+    return L, dimensions
 
 
 def flattener(moment: Moment) -> torch.Tensor | None:

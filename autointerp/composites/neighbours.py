@@ -105,6 +105,11 @@ class Rows:
     def __len__(self) -> int:
         return self.shape[0]
 
+    @property
+    def room(self) -> int:
+        """Bytes of `memory` that are left where these rows and two maps of them are held."""
+        return self.memory if self.held is None else max(0, self.memory - 3 * 4 * self.held.numel())
+
     def __getitem__(self, at: slice | torch.Tensor) -> torch.Tensor:
         import torch
 

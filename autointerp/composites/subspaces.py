@@ -5,7 +5,7 @@ check for sums would flag all of them. What tells them from sums is counting. k 
 of them are k + e rows of rank k, and each of the e is explained by parts that are no sums of it in turn. On a circle
 every row is explained by rows that it explains.
 
-1. `_families`: the rows near a latent, and those near these: a circle's far side is near to no one but its own.
+1. `_family`: the rows near a latent, and those near these: a circle's far side is near to no one but its own.
 2. `_fullest`: the latent is fitted by ever more of them; the space that holds the most rows beyond its rank counts.
 3. `_core`: what only the latent itself joins to the others is no part of it: a sum of two latents joins their circles.
 4. `_merged`: spaces of several latents that share their rows are one.
@@ -32,6 +32,7 @@ EXCESS = 3  # rows beyond the rank that are no sums: a circle of five has them
 BEYOND = 2  # rows beyond the rank around a latent that make it worth looking
 OUTSIDE = 0.2  # most of a member's square that lies outside of the space
 LARGEST = 8  # rank
+LARGE = 64  # members from which on what begins among them is not followed: it would come to the same space again
 FALL = 3.0  # least ratio of the space's last principal axis to the next
 PAYS = 2, 0.2  # rows beyond itself that a further dimension must bring, also as a share of those already beyond the
 # rank: a sum of a member and something else is no dimension of a circle
@@ -58,9 +59,14 @@ class _Dictionary:
     """What the search knows of the rows."""
 
     Z: Rows
-    near: Mapping[int, Sequence[int]]  # latent -> rows near it
+    direct: np.ndarray  # [q, k] rows near each latent, -1: none
+    place: np.ndarray  # [rows + 1] where a row stands in `direct`, -1: nowhere
     copies: Mapping[int, Sequence[int]]  # the first of a group -> its duplicates
     sums: Mapping[int, tuple[Sequence[int], float]]  # latent -> the parts and R² of a sum that it may be
+
+    def near(self, row: int) -> list[int]:
+        rows = self.direct[self.place[row]]
+        return rows[rows >= 0].tolist() if self.place[row] >= 0 else []
 
 
 def subspaces(
@@ -70,20 +76,31 @@ def subspaces(
     duplicates, which `leader` [n] names. `fits` are those of `decompose`: what is near, and sums."""
     import torch
 
-    terms = torch.cat([fits.parts, fits.related], 1)  # a term may be nearer than chance only beside the other
-    near = fits.near | ((lists[:, :, None] == terms[:, None]).any(2) & (lists >= 0))
-    family, direct = _families(queries, lists, near, len(Z))
-    sizes = (family >= 0).sum(1)
+    blocks = [slice(start, start + block) for start in range(0, max(len(queries), 1), block)]
+    direct = torch.cat([_direct(lists[at], fits, at) for at in blocks])
+    place = torch.full((len(Z) + 1,), -1, device=lists.device)
+    place[queries] = torch.arange(len(queries), device=lists.device)
+    sizes = torch.cat([(_family(queries[at], direct[at], direct, place) >= 0).sum(1) for at in blocks])
     asked = (sizes >= 2 + BEYOND - 1).nonzero().squeeze(1)  # and the latent itself
     asked = asked[sizes[asked].argsort(stable=True)]  # families of a size are multiplied at once, with little padding
     spaces: set[tuple[int, ...]] = set()
     for start in range(0, len(asked), block):
         part = asked[start : start + block]
-        spaces |= _local_spaces(Z, queries[part], family[part, : int(sizes[part[-1]])])
+        family = _family(queries[part], direct[part], direct, place)
+        spaces |= _local_spaces(Z, queries[part], family[:, : int(sizes[part[-1]])])
     if not spaces:
         return []
-    known = _Dictionary(Z, _near(queries, direct), _copies(queries, leader), _sums(queries, fits))
-    settled = [space for rows in _merged(spaces) if (space := _settled(known, rows))]
+    arrays = direct.cpu().numpy(), place.cpu().numpy()
+    known = _Dictionary(Z, *arrays, _copies(queries, leader), _sums(queries, fits))
+    settled: list[Subspace] = []
+    large: list[set[int]] = []
+    for rows in _merged(spaces):
+        if any(rows <= members for members in large):
+            continue
+        space = _settled(known, rows)
+        if space:
+            settled.append(space)
+            large += [{*space.members}] * (len(space.members) >= LARGE)
     kept: list[Subspace] = []
     taken: set[int] = set()
     for space in sorted(settled, key=lambda space: (-len(space.members), space.rank, space.members)):
@@ -96,24 +113,29 @@ def subspaces(
 # --- steps 1 to 3: around each latent
 
 
-def _families(
-    queries: torch.Tensor, lists: torch.Tensor, near: torch.Tensor, rows: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """[q, u] the rows near each latent and the rows near those (-1: none), none of them twice; and [q, k] the first."""
+def _direct(lists: torch.Tensor, fits: Fits, at: slice) -> torch.Tensor:
+    """[b, k] the rows near each of the latents `at` with candidates `lists` [b, m], in the order of these; -1: none."""
     import torch
 
-    first, lenders, lent = _HOPS
-    order = near.logical_not().sort(dim=1, stable=True).indices[:, :first]
-    direct = torch.where(near.gather(1, order), lists.gather(1, order), -1)
-    place = torch.full((rows + 1,), -1, device=lists.device)
-    place[queries] = torch.arange(len(queries), device=lists.device)
-    through = place[direct[:, :lenders]]  # row -1 is the last place, which is -1
+    terms = torch.cat([fits.parts[at], fits.related[at]], 1)  # a term may be nearer than chance only beside the other
+    near = fits.near[at] | ((lists[:, :, None] == terms[:, None]).any(2) & (lists >= 0))
+    order = near.logical_not().sort(dim=1, stable=True).indices[:, : _HOPS[0]]
+    return torch.where(near.gather(1, order), lists.gather(1, order), -1)
+
+
+def _family(latents: torch.Tensor, near: torch.Tensor, direct: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """[b, u] the rows `near` [b, k] each of the `latents` [b] and the rows near those, of `direct` [q, k] of all; -1:
+    none, which come last. `place` [rows + 1] is where a row stands in `direct`."""
+    import torch
+
+    _, lenders, lent = _HOPS
+    through = place[near[:, :lenders]]  # row -1 is the last place, which is -1
     second = torch.where(through[..., None] >= 0, direct[through.clamp_min(0), :lent], -1).flatten(1)
-    family = torch.cat([direct, second], 1).sort(1, descending=True).values
+    family = torch.cat([near, second], 1).sort(1, descending=True).values
     again = torch.zeros_like(family, dtype=torch.bool)
     again[:, 1:] = family[:, 1:] == family[:, :-1]
-    family = family.masked_fill(again | (family == queries[:, None]), -1)
-    return family.sort(1, descending=True).values, direct
+    family = family.masked_fill(again | (family == latents[:, None]), -1)
+    return family.sort(1, descending=True).values
 
 
 def _local_spaces(Z: Rows, latents: torch.Tensor, family: torch.Tensor) -> set[tuple[int, ...]]:
@@ -205,11 +227,6 @@ def _blocks(places: np.ndarray) -> list[tuple[list[int], int]]:
 # --- steps 4 to 6: whole spaces
 
 
-def _near(queries: torch.Tensor, direct: torch.Tensor) -> dict[int, list[int]]:
-    rows = zip(queries.tolist(), direct.tolist())
-    return {latent: [row for row in near if row >= 0] for latent, near in rows}
-
-
 def _copies(queries: torch.Tensor, leader: torch.Tensor) -> dict[int, list[int]]:
     copies: dict[int, list[int]] = {}
     rest = queries[leader[queries] != queries]
@@ -245,7 +262,7 @@ def _settled(known: _Dictionary, rows: set[int]) -> Subspace | None:
 
     members, rank, inside = sorted(rows), 0, np.zeros(0)
     for _ in range(4):
-        pool = {*members, *(other for row in members for other in known.near.get(row, ()))}
+        pool = {*members, *(other for row in members for other in known.near(row))}
         pool |= {copy for row in pool for copy in known.copies.get(row, ())}
         everyone = sorted(pool)
         X, at = _rows(known.Z, everyone), np.searchsorted(everyone, members)
@@ -299,9 +316,13 @@ def _belongs(
     """Places in `everyone`, rows X [p, d], of what lies in the space by `inside` [p], and not only near a member."""
     import numpy as np
 
-    cosines = X @ X[members].T
-    cosines[members, np.arange(len(members))] = 0
-    beside = 1 - np.square(cosines.max(1))
+    nearest = np.full(len(X), -np.inf)
+    for start in range(0, len(members), 512):  # never all members beside all rows
+        some = members[start : start + 512]
+        cosines = X @ X[some].T
+        cosines[some, np.arange(len(some))] = 0
+        nearest = np.maximum(nearest, cosines.max(1))
+    beside = 1 - np.square(nearest)
     first = {copy: leader for leader, copies in known.copies.items() for copy in copies}
     place = {row: i for i, row in enumerate(everyone)}
     kept = []

@@ -55,7 +55,7 @@ STAGES: tuple[Stage, ...] = (
         amount=tables.amount,
     ),
 )
-_UNION = {"reencode": "harvest", "explain": "explain"}  # before this stage, the union's branch up to that one
+_UNION = {"composites": "harvest", "explain": "explain"}  # before this stage, the union's branch up to that one
 BY_KIND = {stage.kind: stage for stage in STAGES}
 TABLES: tuple[str, ...] = (
     "features",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
@@ -14,7 +14,7 @@ from autointerp.engine.estimate import Amount, Sizes, sae_of, subject_of
 from autointerp.engine.executor import Read, Rows, Work, each_feature, forget_shards, merge_parts
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.progress import progress
-from autointerp.stages.composites import union_section
+from autointerp.stages.composites import decoder_rows, union_section
 from autointerp.stages.corpus import numbers_section
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def work(job: Job) -> None:
     constituents together, of each alone, of the sum of these, and of the controls."""
     import pandas as pd
 
-    from autointerp.composites.causal import effects, first, silent_places
+    from autointerp.composites.causal import effects, first, questions, silent_places
     from autointerp.composites.causes import summary
 
     wanted, table = _wanted(job), pd.read_parquet(job.inputs["reencode"] / "composites.parquet")
@@ -45,13 +45,15 @@ def work(job: Job) -> None:
 
     def prepare() -> tuple[Read[Question], Work[Question]]:
         subjects = _subjects(job)
+        W, firings = decoder_rows(job, table, subjects.sae), Firings(job.inputs["harvest"])
         silent = silent_places(subjects.corpus, wanted.tokens, job.config.seed)
+        drawn: dict[str, int] = {"tokens": wanted.tokens, "seed": job.config.seed}
 
         async def tried(feature: int, question: Question) -> Rows:
             rows = effects(subjects, question, silent)
             return Rows({"causal": rows}, 0, sum("failure" in row for row in rows))
 
-        return lambda features: _questions(job, table, features, subjects), tried
+        return lambda features: questions(table, features, W, subjects.corpus, firings, **drawn), tried
 
     with progress("causal", len(chosen), "composites") as bar:
         each_feature(job, chosen, prepare, width=1, bar=bar)
@@ -76,19 +78,6 @@ def _subjects(job: Job) -> Subjects:
     hook = wanted.hook or (later.cfg.hook_name if later is not None else None) or last
     where = Later(reads.at(hook).hook.name, later)
     return Subjects(reads, models.written(job.session, sae), sae, Corpus(job.inputs["corpus"]), where)
-
-
-def _questions(job: Job, table: Any, features: Sequence[int], subjects: Subjects) -> dict[int, Question]:
-    import torch
-
-    from autointerp.composites.causal import questions
-    from autointerp.composites.union import lends
-
-    W, union = subjects.sae.W_dec.detach().float().cpu(), job.config.composites.union
-    if union is not None and lends(table):
-        W = torch.cat([W, models.load_sae(job.session, union).W_dec.detach().float().cpu()])
-    firings, tokens = Firings(job.inputs["harvest"]), _wanted(job).tokens
-    return questions(table, features, W, subjects.corpus, firings, tokens=tokens, seed=job.config.seed)
 
 
 def amount(config: Config, use: Use, sizes: Sizes) -> Amount:

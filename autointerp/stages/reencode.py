@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from autointerp.artifacts import Corpus, Firings
 from autointerp.config import Config
@@ -11,23 +11,16 @@ from autointerp.engine import models
 from autointerp.engine.estimate import Amount, Sizes, sae_of, subject_of
 from autointerp.engine.stage import Job, Stage, Use
 from autointerp.stages.branches import UNION
-from autointerp.stages.composites import union_section
+from autointerp.stages.composites import decoder_rows, lent_harvest, union_section
 from autointerp.stages.corpus import numbers_section
 from autointerp.tables import write_rows
-
-if TYPE_CHECKING:
-    import torch
-
-    from autointerp.composites.union import Harvested
-    from autointerp.sae.model import SAE
 
 
 def uses(config: Config) -> Iterator[Use]:
     if config.composites.enabled:
         section = {"tokens": config.composites.tokens, "window": config.contexts.window, "seed": config.seed}
         section |= union_section(config) | numbers_section(config)
-        lent = (f"{UNION}harvest",) if config.composites.union is not None else ()
-        yield Use("reencode", ("corpus", "sae", "harvest", "composites", *lent), section)
+        yield Use("reencode", ("corpus", "sae", "harvest", "composites", *lent_harvest(config)), section)
 
 
 def work(job: Job) -> None:
@@ -51,15 +44,17 @@ def work(job: Job) -> None:
         together,
     )
     from autointerp.composites.io import save_composites
+    from autointerp.composites.union import Harvested
 
     config, corpus = job.config, Corpus(job.inputs["corpus"])
     table: Any = pd.read_parquet(job.inputs["composites"] / "composites.parquet")
     sae = models.open_sae(job.session, job.inputs["sae"])
-    firings, rows = _harvested(job, table, sae)
+    rows = decoder_rows(job, table, sae)
+    lent = Firings(job.inputs[f"{UNION}harvest"]) if len(rows) > len(table) else None
     gathered = gather(
         table,
         corpus,
-        firings,
+        Harvested(Firings(job.inputs["harvest"]), lent),
         rows,
         models.token_strings(job.session),
         tokens=config.composites.tokens,
@@ -80,23 +75,8 @@ def work(job: Job) -> None:
     job.facts |= summary(table)
     if level:
         job.facts["reencode"]["no_sums"] = level
-    if len(rows) > len(table):
+    if lent is not None:
         job.facts["union"] = together(table, gathered) | {"reencode_no_sums": of_union}
-
-
-def _harvested(job: Job, table: Any, sae: SAE) -> tuple[Harvested, torch.Tensor]:
-    """Where latents fire, and their decoder rows [n, d] in float32; the union dictionary's too, where one lends."""
-    import torch
-
-    from autointerp.composites.union import Harvested, lends
-
-    own, rows = Firings(job.inputs["harvest"]), [sae.W_dec]
-    union = job.config.composites.union
-    lent = union is not None and lends(table)
-    if lent:
-        rows.append(models.load_sae(job.session, union or "").W_dec)
-    whole = torch.cat([each.detach().float().cpu() for each in rows])
-    return Harvested(own, Firings(job.inputs[f"{UNION}harvest"]) if lent else None), whole
 
 
 def amount(config: Config, use: Use, sizes: Sizes) -> Amount:

@@ -173,11 +173,50 @@ def test_swapped_parts_are_another_s_and_share_none_with_the_latent():
 
 def test_random_parts_fire_about_as_often_as_those_they_stand_in_for():
     counts = np.repeat([10, 1000], 100)
-    drawn = evidence.random_parts(0, [1, 150], np.arange(200), counts, seed=3)
+    pool = evidence.StandIns(np.arange(200), counts)
+    drawn = evidence.random_parts(0, [1, 150], pool, seed=3)
     assert drawn is not None
     assert drawn[0] < 100 <= drawn[1]
     assert not {0, 1, 150} & set(drawn)
-    assert evidence.random_parts(0, [1, 2], np.arange(3), counts, seed=0) is None
+    assert evidence.random_parts(0, [1, 2], evidence.StandIns(np.arange(3), counts), seed=0) is None
+    lent = evidence.StandIns(np.arange(200), counts, d_sae=150)
+    for seed in range(5):
+        drawn = evidence.random_parts(0, [1, 160], lent, seed, same=range(180))
+        assert drawn is None  # none of the SAE's own says something else
+        drawn = evidence.random_parts(0, [1, 160], lent, seed, same=range(20, 190))
+        assert drawn is not None
+        assert drawn[0] < 20
+        assert drawn[1] >= 190
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), most=st.sampled_from([1, 3, 10**6]))
+def test_stand_ins_are_the_nearest_of_all_and_of_equally_near_ones_the_first(data, most):
+    counts = np.array(data.draw(st.lists(st.integers(0, most), min_size=3, max_size=120)))
+    pool = np.array(data.draw(st.permutations(np.flatnonzero(counts > 0).tolist())), int)
+    part, without = data.draw(st.tuples(*[st.integers(0, len(counts) - 1)] * 2))
+    left = pool[pool != without]
+    away = np.abs(np.log1p(counts[left]) - np.log1p(counts[part]))
+    wanted = left[np.argsort(away, kind="stable")[: evidence.ALIKE]]
+    assert evidence.StandIns(pool, counts).nearest(part, {without}).tolist() == wanted.tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 25), min_size=1, max_size=3, unique=True), max_size=25), st.integers(0, 99))
+def test_each_other_that_shares_nothing_may_be_swapped_in(parts, seed):
+    flagged = dict(enumerate(parts))
+    swapped = evidence.swapped_parts(flagged, seed, d_sae=13)
+    for f, own in flagged.items():
+        fit = [
+            g
+            for g, theirs in flagged.items()
+            if len(theirs) == len(own)
+            and sum(part >= 13 for part in theirs) == sum(part >= 13 for part in own)
+            and {f, *own}.isdisjoint({g, *theirs})
+        ]
+        assert (f in swapped) == bool(fit)
+        if fit:
+            assert swapped[f] == flagged[fit[np.random.default_rng([seed, f]).integers(len(fit))]]
 
 
 def test_geometry_of_random_directions_is_that_of_its_nulls_and_a_hub_stands_out():

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autointerp.composites import find_composites, neighbours, top_neighbours
+from autointerp.composites import decoys, find_composites, neighbours, top_neighbours
 from autointerp.composites.neighbours import Rows, full_precision, unit
 from autointerp.toys.planted import plant
 
@@ -136,6 +136,23 @@ def test_rows_that_do_not_fit_in_memory_are_read_a_few_at_a_time_with_the_same_r
     whole = find_composites(rows)
     assert same(streamed, whole)
     assert streamed["r2"].to_numpy() == pytest.approx(whole["r2"].to_numpy(), abs=1e-5, nan_ok=True)
+
+
+def test_beside_rows_that_fill_the_memory_their_opposites_are_read_as_they_are_needed(monkeypatch):
+    rows = plant(700, 96, seed=1, noise=0.2, stretched=(3, 30.0)).rows
+    held = []
+
+    class Seen(Rows):
+        def __init__(self, *args, **more):
+            super().__init__(*args, **more)
+            held.append(self.held is not None)
+
+    monkeypatch.setattr(decoys, "Rows", Seen)
+    plenty = find_composites(rows)
+    tight = find_composites(rows, memory=neighbours._BYTES * rows.size)
+    assert held == [True, False]
+    assert same(plenty, tight)
+    assert plenty["label"].isin(["composite", "possible"]).any()
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])

@@ -175,6 +175,35 @@ def test_composites_of_composites_expand_to_atoms():
     assert set(expand(table, [4])[4]) == {0, 1, 2}
 
 
+def sums(parts):
+    """A table of composites whose coefficients are all ½."""
+    import pandas as pd
+
+    columns = ("feature", "label", "constituents", "coefficients")
+    rows = [(f, "composite" if own else "atomic", own, [0.5] * len(own)) for f, own in parts.items()]
+    return pd.DataFrame(rows, columns=list(columns))
+
+
+def test_sums_that_share_their_parts_over_many_levels_expand_at_once():
+    chain = {f: [f - 1, f - 2] if f > 1 else [] for f in range(200)}  # 2^100 ways lead down
+    atoms = expand(sums(chain), [2, 3, 199])
+    assert atoms[2] == {1: 0.5, 0: 0.5}
+    assert atoms[3] == {1: 0.75, 0: 0.25}
+    assert atoms[199].keys() == {0, 1}
+    assert sum(atoms[199].values()) == pytest.approx(1)
+
+
+def test_on_a_cycle_of_sums_a_constituent_is_its_own_atom():
+    rng = np.random.default_rng(0)
+    ring = {f: [(f + 1) % 60, *rng.choice(60, 2).tolist(), 60] for f in range(60)}  # each leads to each, in many ways
+    table = sums({**ring, 60: [61, 62], 61: [], 62: [], 63: [0, 60], 64: [63, 61]})
+    atoms = expand(table, range(65))
+    assert set(atoms[0]) == {*ring[0][:3], 61, 62}
+    assert set(atoms[63]) == {0, 61, 62}
+    assert atoms[64] == {0: 0.25, 61: 0.5 + 0.125, 62: 0.125}
+    assert atoms[61] == {61: 1.0}
+
+
 def test_duplicates_are_reported_and_do_not_hide_a_composite():
     base = directions(200)
     base[2] = unit(base[0] + base[1])
@@ -240,6 +269,18 @@ def test_random_dictionaries_are_not_flagged_and_their_p_values_are_uniform(d):
     assert np.mean(p <= 0.05) <= 0.08
     assert np.mean(p <= 0.5) <= 0.56
     assert np.mean(p <= 0.5) >= 0.3  # neither idle
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_rows_that_span_few_of_their_dimensions_are_judged_by_chance_in_those(noise):
+    rng, span = np.random.default_rng(0), np.linalg.qr(np.random.default_rng(1).standard_normal((256, 40)))[0].T
+    inside = directions(3000, 40) @ span
+    inside[2] = unit(inside[0] + 0.8 * inside[1])
+    rows = unit(inside + noise / 16 * rng.standard_normal((3000, 256)))
+    table = find_composites(rows)
+    assert 2 in flagged(table)
+    assert len(flagged(table)) <= 3  # in 256 dimensions nothing would fit so well by chance, and a tenth is flagged
+    assert (table["p_value"] <= 0.05).mean() == pytest.approx(0.05, abs=0.03)
 
 
 def test_a_cone_without_composites_is_not_flagged():
@@ -311,11 +352,25 @@ def test_what_the_union_lends_is_never_a_row_that_the_dictionary_has():
     assert (table["union_constituents"].map(len) == 0).all()
 
 
+def test_dead_latents_of_the_union_are_not_lent_and_none_stands_before_its_living_copy():
+    base, other = directions(200), directions(300, seed=9)
+    base[5] = unit(base[0] + 0.6 * other[7])
+    other[3] = other[7]  # the first of the two copies is lent
+    assert find_composites(base, other)["union_constituents"][5] == [3]
+    alive = np.ones(300, dtype=bool)
+    alive[3] = False
+    assert find_composites(base, other, union_alive=alive)["union_constituents"][5] == [7]
+    alive[7] = False
+    assert 5 not in flagged(find_composites(base, other, union_alive=alive))
+
+
 def test_a_union_of_another_width_or_a_wrong_mask_is_refused():
     with pytest.raises(AutointerpError, match="width 8"):
         find_composites(directions(10), directions(10, 8))
     with pytest.raises(AutointerpError, match="10 booleans"):
         find_composites(directions(10), alive=np.ones(9, dtype=bool))
+    with pytest.raises(AutointerpError, match="union_alive must be 0 booleans"):
+        find_composites(directions(10), union_alive=np.ones(9, dtype=bool))
 
 
 def test_zero_rows_and_masked_rows_are_dead_and_no_candidates():

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from autointerp.composites import FLAGGED, find_composites
 from autointerp.composites.decoys import least_r2
@@ -150,9 +149,9 @@ def test_a_child_of_a_member_is_no_sum_of_others_of_its_subspace():
 
 
 def test_sums_count_from_the_fit_on_that_opposites_hardly_reach():
-    chance = torch.tensor([0.62, 0.65, 0.7])
-    sums = torch.tensor([0.6, 0.66, 0.68, *np.linspace(0.9, 1.0, 100)])
-    assert least_r2(torch.zeros(0), 1.0, sums) == 0.0
+    chance = np.array([0.62, 0.65, 0.7])
+    sums = np.array([0.6, 0.66, 0.68, *np.linspace(0.9, 1.0, 100)])
+    assert least_r2(np.zeros(0), 1.0, sums) == 0.0
     assert least_r2(chance, 1.0, sums) == pytest.approx(0.65)  # one of 102 above it is chance
     assert least_r2(chance, 4.0, sums) == pytest.approx(0.7)
     assert least_r2(chance, 1.0, sums[:3]) == pytest.approx(0.7)
@@ -163,3 +162,7 @@ def test_of_too_steep_a_spectrum_the_check_says_that_it_cannot_tell():
     table = find_composites(planted.rows)
     assert not flagged(table)
     assert table["failure"][table["label"] == "atomic"].str.startswith("cannot tell").all()
+    atomic = table[table["label"] == "atomic"]
+    assert (atomic["constituents"].map(len) == 0).all()
+    assert atomic["partial_r2"].isna().all()  # no figures of the sums that chance made
+    assert (np.sqrt(atomic["r2"]) <= atomic["max_cosine"] + 1e-5).all()
