@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 Frame: TypeAlias = Any  # a pandas.DataFrame: its own types call every second column an array
 Fired: TypeAlias = Mapping[int, tuple[np.ndarray, np.ndarray]]  # latent -> positions and activations, [t] each
 SHOWN = 3  # co-firing contexts kept of a latent
+_AT_ONCE = 1 << 13  # rows of them in memory
 
 
 @dataclass
@@ -83,7 +84,6 @@ class Gathered:
     tested: dict[int, UnderTest]  # flagged latents, and split children that may have absorbed their parent
     no_sums: dict[int, UnderTest]  # latents that are no composites, put to the same test
     no_lent_sums: dict[int, UnderTest]  # others, with rows of the union dictionary
-    windows: list[dict[str, Any]]  # rows of cofiring.parquet
 
     @property
     def latents(self) -> dict[int, UnderTest]:
@@ -105,6 +105,7 @@ def gather(
     firings: Harvested,
     W: torch.Tensor,
     strings: Callable[[Sequence[int]], list[str]],
+    show: Callable[[list[dict[str, Any]]], None],
     *,
     tokens: int,
     window: int,
@@ -116,23 +117,30 @@ def gather(
         table: of `find_composites`.
         W: decoder rows [n, d] of the SAE, and of the union dictionary where that was harvested.
         strings: token ids -> their texts.
+        show: is given the rows of cofiring.parquet, those of some latents at a time.
         tokens: that a flagged latent is tested on, at most.
         window: tokens of a window shown.
     """
     seed %= 2**64
     tested = to_test(table, firings.counts, seed)
     sums = set(table["feature"][table["label"].isin(FLAGGED)])
-    gathered = Gathered(tested, *(_no_sums(table, firings.counts, W, seed) if sums else ({}, {})), [])
+    gathered = Gathered(tested, *(_no_sums(table, firings.counts, W, seed) if sums else ({}, {})))
     latents, turn = gathered.latents, row_order(corpus, seed)
     near = {f: latent.others for f, latent in latents.items()}
     for chunk in chunks(list(latents), firings.counts, lambda latent: near.get(latent, ())):
         fired = firings.of(sorted({*chunk, *(other for f in chunk for other in near[f])}))
+        shown: list[dict[str, Any]] = []
         for f in chunk:
+            if len(shown) >= _AT_ONCE:
+                show(shown)
+                shown = []
             most = tokens if f in sums else CONFIRM_TOKENS
             _look(f, latents[f], fired, corpus, firings.info.n_tokens, turn, most)
             if f in sums:
                 windows = _windows(f, latents[f].parts["own"], fired, corpus, strings, window)
-                gathered.windows.extend(_named(windows, len(table)))
+                shown.extend(_named(windows, len(table)))
+        if shown:
+            show(shown)
     return gathered
 
 

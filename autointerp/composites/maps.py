@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 LEAST = 0.01  # shrinkage
 DIMENSIONS = 16  # that must count in a spectrum
-SPANNED = 0.75  # share of the dimensions below which rows are said to span fewer; families alone lower it by less
+SPANNED = 0.75  # share of the dimensions below which rows are said to span fewer
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from autointerp.engine.stage import Job, Stage, Use
 from autointerp.stages.branches import UNION
 from autointerp.stages.composites import decoder_rows, lent_harvest, union_section
 from autointerp.stages.corpus import numbers_section
-from autointerp.tables import write_rows
+from autointerp.tables import schema, to_table
 
 
 def uses(config: Config) -> Iterator[Use]:
@@ -33,6 +33,7 @@ def work(job: Job) -> None:
     Constituents of the union dictionary are tested as own ones are, against the nearest rows of that dictionary.
     """
     import pandas as pd
+    import pyarrow.parquet as pq
 
     from autointerp.composites.activation_evidence import (
         Levels,
@@ -51,16 +52,18 @@ def work(job: Job) -> None:
     sae = models.open_sae(job.session, job.inputs["sae"])
     rows = decoder_rows(job, table, sae)
     lent = Firings(job.inputs[f"{UNION}harvest"]) if len(rows) > len(table) else None
-    gathered = gather(
-        table,
-        corpus,
-        Harvested(Firings(job.inputs["harvest"]), lent),
-        rows,
-        models.token_strings(job.session),
-        tokens=config.composites.tokens,
-        window=config.contexts.window,
-        seed=config.seed,
-    )
+    with pq.ParquetWriter(job.folder / "cofiring.parquet", schema("cofiring")) as cofiring:
+        gathered = gather(
+            table,
+            corpus,
+            Harvested(Firings(job.inputs["harvest"]), lent),
+            rows,
+            models.token_strings(job.session),
+            lambda shown: cofiring.write_table(to_table("cofiring", shown)),
+            tokens=config.composites.tokens,
+            window=config.contexts.window,
+            seed=config.seed,
+        )
     W, level, of_union = rows.numpy(), {}, {}
     if gathered.latents and sae.leaves_a_rest:
         subject = models.subject(job.session, sae.cfg.hook_name)
@@ -71,7 +74,6 @@ def work(job: Job) -> None:
     levels = Levels(level.get("level"), of_union.get("level"))
     table = conclude(table, gathered.tested, W, levels)
     save_composites(table, job.folder / "composites.parquet")
-    write_rows(job.folder / "cofiring.parquet", "cofiring", gathered.windows)
     job.facts |= summary(table)
     if level:
         job.facts["reencode"]["no_sums"] = level
