@@ -123,9 +123,9 @@ def _read_by(function: FunctionType) -> Iterator[Any]:
         yield from (function.__globals__[name] for name in code.co_names if name in function.__globals__)
 
 
-def _members(of: type) -> Iterator[Any]:
+def _members(kind: type) -> Iterator[Any]:
     """A class' own functions and values, each behind its name."""
-    for name, member in sorted(vars(of).items()):
+    for name, member in sorted(vars(kind).items()):
         if name in ("__init__", "__call__") or not name.startswith(("__", "_abc_")):
             yield name
             yield member.fget if isinstance(member, property) else getattr(member, "__func__", member)
@@ -134,7 +134,8 @@ def _members(of: type) -> Iterator[Any]:
 def _stable(value: Any) -> Any:
     """A value as JSON has it, the same in every process where its text is."""
     if isinstance(value, CodeType):
-        return [value.co_code.hex(), value.co_names, [_stable(each) for each in value.co_consts]]
+        steps = value.co_code.hex(), value.co_exceptiontable.hex(), value.co_argcount, value.co_kwonlyargcount
+        return [*steps, value.co_names, value.co_varnames, [_stable(each) for each in value.co_consts]]
     if isinstance(value, FunctionType):
         return [value.__qualname__, _stable(value.__code__)]
     if isinstance(value, tuple | list):
@@ -264,8 +265,9 @@ class _Walk:
             self.meanings.setdefault(module.file, {})[name] = definition.meaning
             if _AT_IMPORT in module.statements:
                 yield module.file, _AT_IMPORT
-            for star in (each for each in module.imports if each.startswith(_STAR)):
-                yield from ((file, None) for file in (self._file(module.imports[star][0]),) if file is not None)
+            for local, (imported, _) in module.imports.items():
+                if local.startswith(_STAR) and (file := self._file(imported)) is not None:
+                    yield file, None
             for reference in definition.references:
                 yield from self._follow(module, reference)
         elif name in module.imports:

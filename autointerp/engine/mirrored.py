@@ -74,7 +74,7 @@ class MirroredStore(Store):
                 path.unlink()
         write_atomically(coming / MANIFEST, lambda path: path.write_text(text_of(manifest)))
         self._place(coming, final)
-        self._verified.add((manifest.stage, manifest.key))
+        self._verified[manifest.stage, manifest.key] = manifest.check
         log.info("%s: %s from the mirror", manifest.stage, _size(sum(manifest.sizes.values())))
         return True
 

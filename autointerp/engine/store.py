@@ -48,7 +48,7 @@ class Manifest:
 class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._verified: set[tuple[str, str]] = set()  # stage and key, whose files this process has hashed
+        self._verified: dict[tuple[str, str], str] = {}  # of stage and key the manifest whose files this process hashed
 
     def folder(self, stage: str, key: str) -> Path:
         return self.root / artifact_name(stage, key)
@@ -74,7 +74,7 @@ class Store:
         Every file is hashed once a process, whatever its age: memory and disks flip bits without touching a file's
         time.
         """
-        if (manifest.stage, manifest.key) in self._verified:
+        if self._verified.get((manifest.stage, manifest.key)) == manifest.check:
             return None
         folder = self.folder(manifest.stage, manifest.key)
         for name, sha256 in manifest.files.items():
@@ -83,12 +83,12 @@ class Store:
                     return f"{name} has changed"
             except OSError as error:
                 return f"{name} cannot be read ({error.strerror})"
-        self._verified.add((manifest.stage, manifest.key))
+        self._verified[manifest.stage, manifest.key] = manifest.check
         return None
 
     def set_aside(self, stage: str, key: str, wrong: str) -> None:
         """Move an artifact out of the way, with one line that says why; it is then made again."""
-        self._verified.discard((stage, key))
+        self._verified.pop((stage, key), None)
         folder = self.folder(stage, key)
         aside = folder.with_name(f"{key}{KEPT_ASIDE}")
         shutil.rmtree(aside, ignore_errors=True)
@@ -175,8 +175,9 @@ class Store:
         text = text_of(replace(made, check=_check(made)))
         write_atomically(partial / MANIFEST, lambda path: path.write_text(text))
         self._place(partial, final)
-        self._verified.add((stage, key))  # hashed a moment ago
-        return Manifest(**json.loads(text))
+        told = Manifest(**json.loads(text))
+        self._verified[stage, key] = told.check  # hashed a moment ago
+        return told
 
     @staticmethod
     def _place(made: Path, final: Path) -> None:

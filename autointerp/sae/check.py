@@ -43,6 +43,16 @@ def require_width(sae: SAE, d: int, hook: str) -> None:
         )
 
 
+def bos_warning(sae: SAE, bos_id: int | None) -> str | None:
+    """Where the SAE was trained with a BOS in front of each row, and the text has none, or the other way about."""
+    wanted = sae.cfg.prepend_bos
+    if wanted is None or wanted == (bos_id is not None):
+        return None
+    trained, text = ("with", "none") if wanted else ("without", "one")
+    advice = f"set corpus.bos: {str(wanted).lower()}"
+    return f"it was trained {trained} a BOS in front of each row, and this text has {text}: {advice}"
+
+
 @torch.no_grad()
 def check_sae(
     sae: SAE,

@@ -189,7 +189,7 @@ def neurons(job: Job) -> None:
 
 def load(job: Job) -> None:
     """Check the SAE against the subject; keep what it says of itself and a hash of it, not a copy."""
-    from autointerp.sae.check import check_sae, require_width
+    from autointerp.sae.check import bos_warning, check_sae, require_width
 
     wanted = job.config.sae
     sae = models.load_sae(job.session, wanted.load or "", wanted.format)
@@ -199,6 +199,8 @@ def load(job: Job) -> None:
     if job.config.subject.hook and sae.cfg.hook_name and not subject.hook.means(sae.cfg.hook_name):
         warnings.append(f"it was trained on {sae.cfg.hook_name} and reads {subject.hook} here (subject.hook)")
     corpus, writes = Corpus(job.inputs["corpus"]), models.written(job.session, sae)
+    if (other_bos := bos_warning(sae, corpus.info.bos_id)) is not None:
+        warnings.append(other_bos)
     outputs = outliers.first_activations(job, corpus, writes) if writes is not subject else None
     inputs = outliers.first_activations(job, corpus, subject)
     check = check_sae(sae, inputs, outputs, outlier_threshold=outliers.threshold(job))

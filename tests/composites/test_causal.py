@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autointerp.artifacts import Corpus
+from autointerp.artifacts import Corpus, CorpusInfo
 from autointerp.composites.causal import (
+    BEFORE,
     Later,
+    Places,
     Question,
     Subjects,
     divide,
@@ -132,3 +135,16 @@ def test_a_direction_is_divided_along_its_parts(seed: int) -> None:
     assert torch.allclose(own.sum(0), direction, atol=1e-4)
     other = swapped(own, torch.randn(3, 24, generator=generator))
     assert torch.allclose(other.norm(dim=1), own.norm(dim=1).sort(descending=True).values, atol=1e-5)
+
+
+@pytest.mark.parametrize("bos", [None, 7])
+def test_what_is_cut_around_a_place_begins_as_the_rows_of_the_corpus_do(tmp_path: Path, bos: int | None) -> None:
+    head = [] if bos is None else [bos]
+    row = [*head, *range(100, 100 + 2 * BEFORE)]
+    info = CorpusInfo("t", "t", bos, len(row), len(row), 1, 1, "")
+    Corpus.save(tmp_path, info, np.array(row), np.array([0, len(row)]), np.zeros(1), np.zeros(1))
+    corpus, positions = Corpus(tmp_path), [len(head), len(row) - 1]
+    places = Places.of(corpus, positions)
+    assert [int(line[at]) for line, at in zip(places.tokens, places.at)] == [row[position] for position in positions]
+    assert places.tokens[:, : len(head)].tolist() == [head, head]
+    assert places.tokens[1, len(head)] == row[len(row) - 1 - BEFORE]

@@ -464,3 +464,15 @@ def test_what_another_process_puts_in_an_input_s_place_is_read_under_its_own_key
     assert standings["explain"].manifest == made["explain"]
     assert made["score"].parts["input explain"] == made["explain"].content
     assert standings["explain"].state == ("retry" if left else "done")
+
+
+def test_what_another_process_replaced_is_hashed_before_it_is_read(tmp_path: Path) -> None:
+    ours, theirs = Store(tmp_path), Store(tmp_path)
+    for store in (ours, theirs):
+        with store.writing("explain", "key", resumable=True) as folder:
+            (folder / "rows").write_text(f"rows {store is ours}")
+            store.complete("explain", "key", 0.0, 1, {})
+    (theirs.folder("explain", "key") / "rows").write_text("rows fAlse")
+    there = ours.find("explain", "key")
+    assert there is not None
+    assert ours.verify(there) == "rows has changed"

@@ -302,6 +302,8 @@ def test_a_notebook_s_plug_in_is_the_same_until_a_cell_that_it_reads_changes() -
         in_a_notebook(reader=("= 2", "= 5")),
         in_a_notebook(reader=("return self", "return 1 + self")),
         in_a_notebook(plugin=("range(MOST)", "range(1)")),
+        in_a_notebook(plugin=("llm)", "*, llm)")),
+        in_a_notebook(plugin=("llm)", "neighbours)")),
     ]
     assert len({in_a_notebook(), *others}) == 1 + len(others)
 

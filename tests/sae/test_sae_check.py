@@ -7,6 +7,7 @@ import torch
 
 from autointerp.errors import AutointerpError
 from autointerp.sae import SAE, SAEConfig, check_sae, require_width
+from autointerp.sae.check import bos_warning
 
 D, N, K = 16, 32, 2
 
@@ -56,6 +57,18 @@ def test_bos_tokens_are_named() -> None:
     sae, x = perfect()
     x[::20] = 400 * sae.W_dec[:D].sum(0)
     assert any("BOS" in warning for warning in check_sae(sae, x).warnings)
+
+
+@pytest.mark.parametrize(
+    ("trained_with", "bos_id", "advice"),
+    [(True, None, "corpus.bos: true"), (False, 1, "corpus.bos: false"), (True, 1, None), (None, None, None)],
+)
+def test_a_text_without_the_bos_of_the_training_is_named(
+    trained_with: bool | None, bos_id: int | None, advice: str | None
+) -> None:
+    warning = bos_warning(perfect(prepend_bos=trained_with)[0], bos_id)
+    assert (warning is None) == (advice is None)
+    assert advice is None or (warning or "").endswith(advice)
 
 
 def test_an_l0_far_from_k_is_named() -> None:
