@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autointerp.report.compare import difference, means, won
+from autointerp.report.compare import difference, means, over, won
 from autointerp.report.feature import Window, fired, level
 from autointerp.report.text import interval, metric, named, note, number, verdict, visible
 
@@ -48,7 +48,7 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {"number": number, "metric": metric, "visible": visible, "note": note, "named": named}
     environment.filters["words"] = lambda name: visible(name.replace("_", " "))
     environment.globals |= {"interval": interval, "segments": _segments, "verdict": verdict, "fired": fired}
-    environment.globals |= {"means": means, "difference": difference, "won": won}
+    environment.globals |= {"means": means, "difference": difference, "won": won, "over": over}
     return environment
 
 
