@@ -205,8 +205,8 @@ class Client:
                 self._count(request, _Outcome(reply, seconds, 0), cached=True)
                 return reply
         flight = self._flights.get(key)
-        first = flight is None
-        if flight is None:
+        first = flight is None or flight.task.cancelled()  # given up a moment ago, and not yet landed
+        if flight is None or first:
             flight = self._take_off(key, request, most_tokens)
         flight.waiting += 1
         try:
