@@ -205,8 +205,8 @@ class Client:
                 self._count(request, _Outcome(reply, seconds, 0), cached=True)
                 return reply
         flight = self._flights.get(key)
-        first = flight is None
-        if flight is None:
+        first = flight is None or flight.task.cancelled()  # given up a moment ago, and not yet landed
+        if flight is None or first:
             flight = self._take_off(key, request, most_tokens)
         flight.waiting += 1
         try:
@@ -340,15 +340,12 @@ class Client:
         if not isinstance(error, RateLimited):
             return
         wait = self._patience(error)
-        if error.retry_after and wait is not None and wait < error.retry_after:
-            log.warning(
-                "%s: rate limit, the endpoint asks for a pause of %.3g s: waiting %.3g s (llm.max_retry_after)",
-                self.model,
-                error.retry_after,
-                wait,
-            )
-        elif wait and wait > 30:
-            log.warning("%s: rate limit, waiting %.0f s as the endpoint asks", self.model, wait)
+        if wait and slot.epoch == self._limiter.epoch:  # said once, not by each request that was on its way
+            if error.retry_after is not None and wait < error.retry_after:
+                asked = f"the endpoint asks for a pause of {error.retry_after:.3g} s: "
+                log.warning("%s: rate limit, %swaiting %.3g s (llm.max_retry_after)", self.model, asked, wait)
+            elif wait > 30:
+                log.warning("%s: rate limit, waiting %.0f s as the endpoint asks", self.model, wait)
         self._limiter.limited(slot, wait)
         if wait:
             self._pace.limited(wait)

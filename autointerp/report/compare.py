@@ -281,7 +281,6 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line a contrast; the quantiles' differences stand on that of their headline."""
     cells = []
     for row, fifths in contrasts(rows):
-        count = f"{row['n']}" if row["paired"] else f"{row['n_a']}, {row['n_b']}"
         missing = (row["missing_a"], row["missing_b"])
         cells.append([
             visible(f"{row['a']} − {'control ' * row['control']}{row['b']}"),
@@ -289,7 +288,7 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             means(row),
             difference(row),
             won(row),
-            count,
+            over(row),
             f"{missing[0]}, {missing[1]}" if any(missing) else "",
             " ".join(number(value) for value in fifths),
         ])  # fmt: skip
@@ -309,6 +308,20 @@ def difference(row: Mapping[str, Any]) -> str:
 def won(row: Mapping[str, Any]) -> str:
     """Features won, lost and tied; "" where nothing is paired."""
     return "" if row["wins"] is None else f"{row['wins']}:{row['losses']}" + f":{row['ties']}" * bool(row["ties"])
+
+
+def over(row: Mapping[str, Any]) -> str:
+    """Features that the means are over: pairs, and of how many on either side where one has features of its own; of
+    arms that are not paired those of each."""
+    sides = f"{row['n_a']}, {row['n_b']}"
+    if not row["paired"]:
+        return sides
+    return f"{row['n']} of {sides}" if _apart(row) else f"{row['n']}"
+
+
+def _apart(row: Mapping[str, Any]) -> bool:
+    """Whether a side has values of features that the other was never asked for."""
+    return row["n_a"] - row["n"] > row["missing_b"] or row["n_b"] - row["n"] > row["missing_a"]
 
 
 def _three(value: float | None) -> str:
@@ -334,6 +347,8 @@ def reading(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         notes.append("AUROC by quantile: differences, windows of the weakest activation first")
     if not all(row["paired"] for row in rows):
         notes.append("not paired: the runs have different SAEs or subjects, so their means are compared")
+    if any(row["paired"] and _apart(row) for row in rows):
+        notes.append("features, n of a, b: those of both sides; what one side alone was asked for is left out")
     if any(row["missing_a"] or row["missing_b"] for row in rows):
         notes.append("no value: features that both sides were asked for and one has none for; at_chance counts them")
     return notes

@@ -8,8 +8,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+<<<<<<< HEAD
 from autointerp.records import pieces
 from autointerp.report.compare import difference, means, won
+=======
+from autointerp.report.compare import difference, means, over, won
+>>>>>>> rep
 from autointerp.report.feature import Window, fired, level
 from autointerp.report.text import interval, metric, named, note, number, verdict, visible
 
@@ -49,7 +53,7 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {"number": number, "metric": metric, "visible": visible, "note": note, "named": named}
     environment.filters["words"] = lambda name: visible(name.replace("_", " "))
     environment.globals |= {"interval": interval, "segments": _segments, "verdict": verdict, "fired": fired}
-    environment.globals |= {"means": means, "difference": difference, "won": won}
+    environment.globals |= {"means": means, "difference": difference, "won": won, "over": over}
     return environment
 
 

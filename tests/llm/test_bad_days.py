@@ -235,6 +235,17 @@ async def test_a_pause_without_end_is_cut_short_and_said(
     assert "waiting 0.01 s (llm.max_retry_after)" in caplog.text
 
 
+async def test_a_rate_limit_of_all_that_is_on_its_way_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(echo, hold=20) as endpoint:
+        limits = iter([failure(429, "slow down", headers={"retry-after": "600"})] * 20)
+        endpoint.instead = lambda body: next(limits, None)
+        async with opened(endpoint.url, tmp_path, concurrency=20, max_retry_after=0.01) as llm:
+            assert all(answer.text for answer in await ask_many(llm, 20))
+    assert caplog.text.count("rate limit") == 1
+
+
 # --- parameters
 
 

@@ -15,11 +15,12 @@ from pydantic import ValidationError
 
 from autointerp.config import LLMConfig
 from autointerp.errors import AutointerpError, EndpointDown, OutOfBudget
+from autointerp.llm.backend import Raw, Reply, Request, RetryableFailure
 from autointerp.llm.backends.openai import OpenAIBackend
 from autointerp.llm.books import of_this_process
 from autointerp.llm.client import Client
 from autointerp.llm.usage import Meter, read_usage, tag
-from autointerp.records import LLM, Completion, Message
+from autointerp.records import LLM, Capability, Completion, Message
 
 
 def echo(messages: list[dict[str, str]], body: dict[str, Any]) -> str:
@@ -116,6 +117,52 @@ async def test_an_asker_that_is_cancelled_takes_no_other_with_it(tmp_path: Path)
             await llm.complete(ask("another"))
             assert (await second).text == "heard the same"
             assert first.cancelled()
+
+
+class Gated:
+    """Loses the first request once the gate opens, and answers the others."""
+
+    model, identity, capabilities = "gated", "gated", frozenset[Capability]()
+
+    def __init__(self) -> None:
+        self.began, self.gate = asyncio.Event(), asyncio.Event()
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def probe(self) -> None: ...
+
+    async def ask(self, request: Request) -> Raw:
+        if not self.began.is_set():
+            self.began.set()
+            await self.gate.wait()
+            raise RetryableFailure("lost")
+        return {}
+
+    def read(self, raw: Raw, request: Request) -> Reply:
+        return Reply(text="heard")
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_who_asks_at_the_moment_that_a_request_is_given_up_is_answered(tmp_path: Path, turns: int) -> None:
+    backend, config = Gated(), LLMConfig(model="gated")
+    books = of_this_process(config, "gated", tmp_path / "cache.sqlite", tmp_path / "usage.jsonl", None)
+
+    async def later() -> Completion:
+        await backend.gate.wait()
+        for _ in range(turns):  # of the loop
+            await asyncio.sleep(0)
+        return await llm.complete(ask("q"))
+
+    async with Client(backend, config, books, backoff=0.0) as llm:
+        first = asyncio.create_task(llm.complete(ask("q")))
+        await backend.began.wait()
+        first.cancel()
+        second = asyncio.create_task(later())
+        await asyncio.sleep(0)
+        backend.gate.set()
+        assert (await second).text == "heard"
 
 
 async def test_an_attempt_asks_afresh_and_is_kept_apart(tmp_path: Path) -> None:

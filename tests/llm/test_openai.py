@@ -162,7 +162,7 @@ async def test_a_key_that_may_do_nothing_is_not_taken_for_a_model_without_probab
 
 
 async def test_a_model_that_thinks_first_is_asked_for_text_unless_probabilities_are_demanded() -> None:
-    thoughts = lambda messages, body: ("<think>", {"<think>": 0.99, "Yes": 0.006, "No": 0.004})  # noqa: E731
+    thoughts = lambda messages, body: ("<think>", {"<think>": 0.999, "Yes": 6e-4, "No": 4e-4})  # noqa: E731
     with serving(slots=lambda messages, before: {"No": 1.0}) as endpoint:
         endpoint.at_probes = thoughts
         async with started(endpoint.url) as api:

@@ -155,6 +155,12 @@ def test_features_that_one_run_was_never_asked_for_are_no_failures_of_it(tmp_pat
     assert row["difference"] == row["at_chance"] == 0.0
     assert row["missing_a"] == row["missing_b"] == 1  # feature 17 alone, which has no value in either
     assert row["n_a"] > row["n"] == row["n_b"]
+    out = io.StringIO()
+    print_comparison(whole, part, out=out)
+    assert re.search(rf" {row['n']} of {row['n_a']}, {row['n_b']} +1, 1 ", out.getvalue())
+    assert "what one side alone was asked for is left out" in out.getvalue()
+    print_comparison(whole, out=(alone := io.StringIO()))
+    assert " of " not in alone.getvalue().partition("features")[2].partition("difference:")[0]
 
 
 def test_judges_of_two_runs_are_paired_where_the_sae_is_one(tmp_path: Path):

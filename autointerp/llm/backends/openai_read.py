@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from autointerp.answers import LEAST_MASS
 from autointerp.llm.backend import Choose, Complete, Fill, FinalFailure, Raw, Reply, Request, RetryableFailure, Weigh
 from autointerp.records import Choices, Weight
 
@@ -22,6 +21,7 @@ Token = tuple[str, float]  # its text and log probability
 
 ROUNDING = 1e-3  # by which a log probability may exceed 0
 TOO_MUCH = 1.05  # a sum of probabilities that is no rounding any more
+THOUGHTLESS = 0.01  # of the answers to a probe, together; a weak model has more, one that thinks first far less
 BROKEN_OFF = ("error", "insufficient_system_resource", "abort")  # as OpenRouter, DeepSeek and vLLM say it
 MARGIN = 16  # tokens kept before the turn that is filled
 MOST_CHARACTERS = 4_000_000  # of a text, whatever a later reader makes of it
@@ -252,7 +252,7 @@ def read_choices(tokens: Sequence[Token], answers: Sequence[str], after: Sequenc
 def heard(reply: Reply, model: str) -> bool:
     """Whether what is said to a probe for probabilities holds those of its answers; a model that thinks first begins
     with something else, and is better asked for text."""
-    at_once = reply.failure is None and all((choices.mass or 0.0) >= LEAST_MASS for choices in reply.choices)
+    at_once = reply.failure is None and all((choices.mass or 0.0) >= THOUGHTLESS for choices in reply.choices)
     if not at_once:
         log.warning("%s does not begin with its answer, as a model that thinks first: its text is read instead", model)
     return at_once
