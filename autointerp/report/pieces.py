@@ -8,12 +8,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-<<<<<<< HEAD
 from autointerp.records import pieces
-from autointerp.report.compare import difference, means, won
-=======
 from autointerp.report.compare import difference, means, over, won
->>>>>>> rep
 from autointerp.report.feature import Window, fired, level
 from autointerp.report.text import interval, metric, named, note, number, verdict, visible
 
