@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,12 +58,9 @@ def harvest_dense(
         out.seek(int(ends[first] - ends[-1]) * width, os.SEEK_END)
         for start in range(first, len(lengths), per_batch):
             stop = min(start + per_batch, len(lengths))
-            rows = [corpus.row(r) for r in range(start, stop)]
-            tokens = np.zeros((len(rows), max(map(len, rows))), np.int64)
-            for i, row in enumerate(rows):
-                tokens[i, : len(row)] = row
-            x = activations(torch.from_numpy(tokens).to(device))
-            kept = as_half(torch.cat([x[i, skip : len(row)] for i, row in enumerate(rows)])).cpu().numpy().tobytes()
+            made = activations(padded(corpus, range(start, stop)).to(device))
+            own = [x[skip : skip + length] for x, length in zip(made, lengths[start:stop].tolist())]
+            kept = as_half(torch.cat(own)).cpu().numpy().tobytes()
             out.write(kept)
             hashed.update(kept)
             bar.advance(int(corpus.offsets[stop] - corpus.offsets[start]))
@@ -73,6 +70,18 @@ def harvest_dense(
                 saved = stop
                 text = json.dumps({"rows": saved, "sha256": hashed.hexdigest()})
                 write_atomically(mark, lambda temporary, text=text: temporary.write_text(text))
+
+
+def padded(corpus: Corpus, rows: Sequence[int] | np.ndarray) -> Tensor:
+    """Rows of the corpus as tokens [b, s] int64, padded on the right with 0."""
+    import numpy as np
+    import torch
+
+    given = [corpus.row(row) for row in rows]
+    tokens = np.zeros((len(given), max(map(len, given))), np.int64)
+    for line, row in zip(tokens, given):
+        line[: len(row)] = row
+    return torch.from_numpy(tokens)
 
 
 def as_half(x: Tensor) -> Tensor:

@@ -13,14 +13,13 @@ Explanations from contexts say what a feature reads; what it writes has to be tr
 
 from __future__ import annotations
 
-import threading
 import zlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from autointerp.activations.outliers import is_outlying
-from autointerp.activations.texts import tokenised
+from autointerp.activations.texts import RUNNING, tokenised
 from autointerp.errors import AutointerpError
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ BATCH = 8  # texts in one pass
 
 
 class Steering:
-    """Answers for the latents of one SAE. Calls from several threads wait for each other.
+    """Answers for the latents of one SAE. Calls from several threads wait for each other (`activations.texts.RUNNING`).
 
     `reads` and `writes`: the subject where the SAE reads, and where its output belongs. `corpus`: whose documents'
     beginnings are written on from, `texts` of them; as its rows do, every text begins with BOS or without. `firing`:
@@ -62,7 +61,6 @@ class Steering:
         self._threshold, self._skip = outlier_threshold, int(corpus.info.bos_id is not None)
         self._reads, self._writes, self._sae, self._corpus, self._firing = reads, writes, sae, corpus, firing
         self._count, self._seed = texts, seed
-        self._lock = threading.Lock()
         self._written: dict[int, tuple[str, ...]] = {}
         self._lost: dict[int, tuple[str, ...]] = {}
 
@@ -70,7 +68,7 @@ class Steering:
         """What the steered subject writes, without the beginnings; the same each time."""
         import torch
 
-        with self._lock, torch.inference_mode():
+        with RUNNING, torch.inference_mode():
             if feature not in self._written:
                 self._written[feature] = self._write(feature)
             return self._written[feature]
@@ -79,7 +77,7 @@ class Steering:
         """Tokens that become less likely where the feature is ablated, the most first; none where it does not fire."""
         import torch
 
-        with self._lock, torch.inference_mode():
+        with RUNNING, torch.inference_mode():
             if feature not in self._lost:
                 self._lost[feature] = self._ablate(feature, self._firing(feature))
             return self._lost[feature]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autointerp.activations.dense import as_half
+from autointerp.activations.dense import as_half, padded
 from autointerp.errors import AutointerpError
 
 if TYPE_CHECKING:
@@ -86,9 +86,6 @@ class CorpusStream:
             width = int(self._lengths[rows[longest_first[at]]]) + self.skip
             chosen = longest_first[at : at + max(1, self.batch_tokens // width)]
             at += len(chosen)
-            tokens = np.zeros((len(chosen), width), np.int64)
-            for line, row in zip(tokens, rows[chosen]):
-                line[: self._lengths[row] + self.skip] = self.corpus.row(row)
-            made = self.activations(torch.from_numpy(tokens).to(self.device))
+            made = self.activations(padded(self.corpus, rows[chosen]).to(self.device))
             parts += [as_half(x[self.skip + low[i] : self.skip + high[i]]) for x, i in zip(made, chosen)]
         return torch.cat(parts)

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from autointerp.subject.model import Subject
 
 BATCH = 32  # texts in one forward pass
+RUNNING = threading.Lock()  # one pass at a time: the hooks of two, on one model, would read each other's numbers
 
 
 class TextActivations:
-    """A subject and an SAE that answer for texts. Calls from several threads wait for each other.
+    """A subject and an SAE that answer for texts. Calls from several threads wait for each other (`RUNNING`).
 
     `bos_id` and `outlier_threshold`: the BOS of the harvest's corpus, None where it has none, and from which norm on
     nothing fires there.
@@ -27,7 +28,6 @@ class TextActivations:
 
     def __init__(self, subject: Subject, sae: SAE, bos_id: int | None, outlier_threshold: float | None = None) -> None:
         self._subject, self._sae, self._bos, self._threshold = subject, sae, bos_id, outlier_threshold
-        self._lock = threading.Lock()
 
     def of(self, feature: int) -> Callable[[Sequence[str]], list[TokenActivations]]:
         """Texts -> their tokens and this feature's activation on each, as in the harvest: BOS in front where the corpus
@@ -42,7 +42,7 @@ class TextActivations:
 
         skip = int(self._bos is not None)
         tokens, lengths = tokenised(self._subject, [text], self._bos)
-        with self._lock, torch.inference_mode():
+        with RUNNING, torch.inference_mode():
             acts = self._subject.activations(tokens)
             place, latent, value = (part.cpu() for part in self._sae.encode_sparse(acts))
             fires = value > 0
@@ -62,7 +62,7 @@ class TextActivations:
         skip = int(self._bos is not None)
         for start in range(0, len(texts), BATCH):
             tokens, lengths = tokenised(subject, texts[start : start + BATCH], self._bos)
-            with self._lock, torch.inference_mode():
+            with RUNNING, torch.inference_mode():
                 acts = subject.activations(tokens)
                 values = self._sae.encode(acts)[..., feature].float()
                 if self._threshold is not None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-from autointerp.activations.texts import TextActivations
+from autointerp.activations.texts import RUNNING, TextActivations
 from autointerp.config import CorpusConfig, SubjectConfig
 from autointerp.sae.load import load_sae
 from autointerp.subject.corpus import build_corpus
@@ -60,3 +61,19 @@ def test_a_text_begins_as_the_rows_of_the_corpus_do(
 
 def test_no_text_gives_no_rows(activations: TextActivations) -> None:
     assert activations.of(0)([]) == []
+
+
+def test_no_two_threads_run_one_subject_at_once(activations: TextActivations, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hooks of one pass would read the numbers of the other, whoever asks."""
+    subject, free = activations._subject, []
+
+    def watched(tokens: torch.Tensor) -> torch.Tensor:
+        other = threading.Thread(target=lambda: free.append(RUNNING.acquire(blocking=False)))
+        other.start()
+        other.join()
+        return type(subject).activations(subject, tokens)
+
+    monkeypatch.setattr(subject, "activations", watched)
+    TextActivations(subject, activations._sae, subject.bos_id).of(0)(["A cat."])
+    TextActivations(subject, activations._sae, subject.bos_id).fired("A cat.")
+    assert free == [False, False]

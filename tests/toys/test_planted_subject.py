@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
 import torch
 
 from autointerp.activations.steering import Steering
-from autointerp.activations.texts import TextActivations
+from autointerp.activations.texts import RUNNING, TextActivations
 from autointerp.artifacts import Corpus
 from autointerp.config import CorpusConfig, SubjectConfig
 from autointerp.sae.load import load_sae
@@ -111,6 +112,19 @@ def test_a_firing_at_an_attention_sink_is_not_ablated(
     none_is = Steering(subject, subject, sae, corpus, firing(planted), outlier_threshold=1e6)
     assert all_are_sinks.lost(0) == ()
     assert none_is.lost(0) != ()
+
+
+def test_steering_runs_the_subject_alone(planted: PlantedSubject, steering: Steering, corpus: Corpus) -> None:
+    free: list[bool] = []
+
+    def firing(feature: int) -> list[str]:
+        other = threading.Thread(target=lambda: free.append(RUNNING.acquire(blocking=False)))
+        other.start()
+        other.join()
+        return []
+
+    Steering(steering._reads, steering._reads, load_sae(planted.sae), corpus, firing).lost(0)
+    assert free == [False]
 
 
 def test_nothing_is_lost_of_a_feature_that_does_not_fire(
