@@ -325,9 +325,9 @@ class Client:
 
         def pause(state: tenacity.RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
-            if isinstance(error, RateLimited) and error.retry_after is not None:
+            if isinstance(error, RateLimited) and error.retry_after and limited < self._config.retries:
                 return 0.0  # the limiter holds every request back until then
-            return growing(state)
+            return growing(state)  # also where that was not enough, or the endpoint says "now"
 
         return tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type((RateLimited, RetryableFailure)),

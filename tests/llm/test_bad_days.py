@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import tenacity
 from endpoint import Drip, failure, kind_of, serving
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from test_client import ask, ask_many, contents, echo, opened
@@ -233,6 +234,20 @@ async def test_a_pause_without_end_is_cut_short_and_said(
         async with opened(endpoint.url, tmp_path, max_retry_after=0.01) as llm:
             assert (await llm.complete(ask("q"))).text == "heard q"
     assert "waiting 0.01 s (llm.max_retry_after)" in caplog.text
+
+
+@pytest.mark.parametrize(("wait", "limits", "pauses"), [("0.001", 3, 0), ("0", 3, 3), ("0.001", 9, 6)])
+async def test_pauses_grow_where_what_the_endpoint_asks_for_is_not_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait: str, limits: int, pauses: int
+) -> None:
+    grown: list[object] = []
+    monkeypatch.setattr(tenacity.wait_random_exponential, "__call__", lambda self, state: grown.append(state) or 0.0)
+    with serving(echo) as endpoint:
+        left = iter([failure(429, "slow down", headers={"retry-after": wait})] * limits)
+        endpoint.instead = lambda body: next(left, None)
+        async with opened(endpoint.url, tmp_path, retries=3) as llm:
+            assert (await llm.complete(ask("q"))).text == "heard q"
+    assert len(grown) == pauses
 
 
 async def test_a_rate_limit_of_all_that_is_on_its_way_is_said_once(
