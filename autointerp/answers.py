@@ -150,13 +150,19 @@ def read_yes_no(heard: Choices) -> tuple[float, float] | str:
     return math.inf if no == 0 else -math.inf if yes == 0 else math.log(yes) - math.log(no), yes / (yes + no)
 
 
+_YES_NO = re.compile(
+    r"\W*+(?:answer\W++)?(yes|no)\b(?!\W++(?:and|or)\W++(?:yes|no)\b)(?!\W++(?:idea|clue|answer|opinion)\b)",
+    re.IGNORECASE,
+)
+
+
 def parse_yes_no(text: str) -> bool | str:
-    """An answer that begins with Yes or No (``**Yes**, …``, ``Answer: no``); else why it could not be read."""
+    """An answer that begins with Yes or No (``**Yes**, …``, ``Answer: no``); else why it could not be read, as "No idea"."""
     answer, unread = spoken(text)
     if unread:
         return unread
-    verdict = re.match(r"\W*+(?:answer\W++)?(yes|no)\b", answer, re.IGNORECASE)
-    return verdict[1].casefold() == "yes" if verdict else f"the answer begins with neither Yes nor No: {_quote(answer)}"
+    verdict = _YES_NO.match(answer)
+    return verdict[1].casefold() == "yes" if verdict else f"the answer is neither Yes nor No: {_quote(answer)}"
 
 
 # --- an explanation ---------------------------------------------------------------------------

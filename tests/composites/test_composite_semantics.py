@@ -52,6 +52,11 @@ def test_yes_is_read(text):
     assert parse_yes_no(text) is True
 
 
+@pytest.mark.parametrize("text", ["Yes and no", "**Yes or No?** Yes", "No idea.", "no answer"])
+def test_what_only_begins_like_an_answer_is_none(text):
+    assert "neither Yes nor No" in str(parse_yes_no(text))
+
+
 @given(st.text())
 def test_any_text_is_an_answer_or_a_reason(text):
     said = parse_yes_no(text)
