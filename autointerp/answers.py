@@ -157,7 +157,7 @@ _YES_NO = re.compile(
 
 
 def parse_yes_no(text: str) -> bool | str:
-    """An answer that begins with Yes or No (``**Yes**, …``, ``Answer: no``); else why it could not be read, as "No idea"."""
+    """An answer that begins with Yes or No (``**Yes**, …``, ``Answer: no``); else why it is none, as "No idea" is."""
     answer, unread = spoken(text)
     if unread:
         return unread
