@@ -170,9 +170,8 @@ def swapped_parts(flagged: Mapping[int, Sequence[int]], seed: int, d_sae: int | 
     import numpy as np
 
     alike: dict[tuple[int, int], list[int]] = {}  # how many parts, and of the union -> latents with such
-    holding: dict[
-        tuple[int, int], dict[int, list[int]]
-    ] = {}  # latent -> places in `alike` of those that it would share
+    # latent -> places in `alike` of those that it would share
+    holding: dict[tuple[int, int], dict[int, list[int]]] = {}
     makeup = {
         f: (len(parts), sum(d_sae is not None and part >= d_sae for part in parts)) for f, parts in flagged.items()
     }

@@ -311,10 +311,8 @@ def _on_cycles(whole: Mapping[int, Mapping[int, float]]) -> set[int]:
     for f, parts in whole.items():
         for part in parts:
             wholes.setdefault(part, []).append(f)
-    for down, up in (
-        (whole, wholes),
-        (wholes, whole),
-    ):  # without what has a beginning, and then without what has an end
+    # without what leads to no cycle, and then without what no cycle leads to
+    for down, up in ((whole, wholes), (wholes, whole)):
         waits = {f: len(left.intersection(down.get(f, ()))) for f in left}
         free = [f for f, count in waits.items() if not count]
         while free:
